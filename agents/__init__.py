@@ -1,0 +1,1 @@
+"""What touches a host: the node's lane, journal, drivers, images, storage and network."""

@@ -1,0 +1,204 @@
+"""The driver port: how an agent runs things.
+
+A driver knows its runtime and nothing else: not the bus, not templates, not other drivers. Every method is idempotent per sandbox id and
+may be cancelled at each await. What a driver cannot do it does not have: capabilities are separate Protocols, asked for with
+``isinstance`` and published as ``flags``; a request that needs a missing one is refused, never pretended (design.md §7).
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+
+class RuntimeFault(Exception):
+    """A driver could not do what it was asked. ``retryable``: the same call may succeed later."""
+
+    def __init__(self, code: str, message: str, *, retryable: bool = False) -> None:
+        super().__init__(message)
+        self.code = code
+        self.retryable = retryable
+
+
+class Condition(StrEnum):
+    """What a driver sees of a sandbox. ``GONE``: it knows nothing of it, or nothing is left."""
+
+    RUNNING = "running"
+    PAUSED = "paused"
+    EXITED = "exited"
+    GONE = "gone"
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Upper bounds: cores (fractions allowed), MiB of memory, number of processes."""
+
+    cpu: float = 1
+    memory_mb: int = 512
+    pids: int = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """What to start. ``root`` is a directory that is the sandbox's own, writable root file system, already made by storage.
+
+    ``netns`` is the path of a network namespace made for it (drivers without network support ignore it), ``logs`` a directory that
+    the driver writes ``stdout`` and ``stderr`` of the main process into, as plain files that it only appends to.
+    """
+
+    sandbox_id: str
+    generation: int
+    root: Path
+    argv: Sequence[str]
+    env: Mapping[str, str]
+    logs: Path
+    cwd: str = "/"
+    user: str = ""
+    hostname: str = "sandbox"
+    limits: Limits = Limits()
+    netns: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Handle:
+    """How a driver finds a sandbox again, also after the agent was killed. JSON-ready, versioned, journalled by the agent."""
+
+    driver: str
+    sandbox_id: str
+    generation: int
+    version: int = 1
+    state: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """How a main process ended. ``code`` is None when nobody could see it; 128+n for signal n."""
+
+    code: int | None
+    reason: str = "exited"
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """What ``inspect`` saw. ``exit`` only with ``EXITED``."""
+
+    condition: Condition
+    exit: Exit | None = None
+    pid: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ExecRequest:
+    """One more process inside. Output beyond ``max_output`` bytes per stream is read and dropped; then ``truncated`` is set."""
+
+    argv: Sequence[str]
+    env: Mapping[str, str] = field(default_factory=dict)
+    cwd: str = ""
+    user: str = ""
+    stdin: bytes = b""
+    timeout_s: float = 60
+    max_output: int = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class ExecResult:
+    """``code`` as a shell would say it (126, 127, 128+n). ``timed_out``: it was killed, with everything that it had started."""
+
+    code: int
+    stdout: bytes
+    stderr: bytes
+    truncated: bool = False
+    timed_out: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One reason why a driver cannot work here, and the command that mends it, for ``strandline doctor``."""
+
+    what: str
+    mend: str = ""
+
+
+class Driver(Protocol):
+    """What every driver can do. Raises ``RuntimeFault`` with a stable code."""
+
+    name: str
+    flags: tuple[str, ...]
+    """Sorted names of what works on this host: ``exec`` ``limits`` ``live-limits`` ``pause`` ``network`` ``userns`` ``seccomp`` ..."""
+
+    async def version(self) -> str:
+        """The runtime's version, for the node's fingerprint."""
+        ...
+
+    async def check(self) -> list[Fault]:
+        """Why it cannot work here; empty when it can. Really starts something: an installed binary proves nothing."""
+        ...
+
+    async def start(self, spec: Spec) -> Handle:
+        """Start the main process; when this returns it is running. A sandbox of this id and generation that already runs is adopted."""
+        ...
+
+    async def recover(self, handle: Handle) -> Observed:
+        """Take up a sandbox that an earlier agent process started: find its processes again and watch them."""
+        ...
+
+    async def inspect(self, handle: Handle) -> Observed: ...
+
+    async def wait(self, handle: Handle) -> Exit:
+        """Wait until the main process has ended."""
+        ...
+
+    async def exec(self, handle: Handle, request: ExecRequest) -> ExecResult:
+        """Run a process inside. Raises ``sandbox.not-running`` when there is nothing to run it in."""
+        ...
+
+    async def stop(self, handle: Handle, grace_s: float) -> Exit:
+        """SIGTERM, wait at most ``grace_s``, then SIGKILL everything. A stopped sandbox stays stopped: its answer is its exit."""
+        ...
+
+    async def destroy(self, sandbox_id: str) -> None:
+        """Remove every trace the driver has of any generation of this sandbox: processes, cgroups, state. Works without a handle."""
+        ...
+
+    async def list(self) -> Mapping[str, Observed]:
+        """Every sandbox the driver knows of on this host (of this agent's data directory), whoever started it."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of everything without touching running sandboxes."""
+        ...
+
+
+@runtime_checkable
+class CanPause(Protocol):
+    async def pause(self, handle: Handle) -> None: ...
+    async def resume(self, handle: Handle) -> None: ...
+
+
+@runtime_checkable
+class CanLimitLive(Protocol):
+    async def set_limits(self, handle: Handle, limits: Limits) -> None: ...
+
+
+@runtime_checkable
+class CanMeasure(Protocol):
+    async def usage(self, handle: Handle) -> Mapping[str, float]:
+        """``cpu_s``, ``memory_bytes``, ``pids``, as far as the host says."""
+        ...
+
+
+@runtime_checkable
+class CanWatchPorts(Protocol):
+    async def listening(self, handle: Handle) -> frozenset[int]:
+        """TCP ports that something inside listens on."""
+        ...
+
+
+@runtime_checkable
+class CanStream(Protocol):
+    def follow(self, handle: Handle) -> AsyncIterator[tuple[str, bytes]]:
+        """(``stdout`` | ``stderr``, bytes) as it appears."""
+        ...

@@ -1,0 +1,1 @@
+"""Sandboxes: one run of an isolated workload, and the saga that brings it up or leaves nothing behind."""

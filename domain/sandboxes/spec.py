@@ -1,0 +1,60 @@
+"""What a sandbox is made of. Immutable: another specification is another sandbox (reference/miren-sandbox.md §1.3)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, StringConstraints
+
+from domain.kernel.aggregate import Record
+from domain.kernel.ids import ArtifactId, SnapshotId, TemplateId
+
+EnvName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,127}$")]
+EnvValue = Annotated[str, StringConstraints(max_length=32_768, pattern=r"^[^\x00]*$")]
+Env = Annotated[dict[EnvName, EnvValue], Field(max_length=256)]
+Argument = Annotated[str, StringConstraints(max_length=32_768, pattern=r"^[^\x00]*$")]
+Argv = Annotated[tuple[Argument, ...], Field(min_length=1, max_length=256)]
+Port = Annotated[int, Field(ge=1, le=65_535)]
+Ports = Annotated[tuple[Port, ...], Field(max_length=16)]
+LabelKey = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$")]
+LabelValue = Annotated[str, StringConstraints(max_length=256)]
+Labels = Annotated[dict[LabelKey, LabelValue], Field(max_length=64)]
+
+DriverName = Literal["process", "oci", "vm", "sim"]
+TtlKind = Literal["absolute", "idle"]
+OnTtl = Literal["delete", "pause"]
+
+
+class Recipe(Record):
+    """How a sandbox of this template starts: from the image's configuration, overridden by the template's own wishes."""
+
+    cmd: Argv = ("/bin/sh",)
+    env: Env = {}
+    cwd: str = "/"
+    user: str = ""
+    ports: Ports = ()
+    probe_port: Port | None = None
+    cpu: Annotated[float, Field(gt=0, le=256)] = 1
+    memory_mb: Annotated[int, Field(ge=16, le=1_048_576)] = 512
+    disk_mb: Annotated[int, Field(ge=16, le=16_777_216)] = 1024
+    pids: Annotated[int, Field(ge=16, le=1_000_000)] = 1024
+
+
+class ArtifactRef(Record):
+    """Which bytes a root file system is: enough for a node to fetch them and to know that they are right."""
+
+    artifact_id: ArtifactId
+    sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+    size_bytes: Annotated[int, Field(ge=0)]
+
+
+class SandboxSpec(Record):
+    """Everything a node needs to start a sandbox, besides its id."""
+
+    template_id: TemplateId
+    snapshot_id: SnapshotId | None = None
+    artifact: ArtifactRef
+    recipe: Recipe
+    name: str = ""
+    labels: Labels = {}
+    driver: DriverName | None = None
