@@ -1,0 +1,274 @@
+"""The front door: commands and queries as request/reply, discoverable as the nats.micro service ``strandline`` (design.md §3).
+
+One wildcard subscription in a queue group takes every request and routes it by its subject, so that a name nobody knows gets an answer
+too. A request is handed to a task at once: at most ``limit`` work at the same time, ``queue`` more wait, the rest is told to come back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import difflib
+import re
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, Final, Self
+
+import orjson
+import structlog
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+from nats.errors import Error as NatsError
+from nats.errors import MaxPayloadError
+
+from bus import answers
+from bus.answers import ACTOR_HEADER, COMMAND_ID_HEADER, TRACE_HEADER
+from bus.micro import QUEUE, Discovery, Tally
+from domain.kernel.command import MAX_BODY, Command
+from domain.kernel.errors import Invalid, Refused
+from domain.kernel.ids import COMMAND_ID, NAME_PATTERN
+
+log = structlog.get_logger(__name__)
+
+ORIGIN_HEADER: Final = "Nats-Request-Info"
+"""Written by the server when a request crosses from one account into another; a client cannot forge it there."""
+
+SERVICE: Final = "strandline"
+VERSION: Final = "0.1.0"
+
+_ACTOR: Final = re.compile(r"[!-~]{1,128}")
+_TRACE: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+_PROJECT: Final = re.compile(NAME_PATTERN)
+_PENDING_BYTES: Final = 64 * 1024 * 1024
+
+
+@dataclass(slots=True)
+class Request:
+    """A command or query as it came in. ``name`` is ``noun.verb`` or ``view.verb``; ``explicit``: the caller chose the command id."""
+
+    project: str
+    name: str
+    body: bytes
+    command_id: str
+    explicit: bool = False
+    actor: str = "local"
+    trace: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    place: asyncio.Semaphore | None = field(default=None, repr=False)
+
+    @asynccontextmanager
+    async def waiting(self) -> AsyncIterator[None]:
+        """Wrap long waits (``wait_s``): meanwhile another request may have this one's place among those that work."""
+        if self.place is None:
+            yield
+            return
+        self.place.release()
+        try:
+            yield
+        finally:
+            await self.place.acquire()
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What is answered: the result, the id of the thing it is about, and the log position from which queries see it."""
+
+    result: Mapping[str, Any]
+    id: str | None = None
+    seq: int = 0
+
+
+Handler = Callable[[Request], Awaitable[Reply]]
+
+
+class Endpoints:
+    """All endpoints of one kind (commands, or queries) of this process. ``close`` drains."""
+
+    def __init__(self, nc: Client, kind: str, handle: Handler, limit: int, queue: int) -> None:
+        self._nc = nc
+        self._kind = kind
+        self._handle = handle
+        self._places = asyncio.Semaphore(limit)
+        self._most = limit + queue
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._subscription: Subscription | None = None
+        self._discovery = Discovery(nc, SERVICE, VERSION, f"Strandline {'commands' if kind == 'cmd' else 'queries'}")
+        self._tallies: dict[str, Tally] = {}
+        self._unknown = Tally("unknown", f"strand.v1.{kind}.>")
+
+    def announce(self, name: str, metadata: dict[str, str]) -> None:
+        """Know ``noun.verb``, and show it to whoever asks."""
+        self._tallies[name] = self._discovery.add(name.replace(".", "-"), f"strand.v1.{self._kind}.*.{name}", metadata)
+
+    @property
+    def busy(self) -> int:
+        """How many requests are being worked on or wait for their turn."""
+        return len(self._tasks)
+
+    async def start(self) -> None:
+        """Begin to take requests; when this returns the server knows of it."""
+        self._subscription = await self._nc.subscribe(
+            f"strand.v1.{self._kind}.>", queue=QUEUE, cb=self._take, pending_bytes_limit=_PENDING_BYTES
+        )
+        await self._discovery.start()
+        await self._nc.flush()
+
+    async def close(self, grace: float = 10) -> None:
+        """Take nothing new, finish what was begun; what is not finished after ``grace`` seconds is told to come back."""
+        if self._subscription is not None:
+            with contextlib.suppress(NatsError):
+                await self._discovery.stop()
+                await self._subscription.drain()  # type: ignore[no-untyped-call]  # nats-py left this one unannotated
+            self._subscription = None
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=grace)
+        rest = list(self._tasks)
+        for task in rest:
+            task.cancel()
+        await asyncio.gather(*rest, return_exceptions=True)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.close()
+
+    async def _take(self, message: Msg) -> None:
+        if message.reply and not answers.is_inbox(message.reply):
+            log.warning("endpoint.reply-refused", subject=message.subject, reply=message.reply)
+        elif len(self._tasks) >= self._most:
+            await self._refuse(message, None, Refused("bus.overloaded", "too many requests at once", retryable=True))
+        else:
+            task = asyncio.create_task(self._serve(message))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _serve(self, message: Msg) -> None:
+        begun, request, tally, trouble = time.perf_counter_ns(), None, self._unknown, ""
+        try:
+            async with self._places:
+                request = self._read(message)
+                tally = self._tallies[request.name]
+                reply = await self._handle(request)
+            await self._answer(message, self._encode(request, reply), None)
+        except asyncio.CancelledError:
+            trouble = "shut down"
+            await self._refuse(message, request, Refused("bus.unavailable", "shutting down", retryable=True))
+            raise
+        except Refused as refused:
+            trouble = refused.code
+            await self._refuse(message, request, refused)
+        except Exception:
+            reference = trouble = secrets.token_hex(6)
+            log.exception("endpoint.failed", subject=message.subject, reference=reference)
+            await self._refuse(message, request, Refused("internal", f"internal error {reference}; see the log of the control plane"))
+        finally:
+            tally.count(time.perf_counter_ns() - begun, trouble)
+
+    def _read(self, message: Msg) -> Request:
+        parts = message.subject.split(".")
+        name = ".".join(parts[4:])
+        headers = message.headers or {}
+        given = headers.get(COMMAND_ID_HEADER)
+        if name not in self._tallies:
+            raise self._unknown_name(name)
+        if not _PROJECT.fullmatch(parts[3]):
+            raise Invalid("the subject names no project", {"project": f"must match {NAME_PATTERN}"})
+        if given is not None and not COMMAND_ID.fullmatch(given):
+            raise Invalid("the command id is not usable", {COMMAND_ID_HEADER: "1 to 64 of A-Z a-z 0-9 _ -"})
+        if len(message.data) > MAX_BODY:
+            raise Refused("command.too-large", f"the body has {len(message.data)} bytes; {MAX_BODY} is the limit")
+        return Request(
+            project=parts[3],
+            name=name,
+            body=message.data,
+            command_id=given or secrets.token_hex(16),
+            explicit=given is not None,
+            actor=_actor(headers),
+            trace=_trace(headers),
+            headers=headers,
+            place=self._places,
+        )
+
+    def _unknown_name(self, name: str) -> Refused:
+        what = "command" if self._kind == "cmd" else "query"
+        near = difflib.get_close_matches(name[:128], self._tallies, n=3, cutoff=0.5)
+        return Refused(f"{what}.unknown", f"there is no {what} {name[:128]!r}", details={"nearest": near})
+
+    def _encode(self, request: Request, reply: Reply) -> bytes:
+        if self._kind == "cmd":
+            return answers.success(request.command_id, reply.id, reply.seq, reply.result)
+        return answers.found(reply.seq, reply.result)
+
+    async def _refuse(self, message: Msg, request: Request | None, refused: Refused) -> None:
+        command_id = None
+        if self._kind == "cmd":
+            command_id = request.command_id if request else (message.headers or {}).get(COMMAND_ID_HEADER, "")
+        await self._answer(message, answers.refusal(command_id, refused), answers.error_headers(refused))
+
+    async def _answer(self, message: Msg, data: bytes, headers: dict[str, str] | None) -> None:
+        if not message.reply:
+            return
+        try:
+            await self._nc.publish(message.reply, data, headers=headers)
+        except MaxPayloadError:
+            too_large = Refused("reply.too-large", f"the reply has {len(data)} bytes; ask for less, with limit and cursor")
+            await self._nc.publish(message.reply, answers.refusal(None, too_large), headers=answers.error_headers(too_large))
+        except NatsError as error:
+            log.warning("endpoint.unanswered", subject=message.subject, error=repr(error))
+
+
+def _actor(headers: Mapping[str, str]) -> str:
+    """Who asks: what the server says about another account, or what our own, trusted connections say about their user."""
+    origin = headers.get(ORIGIN_HEADER)
+    if origin is not None:
+        try:
+            info = orjson.loads(origin)
+            return str(info.get("user") or info.get("acc") or "unknown")[:128]
+        except (orjson.JSONDecodeError, AttributeError):
+            return "unknown"
+    claimed = headers.get(ACTOR_HEADER, "")
+    return claimed if _ACTOR.fullmatch(claimed) else "local"
+
+
+def _trace(headers: Mapping[str, str]) -> str | None:
+    trace = headers.get(TRACE_HEADER, "")
+    return trace if _TRACE.fullmatch(trace) else None
+
+
+async def serve_commands(
+    nc: Client, commands: Mapping[str, type[Command]], handle: Handler, *, limit: int = 256, queue: int = 2048
+) -> Endpoints:
+    """Serve every command of ``commands`` (``noun.verb`` -> class). ``handle`` parses the body; it runs in a task of its own."""
+    endpoints = Endpoints(nc, "cmd", handle, limit, queue)
+    for name, cls in sorted(commands.items()):
+        endpoints.announce(name, _describe(cls))
+    await endpoints.start()
+    return endpoints
+
+
+async def serve_queries(
+    nc: Client, views: Mapping[str, Sequence[str]], handle: Handler, *, limit: int = 256, queue: int = 2048
+) -> Endpoints:
+    """Serve the verbs of every view (``{"sandboxes": ("list", "get")}``)."""
+    endpoints = Endpoints(nc, "qry", handle, limit, queue)
+    for view, verbs in sorted(views.items()):
+        for verb in verbs:
+            endpoints.announce(f"{view}.{verb}", {"example": "{}"})
+    await endpoints.start()
+    return endpoints
+
+
+def _describe(cls: type[Command]) -> dict[str, str]:
+    schema: dict[str, Any] = {"request": cls.model_json_schema()}
+    if cls.RESULT is not None:
+        schema["response"] = cls.RESULT.model_json_schema()
+    return {
+        "help": (cls.__doc__ or "").strip().split("\n")[0],
+        "example": orjson.dumps(cls.EXAMPLE).decode(),
+        "schema": orjson.dumps(schema).decode(),
+    }
