@@ -7,6 +7,7 @@ An event's ``apply`` only writes down what the event says; it never refuses.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from functools import cache
 from typing import Any, ClassVar, Self, TypeVar, get_type_hints
@@ -14,6 +15,7 @@ from typing import Any, ClassVar, Self, TypeVar, get_type_hints
 from eventsourcing.domain import BaseAggregate, CanInitAggregate, CanMutateAggregate
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
+from domain.kernel.lifecycle import Lifecycle
 from domain.kernel.registry import AGGREGATES, EVENTS, enter_topic
 
 ENVELOPE_FIELDS = frozenset({"originator_id", "originator_version", "originator_topic", "timestamp"})
@@ -75,6 +77,8 @@ class Aggregate(BaseAggregate[str]):
     """
 
     TOPIC: ClassVar[str]
+    LIFECYCLES: ClassVar[Mapping[str, Lifecycle[Any]]] = {}
+    """The lifecycle tables, each under the name of the attribute that holds its state."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Annotated, Any, ClassVar, Self
 
 import orjson
-from pydantic import Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 
 from domain.kernel.aggregate import Record
 from domain.kernel.errors import Invalid, Refused
@@ -23,7 +23,12 @@ MAX_DEPTH = 16
 
 
 class Command(Record):
-    """A request to change something. ``NOUN.VERB`` is its permanent name, ``EXAMPLE`` a body that a newcomer can paste."""
+    """A request to change something. ``NOUN.VERB`` is its permanent name, ``EXAMPLE`` a body that a newcomer can paste.
+
+    Strict: ``"5"`` is no number and ``1.5`` no count; NaN and infinities, which JSON does not have, are refused.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     NOUN: ClassVar[str]
     VERB: ClassVar[str]

@@ -7,6 +7,8 @@ Columns are states, rows are commands. A cell is
 * ``=``: already so. Nothing is recorded and nobody is told off (a repeat is not news);
 * ``!``: refused with ``<noun>.illegal-state`` (details: ``state``, ``allowed``);
 * ``!code``: refused with that code instead, e.g. ``!template.in-use``.
+
+A command that leads to different states has one row per outcome, ``command:outcome``; the aggregate says which outcome it is.
 """
 
 from __future__ import annotations
@@ -63,6 +65,15 @@ class Lifecycle(Generic[S]):
         allowed = [s.value for s, c in self.table[command].items() if not c.startswith(REFUSED)]
         return Refused(
             cell[1:] or f"{self.noun}.illegal-state",
-            f"{self.noun} is {state.value}; {command.replace('_', ' ')} needs {' or '.join(allowed) or 'another life'}",
+            f"{self.noun} is {state.value}; {command.partition(':')[0].replace('_', ' ')} needs {' or '.join(allowed) or 'another life'}",
             details={"state": state.value, "allowed": allowed},
         )
+
+    def to_markdown(self) -> str:
+        """The table as a Markdown table: rows are commands, columns are states."""
+        rows = [["", *(state.value for state in self.states)]]
+        rows += [[f"`{command}`", *(f"`{row[state]}`" for state in self.states)] for command, row in self.table.items()]
+        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+        lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows]
+        lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+        return "\n".join(lines) + "\n"
