@@ -1,0 +1,169 @@
+"""Connections: nats-py's client, told never to give up and watched from outside.
+
+nats-py gives up after two minutes, notices a dead peer after four, and its read loop can die while ``is_connected`` stays true
+(reference/jetstream-eventstore.md §4, pitfalls 5 and 6). Here it reconnects for ever, pings often, a watchdog forces a reconnect when
+nothing is read any more, and a connection that is closed without anybody asking ends the process, whose supervisor starts it again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import ssl
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final, Self
+
+import nats.errors
+import structlog
+from nats.aio.client import Client
+
+from domain.kernel.errors import Refused
+
+__all__ = ["Client", "Connection", "connect", "connect_from"]
+
+log = structlog.get_logger(__name__)
+
+RECONNECT_WAIT_S: Final = 0.25
+PING_S: Final = 5
+WATCH_S: Final = 5.0
+"""How often the read loop is checked, and how long it may take to answer."""
+PENDING_BYTES: Final = 64 << 20
+"""Outgoing bytes kept while there is no server."""
+EXIT_CODE: Final = 75
+"""EX_TEMPFAIL: start me again."""
+
+
+class Connection(Client):
+    """A client that knows whether its end was wanted, with a watchdog for its read loop."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._wanted = False
+        self._watchdog: asyncio.Task[None] | None = None
+
+    def watch(self, every_s: float) -> None:
+        """Start the watchdog."""
+        self._watchdog = asyncio.create_task(self._watch(every_s), name="connection watchdog")
+
+    async def _watch(self, every_s: float) -> None:
+        while not self.is_closed:
+            await asyncio.sleep(every_s)
+            if not self.is_connected:
+                continue
+            try:
+                await asyncio.wait_for(self.flush(max(1, int(every_s))), every_s + 1)
+            except (nats.errors.Error, OSError, TimeoutError, AttributeError):
+                if self.is_connected:
+                    log.warning("connection.read-loop-dead", server=str(self.connected_url))
+                    await self.force_reconnect()
+
+    @property
+    def end_was_wanted(self) -> bool:
+        """True once ``close``, ``drain`` or the end of a ``with`` block was asked for."""
+        return self._wanted
+
+    def _end(self) -> None:
+        self._wanted = True
+        if self._watchdog is not None:
+            self._watchdog.cancel()
+
+    async def close(self) -> None:
+        self._end()
+        await super().close()
+
+    async def drain(self) -> None:
+        """Stop receiving, finish what was received, send what is pending, close."""
+        self._end()
+        await super().drain()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.close()
+
+
+def _exit_process() -> None:
+    os._exit(EXIT_CODE)
+
+
+async def connect(
+    url: str | list[str],
+    *,
+    name: str,
+    creds: Path | str | None = None,
+    inbox_prefix: str | None = None,
+    on_closed: Callable[[], None] | None = None,
+    tls: ssl.SSLContext | None = None,
+    timeout: float | None = 10,
+    watch_s: float = WATCH_S,
+) -> Connection:
+    """A connection to ``url`` (several: a list, or comma-separated).
+
+    ``on_closed`` is called when the connection ends for good without anybody asking (credentials revoked); by default the process exits.
+    ``timeout`` is for the first connect, in seconds; None waits for ever. Raises ``Refused("bus.unavailable")``.
+    """
+    client = Connection()
+
+    async def closed() -> None:
+        if not client.end_was_wanted:
+            log.critical("connection.closed", name=name, error=repr(client.last_error))
+            (on_closed or _exit_process)()
+
+    options: dict[str, Any] = {"reconnect_time_wait": RECONNECT_WAIT_S}
+    if inbox_prefix:
+        options["inbox_prefix"] = inbox_prefix
+    if tls is not None:
+        options["tls"] = tls
+    if creds is not None:
+        options["user_credentials"] = str(creds)
+    attempt = client.connect(
+        servers=url.split(",") if isinstance(url, str) else list(url),
+        name=name,
+        error_cb=_report,
+        closed_cb=closed,
+        reconnected_cb=_reconnected,
+        max_reconnect_attempts=-1,
+        connect_timeout=2,
+        ping_interval=PING_S,
+        max_outstanding_pings=2,
+        pending_size=PENDING_BYTES,
+        **options,
+    )
+    try:
+        await asyncio.wait_for(attempt, timeout)
+    except (TimeoutError, OSError, nats.errors.Error) as error:
+        with contextlib.suppress(Exception):
+            await client.close()
+        raise Refused("bus.unavailable", f"no connection to {url}: {client.last_error or error!r}", retryable=True) from error
+    client.watch(watch_s)
+    return client
+
+
+async def connect_from(
+    dir: Path | str,  # noqa: A002 - the data directory is called so everywhere
+    name: str,
+    *,
+    on_closed: Callable[[], None] | None = None,
+    timeout: float | None = 10,
+) -> Connection:
+    """The connection that ``connect.json`` of a data directory describes (contract.md). Raises ``Refused("bus.unavailable")``."""
+    path = Path(dir) / "connect.json"
+    try:
+        said = json.loads(await asyncio.to_thread(path.read_text))
+    except (OSError, ValueError) as error:
+        raise Refused("bus.unavailable", f"{path}: {error}", retryable=True) from error
+    return await connect(
+        said["url"], name=name, creds=said.get("creds"), inbox_prefix=said.get("inbox_prefix"), on_closed=on_closed, timeout=timeout
+    )
+
+
+async def _report(error: Exception) -> None:
+    log.warning("connection.error", error=repr(error)[:300])
+
+
+async def _reconnected() -> None:
+    log.info("connection.reconnected")
