@@ -51,7 +51,7 @@ LIFECYCLE: Final = Lifecycle(
     undo_failed:enough    =           =                      BLOCKED  =                      =          =          =
     retry                 RUNNING     =                      UNDOING  =                      UNDOING    =          =
     supersede             SUPERSEDED  =                      =        =                      =          =          =
-    abandon               !sandbox.undo-blocked  !sandbox.undo-blocked  !sandbox.undo-blocked  !sandbox.undo-blocked  ABANDONED  =  !sandbox.undo-blocked
+    abandon  !sandbox.undo-blocked !sandbox.undo-blocked !sandbox.undo-blocked !sandbox.undo-blocked ABANDONED = !sandbox.undo-blocked
     """,
 )
 

@@ -1,0 +1,216 @@
+"""What callers can ask of sandboxes (contract.md)."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, ClassVar, Self
+
+from pydantic import Field, StringConstraints, model_validator
+
+from domain.kernel.aggregate import Record
+from domain.kernel.command import Command
+from domain.kernel.ids import JobId, Name, NodeId, SandboxId, SnapshotId
+from domain.sandboxes.spec import Argv, Env, EnvName, EnvValue, Labels, OnTtl, Ports, TtlKind
+
+EXAMPLE_ID = "sb-aaaaaaaaaaaaaaaaaaaa"
+
+TtlSeconds = Annotated[float, Field(ge=-1, le=31_536_000)]
+"""Seconds, at most a year. -1: for ever; 0: at once."""
+Path = Annotated[str, StringConstraints(max_length=4096, pattern=r"^[^\x00]*$")]
+User = Annotated[str, StringConstraints(max_length=256, pattern=r"^[A-Za-z0-9._:-]*$")]
+Stdin = Annotated[str, StringConstraints(max_length=196_608, pattern=r"^[A-Za-z0-9+/]*={0,2}$")]
+"""Base64."""
+Host = Annotated[str, StringConstraints(min_length=1, max_length=253, pattern=r"^[A-Za-z0-9*:./_-]+$")]
+
+
+class DiskMount(Record):
+    """Where a disk shall appear inside."""
+
+    name: Name
+    path: Annotated[str, StringConstraints(pattern=r"^/[^\x00]*$", max_length=4096)]
+    read_only: bool = False
+
+
+class Egress(Record):
+    """Which addresses, networks or domains a sandbox may talk to."""
+
+    allow: Annotated[tuple[Host, ...], Field(max_length=1024)] = ()
+    deny: Annotated[tuple[Host, ...], Field(max_length=1024)] = ()
+    internet: bool = True
+
+
+class SandboxState(Record):
+    """What the sandbox is after the command. ``settled``: did what was asked happen within ``wait_s``?"""
+
+    sandbox_id: SandboxId
+    state: str
+    node_id: NodeId | None = None
+    settled: bool = False
+
+
+class SandboxCreate(Command):
+    """Start a sandbox from a template (or its alias), or from a snapshot."""
+
+    NOUN: ClassVar[str] = "sandbox"
+    VERB: ClassVar[str] = "create"
+    EXAMPLE: ClassVar[dict[str, Any]] = {"template": "base", "ttl_s": 300, "wait_s": 30}
+    RESULT: ClassVar[type[Record]] = SandboxState
+
+    template: Annotated[str, StringConstraints(min_length=1, max_length=64)] | None = None
+    snapshot_id: SnapshotId | None = None
+    name: Annotated[str, StringConstraints(max_length=128, pattern=r"^[^\x00-\x1f\x7f]*$")] = ""
+    cpu: Annotated[float, Field(gt=0, le=256)] | None = None
+    memory_mb: Annotated[int, Field(ge=16, le=1_048_576)] | None = None
+    env: Env = {}
+    cmd: Argv | None = None
+    ports: Ports = ()
+    ttl_s: TtlSeconds | None = None
+    ttl_kind: TtlKind = "absolute"
+    on_ttl: OnTtl = "delete"
+    auto_resume: bool = False
+    node: NodeId | None = None
+    labels: Labels = {}
+    disks: Annotated[tuple[DiskMount, ...], Field(max_length=16)] = ()
+    egress: Egress | None = None
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        if (self.template is None) == (self.snapshot_id is None):
+            raise ValueError("give exactly one of template and snapshot_id")
+        return self
+
+
+class _OnSandbox(Command):
+    """A command about one sandbox and nothing else."""
+
+    EXAMPLE: ClassVar[dict[str, Any]] = {"sandbox_id": EXAMPLE_ID}
+    RESULT: ClassVar[type[Record] | None] = SandboxState
+
+    sandbox_id: SandboxId
+
+
+class SandboxPause(_OnSandbox):
+    """Freeze it. Its time to live stands still until it is resumed."""
+
+    NOUN: ClassVar[str] = "sandbox"
+    VERB: ClassVar[str] = "pause"
+
+
+class SandboxResume(_OnSandbox):
+    """Let a paused sandbox go on."""
+
+    NOUN: ClassVar[str] = "sandbox"
+    VERB: ClassVar[str] = "resume"
+
+
+class SandboxStop(_OnSandbox):
+    """End it gently: SIGTERM, then SIGKILL after ``grace_s``, then remove it."""
+
+    NOUN: ClassVar[str] = "sandbox"
+    VERB: ClassVar[str] = "stop"
+
+    grace_s: Annotated[float, Field(ge=0, le=600)] = 10
+
+
+class SandboxDelete(_OnSandbox):
+    """End it at once and remove it. Possible in every state."""
+
+    NOUN: ClassVar[str] = "sandbox"
+    VERB: ClassVar[str] = "delete"
+
+
+class RollbackStarted(Record):
+    """``generation`` grows with every rollback; ``settled``: did it end within ``wait_s``?"""
+
+    generation: int
+    job_id: JobId
+    settled: bool = False
+
+
+class SandboxRollback(Command):
+    """Put it back to one of its own snapshots. Open connections break."""
+
+    NOUN: ClassVar[str] = "sandbox"
+    VERB: ClassVar[str] = "rollback"
+    EXAMPLE: ClassVar[dict[str, Any]] = {"sandbox_id": EXAMPLE_ID, "snapshot_id": "snap-000000000000000000000000"}
+    RESULT: ClassVar[type[Record]] = RollbackStarted
+
+    sandbox_id: SandboxId
+    snapshot_id: SnapshotId
+
+
+class Cloned(Record):
+    sandbox_ids: tuple[SandboxId, ...]
+    job_id: JobId | None = None
+    settled: bool = False
+
+
+class SandboxClone(Command):
+    """Start ``count`` sandboxes from what it is now."""
+
+    NOUN: ClassVar[str] = "sandbox"
+    VERB: ClassVar[str] = "clone"
+    EXAMPLE: ClassVar[dict[str, Any]] = {"sandbox_id": EXAMPLE_ID, "count": 2}
+    RESULT: ClassVar[type[Record]] = Cloned
+
+    sandbox_id: SandboxId
+    count: Annotated[int, Field(ge=1, le=100)] = 1
+
+
+class TtlSet(Record):
+    ends_at: datetime | None = None
+
+
+class SandboxSetTtl(Command):
+    """A new time to live, from now on. Null or -1: for ever."""
+
+    NOUN: ClassVar[str] = "sandbox"
+    VERB: ClassVar[str] = "set-ttl"
+    EXAMPLE: ClassVar[dict[str, Any]] = {"sandbox_id": EXAMPLE_ID, "ttl_s": 600}
+    RESULT: ClassVar[type[Record]] = TtlSet
+
+    sandbox_id: SandboxId
+    ttl_s: TtlSeconds | None
+    ttl_kind: TtlKind | None = None
+
+
+class Executed(Record):
+    """``stdout`` and ``stderr``: base64 of at most 1 MiB each."""
+
+    exit_code: int
+    stdout: str = ""
+    stderr: str = ""
+    truncated: bool = False
+    timed_out: bool = False
+    duration_ms: float = 0
+
+
+class SandboxExec(Command):
+    """Run a command inside and wait for it, at most ``timeout_s``; then everything it started is killed."""
+
+    NOUN: ClassVar[str] = "sandbox"
+    VERB: ClassVar[str] = "exec"
+    EXAMPLE: ClassVar[dict[str, Any]] = {"sandbox_id": EXAMPLE_ID, "cmd": ["uname", "-a"]}
+    RESULT: ClassVar[type[Record]] = Executed
+
+    sandbox_id: SandboxId
+    cmd: Argv
+    env: Annotated[dict[EnvName, EnvValue], Field(max_length=256)] = {}
+    cwd: Path = ""
+    user: User = ""
+    stdin: Stdin = ""
+    timeout_s: Annotated[float, Field(gt=0, le=3600)] = 60
+
+
+class Abandoned(Record):
+    """What may be left on the node."""
+
+    uncompensated: tuple[str, ...]
+
+
+class SandboxAbandon(_OnSandbox):
+    """Give up undoing a failed creation that is blocked; says what may be left behind."""
+
+    NOUN: ClassVar[str] = "sandbox"
+    VERB: ClassVar[str] = "abandon"
+    RESULT: ClassVar[type[Record] | None] = Abandoned

@@ -1,0 +1,178 @@
+"""What callers can ask of templates, artifacts and snapshots (contract.md). Wherever a template id is asked for, an alias will do."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import Field, StringConstraints, model_validator
+
+from domain.kernel.aggregate import Record
+from domain.kernel.command import Command
+from domain.kernel.ids import ArtifactId, JobId, Name, NodeId, SandboxId, SnapshotId, TemplateId
+from domain.sandboxes.spec import Argv, DriverName, Env, Port, Ports
+
+ImageText = Annotated[str, StringConstraints(min_length=1, max_length=512)]
+TemplateOrAlias = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+Label = Annotated[str, StringConstraints(max_length=128, pattern=r"^[^\x00-\x1f\x7f]*$")]
+Nodes = Annotated[tuple[NodeId, ...], Field(max_length=1024)]
+Cpu = Annotated[float, Field(gt=0, le=256)]
+MemoryMb = Annotated[int, Field(ge=16, le=1_048_576)]
+DiskMb = Annotated[int, Field(ge=16, le=16_777_216)]
+RegistryUser = Annotated[str, StringConstraints(max_length=256, pattern=r"^[^\x00-\x1f\x7f]*$")]
+Sealed = Annotated[str, StringConstraints(max_length=16_384)]
+
+
+class JobStarted(Record):
+    """``settled``: did the job end within ``wait_s``?"""
+
+    template_id: TemplateId | None = None
+    snapshot_id: SnapshotId | None = None
+    job_id: JobId
+    settled: bool = False
+
+
+class TemplateCreate(Command):
+    """Make a template from an image. ``nodes``: only there, all or nothing; absent: everywhere."""
+
+    NOUN: ClassVar[str] = "template"
+    VERB: ClassVar[str] = "create"
+    EXAMPLE: ClassVar[dict[str, Any]] = {"image": "docker://docker.io/library/alpine:3.20", "alias": "base", "memory_mb": 256}
+    RESULT: ClassVar[type[Record]] = JobStarted
+
+    image: ImageText
+    alias: Name | None = None
+    cpu: Cpu | None = None
+    memory_mb: MemoryMb | None = None
+    disk_mb: DiskMb | None = None
+    env: Env = {}
+    cmd: Argv | None = None
+    ports: Ports = ()
+    probe_port: Port | None = None
+    driver: DriverName | None = None
+    nodes: Nodes = ()
+    egress_ca: bool = False
+    registry_user: RegistryUser | None = None
+    registry_secret: Sealed | None = None
+
+
+class TemplateCommit(Command):
+    """Make a template from what a running sandbox is now. The sandbox goes on."""
+
+    NOUN: ClassVar[str] = "template"
+    VERB: ClassVar[str] = "commit"
+    EXAMPLE: ClassVar[dict[str, Any]] = {"sandbox_id": "sb-aaaaaaaaaaaaaaaaaaaa", "alias": "warm"}
+    RESULT: ClassVar[type[Record]] = JobStarted
+
+    sandbox_id: SandboxId
+    alias: Name | None = None
+
+
+class TemplateRedo(Command):
+    """Make replicas again: all, those on ``nodes``, the failed ones, or the failed ones on ``nodes``."""
+
+    NOUN: ClassVar[str] = "template"
+    VERB: ClassVar[str] = "redo"
+    EXAMPLE: ClassVar[dict[str, Any]] = {"template": "base", "mode": "FAILED_ONLY"}
+    RESULT: ClassVar[type[Record]] = JobStarted
+
+    template: TemplateOrAlias
+    mode: Literal["ALL", "NODES", "FAILED_ONLY", "FAILED_NODES"]
+    nodes: Nodes = ()
+
+    @model_validator(mode="after")
+    def _nodes_fit_the_mode(self) -> Self:
+        if (self.mode in {"NODES", "FAILED_NODES"}) != bool(self.nodes):
+            raise ValueError("nodes go with the modes NODES and FAILED_NODES, and only with them")
+        return self
+
+
+class BaselineAdopted(Record):
+    """How many replicas were UNKNOWN and are OK now."""
+
+    updated: int
+
+
+class TemplateAdoptBaseline(Command):
+    """Vouch that the template's UNKNOWN replicas fit what their nodes run now."""
+
+    NOUN: ClassVar[str] = "template"
+    VERB: ClassVar[str] = "adopt-baseline"
+    EXAMPLE: ClassVar[dict[str, Any]] = {"template": "base"}
+    RESULT: ClassVar[type[Record]] = BaselineAdopted
+
+    template: TemplateOrAlias
+
+
+class TemplateDelete(Command):
+    """Remove a template everywhere. ``force`` cuts off a job that is at work; a template in use is never removed."""
+
+    NOUN: ClassVar[str] = "template"
+    VERB: ClassVar[str] = "delete"
+    EXAMPLE: ClassVar[dict[str, Any]] = {"template": "base"}
+
+    template: TemplateOrAlias
+    force: bool = False
+
+
+class ArtifactsCollected(Record):
+    """Which artifacts went (or would go), and how many are kept."""
+
+    deleted: tuple[ArtifactId, ...]
+    kept: int
+
+
+class ArtifactCollect(Command):
+    """Remove artifacts that failed, or that nobody has needed for a week. ``dry_run`` only says which."""
+
+    NOUN: ClassVar[str] = "artifact"
+    VERB: ClassVar[str] = "collect"
+    EXAMPLE: ClassVar[dict[str, Any]] = {"dry_run": True}
+    RESULT: ClassVar[type[Record]] = ArtifactsCollected
+
+    dry_run: bool = False
+
+
+class CompatRescanned(Record):
+    """How many nodes' versions turned out to be other than what was known."""
+
+    changed: int
+
+
+class CompatRescan(Command):
+    """Ask nodes again what they run. One of ``nodes`` and ``all``."""
+
+    NOUN: ClassVar[str] = "compat"
+    VERB: ClassVar[str] = "rescan"
+    EXAMPLE: ClassVar[dict[str, Any]] = {"all": True}
+    RESULT: ClassVar[type[Record]] = CompatRescanned
+
+    nodes: Nodes = ()
+    all: bool = False
+
+    @model_validator(mode="after")
+    def _somebody_is_meant(self) -> Self:
+        if self.all == bool(self.nodes):
+            raise ValueError("give either nodes or all: true")
+        return self
+
+
+class SnapshotCreate(Command):
+    """Take a snapshot of a running or paused sandbox, which goes on."""
+
+    NOUN: ClassVar[str] = "snapshot"
+    VERB: ClassVar[str] = "create"
+    EXAMPLE: ClassVar[dict[str, Any]] = {"sandbox_id": "sb-aaaaaaaaaaaaaaaaaaaa", "name": "before the upgrade"}
+    RESULT: ClassVar[type[Record]] = JobStarted
+
+    sandbox_id: SandboxId
+    name: Label = ""
+
+
+class SnapshotDelete(Command):
+    """Remove a snapshot. Sandboxes that run on it keep it until they end; nobody else sees it from now on."""
+
+    NOUN: ClassVar[str] = "snapshot"
+    VERB: ClassVar[str] = "delete"
+    EXAMPLE: ClassVar[dict[str, Any]] = {"snapshot_id": "snap-000000000000000000000000"}
+
+    snapshot_id: SnapshotId
