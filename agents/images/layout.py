@@ -14,6 +14,7 @@ from agents.images.faults import ImageFault
 from agents.images.manifest import MAX_MANIFEST, Descriptor, parse_index
 from agents.images.reference import ArchiveRef, LayoutRef
 from agents.images.source import Blob, Seen, checked, mismatch, open_regular
+from agents.images.tarstream import forget
 
 _REF_NAME: Final = "org.opencontainers.image.ref.name"
 _MAX_MEMBERS: Final = 100_000
@@ -88,7 +89,7 @@ def _in_archive(path: Path, stop: Stop) -> Locate:
             with tarfile.open(fileobj=file, mode="r:") as tar:
                 while member := tar.next():
                     stop.check()
-                    tar.members.clear()  # the library would keep them all
+                    forget(tar)
                     if member.isreg() and not member.issparse():
                         places[member.name.removeprefix("./")] = (member.offset_data, member.size)
                     if len(places) > _MAX_MEMBERS:

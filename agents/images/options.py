@@ -44,3 +44,7 @@ class BuildLimits:
     attempts: int = 5
     retry_delay_s: float = 0.2
     timeout_s: float = 30
+
+
+SYSTEM_TRUST = Trust()
+DEFAULT_LIMITS = BuildLimits()

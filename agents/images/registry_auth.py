@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 from agents.images.faults import ImageFault
 from agents.images.options import Auth
-from agents.images.transport import Transport, is_loopback
+from agents.images.transport import Dropped, Transport, is_loopback
 
 _PARAMETER: Final = re.compile(r'([A-Za-z_]+)=(?:"([^"]*)"|([^\s,"]+))')
 _MAX_TOKEN: Final = 256 * 1024
@@ -66,6 +66,8 @@ class Authorizer:
         query = {"service": fields.get("service", ""), "scope": fields.get("scope") or f"repository:{self._repository}:pull"}
         joined = f"{realm.geturl()}{'&' if realm.query else '?'}{urlencode({k: v for k, v in query.items() if v})}"
         with self._http.get(joined, self._basic(self._credentials) if self._credentials else {}) as response:
+            if response.status == 429 or response.status >= 500:
+                raise Dropped(f"{realm.hostname}: the token service answers {response.status}")
             if response.status != 200:
                 raise ImageFault("image.unauthorized", f"the token service {realm.hostname} answers {response.status}")
             try:

@@ -78,7 +78,7 @@ class Transport:
         return host in self._trust.plain_http or is_loopback(name)
 
     def scheme(self, host: str) -> str:
-        """``https``, or ``http`` for a host that may speak it and does not understand TLS. Certificate trouble is no reason to go without."""
+        """``https``, or ``http`` for a host that may speak it and knows no TLS. Certificate trouble is no reason to go without."""
         if not self.may_be_plain(host):
             return "https"
         try:
