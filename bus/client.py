@@ -5,29 +5,25 @@ A command keeps its id through all repetitions, so that it acts at most once how
 
 from __future__ import annotations
 
-import asyncio
-import random
 import re
 import secrets
-import time
 from collections.abc import Mapping
 from typing import Any, Final
 
 import orjson
 from nats.aio.client import Client
-from nats.errors import ConnectionClosedError, ConnectionDrainingError, MaxPayloadError
-from nats.errors import Error as NatsError
 
 from bus import answers, subjects
 from bus.answers import ACTOR_HEADER, COMMAND_ID_HEADER, TRACE_HEADER
-from domain.kernel.errors import Refused
+from bus.requests import patiently, request
+from domain.kernel.command import MAX_BODY
+from domain.kernel.errors import Invalid, Refused
+from domain.kernel.ids import NAME_PATTERN
 
-UNAVAILABLE: Final = "bus.unavailable"
 _NAME: Final = re.compile(r"[a-z0-9-]{1,64}\.[a-z0-9-]{1,64}")
-_PAUSES: Final = (0.05, 0.1, 0.2, 0.5, 1.0)
 _PATIENCE: Final = 5.0
 """Seconds one sending waits for its answer, on top of the command's own ``wait_s``; the answer may be lost, so it is then sent again."""
-_AGAIN: Final = frozenset({UNAVAILABLE, "bus.overloaded"})
+_AGAIN: Final = frozenset({"bus.unavailable", "bus.overloaded"})
 
 
 class Caller:
@@ -53,6 +49,7 @@ class Caller:
         """
         if not _NAME.fullmatch(name):
             raise Refused("command.unknown", f"not the name of a command: {name[:128]!r}", details={"nearest": []})
+        _check(project)
         noun, verb = name.split(".")
         wait = float(body.get("wait_s") or 0)
         headers = {COMMAND_ID_HEADER: command_id or secrets.token_hex(16)}
@@ -64,27 +61,22 @@ class Caller:
 
     async def query(self, project: str, view: str, verb: str, body: Mapping[str, Any] | None = None, timeout: float = 10) -> dict[str, Any]:
         """Ask a view and return its whole reply. Raises ``Refused``."""
+        if not _NAME.fullmatch(f"{view}.{verb}"):
+            raise Refused("query.unknown", f"not the name of a query: {view[:64]!r} {verb[:64]!r}", details={"nearest": []})
+        _check(project)
         return await self._ask(subjects.query(project, view, verb), body or {}, {}, timeout, _PATIENCE)
 
     async def _ask(self, subject: str, body: Mapping[str, Any], headers: dict[str, str], timeout: float, patience: float) -> dict[str, Any]:
-        data, deadline, tries = orjson.dumps(body), time.monotonic() + timeout, 0
-        while True:
-            left = deadline - time.monotonic()
-            try:
-                return answers.read(await self._request(subject, data, headers, min(max(left, 0.001), patience)))
-            except Refused as refused:
-                pause = _PAUSES[min(tries, len(_PAUSES) - 1)] * random.uniform(0.5, 1.5)  # noqa: S311 - spreads callers, guards nothing
-                if refused.code not in _AGAIN or time.monotonic() + pause >= deadline:
-                    raise
-            tries += 1
-            await asyncio.sleep(pause)
+        data = orjson.dumps(body)
+        if len(data) > MAX_BODY:
+            raise Refused("command.too-large", f"the body has {len(data)} bytes; {MAX_BODY} is the limit")
 
-    async def _request(self, subject: str, data: bytes, headers: dict[str, str], timeout: float) -> bytes:
-        try:
-            return (await self._nc.request(subject, data, timeout=timeout, headers=headers or None)).data
-        except MaxPayloadError:
-            raise Refused("command.too-large", f"the body has {len(data)} bytes, more than the server takes") from None
-        except (ConnectionClosedError, ConnectionDrainingError):
-            raise Refused("bus.closed", "this connection is closed") from None
-        except (NatsError, OSError) as error:
-            raise Refused(UNAVAILABLE, f"nobody answers on {subject} ({type(error).__name__})", retryable=True) from error
+        async def once(left: float) -> dict[str, Any]:
+            return answers.read(await request(self._nc, subject, data, headers, min(left, patience)))
+
+        return await patiently(once, timeout, _AGAIN)
+
+
+def _check(project: str) -> None:
+    if not re.fullmatch(NAME_PATTERN, project):
+        raise Invalid("not the name of a project", {"project": f"must match {NAME_PATTERN}"})

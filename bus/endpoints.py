@@ -43,6 +43,7 @@ VERSION: Final = "0.1.0"
 _ACTOR: Final = re.compile(r"[!-~]{1,128}")
 _TRACE: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _PROJECT: Final = re.compile(NAME_PATTERN)
+_MOST_REPEATS: Final = 64
 _PENDING_BYTES: Final = 64 * 1024 * 1024
 
 
@@ -95,6 +96,7 @@ class Endpoints:
         self._places = asyncio.Semaphore(limit)
         self._most = limit + queue
         self._tasks: set[asyncio.Task[None]] = set()
+        self._running: dict[tuple[str, str, bytes] | None, list[Msg]] = {}
         self._subscription: Subscription | None = None
         self._discovery = Discovery(nc, SERVICE, VERSION, f"Strandline {'commands' if kind == 'cmd' else 'queries'}")
         self._tallies: dict[str, Tally] = {}
@@ -140,50 +142,67 @@ class Endpoints:
     async def _take(self, message: Msg) -> None:
         if message.reply and not answers.is_inbox(message.reply):
             log.warning("endpoint.reply-refused", subject=message.subject, reply=message.reply)
+            return
+        repeated = self._running.get(_identity(message))
+        if repeated is not None and len(repeated) < _MOST_REPEATS:
+            repeated.append(message)
         elif len(self._tasks) >= self._most:
-            await self._refuse(message, None, Refused("bus.overloaded", "too many requests at once", retryable=True))
+            overloaded = Refused("bus.overloaded", "too many requests at once", retryable=True)
+            await self._answer([message], answers.refusal(self._id_of(message), overloaded), answers.error_headers(overloaded))
         else:
             task = asyncio.create_task(self._serve(message))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
     async def _serve(self, message: Msg) -> None:
-        begun, request, tally, trouble = time.perf_counter_ns(), None, self._unknown, ""
+        """Work on one request, and answer it and everybody who repeated it meanwhile."""
+        begun, identity, messages = time.perf_counter_ns(), _identity(message), [message]
+        if identity is not None:
+            self._running[identity] = messages
+        refused: Refused | None = None
         try:
-            async with self._places:
-                request = self._read(message)
-                tally = self._tallies[request.name]
-                reply = await self._handle(request)
-            await self._answer(message, self._encode(request, reply), None)
+            data = await self._result(message)
         except asyncio.CancelledError:
-            trouble = "shut down"
-            await self._refuse(message, request, Refused("bus.unavailable", "shutting down", retryable=True))
+            refused = Refused("bus.unavailable", "shutting down", retryable=True)
             raise
-        except Refused as refused:
-            trouble = refused.code
-            await self._refuse(message, request, refused)
+        except Refused as why:
+            refused = why
         except Exception:
-            reference = trouble = secrets.token_hex(6)
+            reference = secrets.token_hex(6)
             log.exception("endpoint.failed", subject=message.subject, reference=reference)
-            await self._refuse(message, request, Refused("internal", f"internal error {reference}; see the log of the control plane"))
+            refused = Refused("internal", f"internal error {reference}; see the log of the control plane")
         finally:
-            tally.count(time.perf_counter_ns() - begun, trouble)
+            if identity is not None:
+                self._running.pop(identity, None)
+            tally = self._tallies.get(_name(message), self._unknown)
+            tally.count(time.perf_counter_ns() - begun, refused.code if refused else "")
+            if refused is None:
+                await self._answer(messages, data)
+            else:
+                await self._answer(messages, answers.refusal(self._id_of(message), refused), answers.error_headers(refused))
+
+    async def _result(self, message: Msg) -> bytes:
+        async with self._places:
+            request = self._read(message)
+            reply = await self._handle(request)
+        if self._kind == "cmd":
+            return answers.success(request.command_id, reply.id, reply.seq, reply.result)
+        return answers.found(reply.seq, reply.result)
 
     def _read(self, message: Msg) -> Request:
-        parts = message.subject.split(".")
-        name = ".".join(parts[4:])
+        project, name = message.subject.split(".")[3], _name(message)
         headers = message.headers or {}
         given = headers.get(COMMAND_ID_HEADER)
         if name not in self._tallies:
             raise self._unknown_name(name)
-        if not _PROJECT.fullmatch(parts[3]):
+        if not _PROJECT.fullmatch(project):
             raise Invalid("the subject names no project", {"project": f"must match {NAME_PATTERN}"})
         if given is not None and not COMMAND_ID.fullmatch(given):
             raise Invalid("the command id is not usable", {COMMAND_ID_HEADER: "1 to 64 of A-Z a-z 0-9 _ -"})
         if len(message.data) > MAX_BODY:
             raise Refused("command.too-large", f"the body has {len(message.data)} bytes; {MAX_BODY} is the limit")
         return Request(
-            project=parts[3],
+            project=project,
             name=name,
             body=message.data,
             command_id=given or secrets.token_hex(16),
@@ -199,27 +218,31 @@ class Endpoints:
         near = difflib.get_close_matches(name[:128], self._tallies, n=3, cutoff=0.5)
         return Refused(f"{what}.unknown", f"there is no {what} {name[:128]!r}", details={"nearest": near})
 
-    def _encode(self, request: Request, reply: Reply) -> bytes:
-        if self._kind == "cmd":
-            return answers.success(request.command_id, reply.id, reply.seq, reply.result)
-        return answers.found(reply.seq, reply.result)
+    def _id_of(self, message: Msg) -> str | None:
+        return (message.headers or {}).get(COMMAND_ID_HEADER, "") if self._kind == "cmd" else None
 
-    async def _refuse(self, message: Msg, request: Request | None, refused: Refused) -> None:
-        command_id = None
-        if self._kind == "cmd":
-            command_id = request.command_id if request else (message.headers or {}).get(COMMAND_ID_HEADER, "")
-        await self._answer(message, answers.refusal(command_id, refused), answers.error_headers(refused))
+    async def _answer(self, messages: list[Msg], data: bytes, headers: dict[str, str] | None = None) -> None:
+        for message in messages:
+            if not message.reply:
+                continue
+            try:
+                await self._nc.publish(message.reply, data, headers=headers)
+            except MaxPayloadError:
+                large = Refused("reply.too-large", f"the reply has {len(data)} bytes; ask for less, with limit and cursor")
+                await self._nc.publish(message.reply, answers.refusal(self._id_of(message), large), headers=answers.error_headers(large))
+            except NatsError as error:
+                log.warning("endpoint.unanswered", subject=message.subject, error=repr(error))
 
-    async def _answer(self, message: Msg, data: bytes, headers: dict[str, str] | None) -> None:
-        if not message.reply:
-            return
-        try:
-            await self._nc.publish(message.reply, data, headers=headers)
-        except MaxPayloadError:
-            too_large = Refused("reply.too-large", f"the reply has {len(data)} bytes; ask for less, with limit and cursor")
-            await self._nc.publish(message.reply, answers.refusal(None, too_large), headers=answers.error_headers(too_large))
-        except NatsError as error:
-            log.warning("endpoint.unanswered", subject=message.subject, error=repr(error))
+
+def _name(message: Msg) -> str:
+    """``noun.verb``."""
+    return ".".join(message.subject.split(".")[4:])
+
+
+def _identity(message: Msg) -> tuple[str, str, bytes] | None:
+    """What makes two messages the same command, so that a repetition joins the first instead of running beside it."""
+    given = (message.headers or {}).get(COMMAND_ID_HEADER)
+    return None if given is None else (message.subject, given, message.data)
 
 
 def _actor(headers: Mapping[str, str]) -> str:

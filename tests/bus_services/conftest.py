@@ -1,33 +1,23 @@
-"""A real nats-server per test, and connections to it."""
+"""Connections to the test's own nats-server, with or without the product's streams."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 
 import pytest
-from nats.aio.client import Client
+from support.bus import connected
 
-from bus.connection import connect
-from bus.server import Server
+from bus.connection import Connection
 
-Connecting = Callable[[], AbstractAsyncContextManager[Client]]
-
-
-@pytest.fixture
-def server(tmp_path) -> Iterator[Server]:
-    with Server(tmp_path / "nats", sync="2m") as running:
-        yield running
+Connecting = Callable[..., AbstractAsyncContextManager[Connection]]
 
 
 @pytest.fixture
 def connecting(server) -> Connecting:
-    @asynccontextmanager
-    async def connecting() -> AsyncIterator[Client]:
-        nc = await connect(server.url, name="test", on_closed=lambda: None)
-        try:
-            yield nc
-        finally:
-            await nc.close()
+    """``async with connecting() as nc``; the first connection of a test makes the streams with ``streams=True``."""
+
+    def connecting(*, streams: bool = False) -> AbstractAsyncContextManager[Connection]:
+        return connected(server, streams=streams)
 
     return connecting

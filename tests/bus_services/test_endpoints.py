@@ -203,6 +203,36 @@ def test_a_waiting_request_lends_its_place(connecting) -> None:
     uvloop.run(main())
 
 
+def test_a_command_repeated_while_it_runs_is_not_run_twice_and_answered_twice(connecting) -> None:
+    async def main() -> None:
+        begun, finish, runs = asyncio.Event(), asyncio.Event(), 0
+
+        async def handle(request: Request) -> Reply:
+            nonlocal runs
+            runs += 1
+            begun.set()
+            await finish.wait()
+            return Reply({"run": runs})
+
+        async with connecting() as nc, await serve_commands(nc, LAMPS, handle):
+
+            def ask(body: bytes) -> asyncio.Task[Any]:
+                headers = {"Strand-Command-Id": "c-1"}
+                return asyncio.create_task(nc.request("strand.v1.cmd.default.lamp.light", body, headers=headers, timeout=9))
+
+            asked = [ask(b"a")]
+            await begun.wait()
+            begun.clear()
+            asked += [ask(b"a"), ask(b"b")]
+            await begun.wait()  # the other body: another command, which is the handler's to refuse
+            await nc.flush()
+            finish.set()
+            assert [orjson.loads((await task).data)["result"]["run"] for task in asked] == [2, 2, 2]
+            assert runs == 2
+
+    uvloop.run(main())
+
+
 def test_closing_finishes_what_was_begun_and_turns_the_rest_away(connecting) -> None:
     async def main() -> None:
         begun, finish = asyncio.Semaphore(0), asyncio.Event()
