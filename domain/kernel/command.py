@@ -22,13 +22,14 @@ MAX_DEPTH = 16
 """Nesting of a command's body; deeper is nobody's honest request."""
 
 
-class Command(Record):
-    """A request to change something. ``NOUN.VERB`` is its permanent name, ``EXAMPLE`` a body that a newcomer can paste.
-
-    Strict: ``"5"`` is no number and ``1.5`` no count; NaN and infinities, which JSON does not have, are refused.
-    """
+class Part(Record):
+    """A part of a command's body. Strict: ``"5"`` is no number, ``1.5`` no count; NaN and infinities, which JSON lacks, are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Command(Part):
+    """A request to change something. ``NOUN.VERB`` is its permanent name, ``EXAMPLE`` a body that a newcomer can paste."""
 
     NOUN: ClassVar[str]
     VERB: ClassVar[str]
@@ -41,10 +42,10 @@ class Command(Record):
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
         super().__pydantic_init_subclass__(**kwargs)
         if "VERB" in cls.__dict__:
-            enter(COMMANDS, cls.name(), cls)
+            enter(COMMANDS, cls.wire_name(), cls)
 
     @classmethod
-    def name(cls) -> str:
+    def wire_name(cls) -> str:
         """``noun.verb``."""
         return f"{cls.NOUN}.{cls.VERB}"
 
@@ -58,7 +59,7 @@ class Command(Record):
         try:
             return cls.model_validate_json(body or b"{}")
         except ValidationError as error:
-            raise Invalid(f"{cls.name()}: the body is not valid", _fields(error)) from None
+            raise Invalid(f"{cls.wire_name()}: the body is not valid", _fields(error)) from None
 
 
 def _depth(body: bytes) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final
+from typing import Annotated, Final, Protocol, TypeAlias
 
 from pydantic import StringConstraints
 
@@ -12,8 +12,18 @@ MAX_ERROR: Final = 4096
 ErrorText = Annotated[str, StringConstraints(max_length=MAX_ERROR)]
 
 
-def clip(text: str | None, limit: int = MAX_ERROR) -> str | None:
-    """``text`` without what is beyond ``limit``; None for an empty one, so that "no error" has one form."""
+class _HasMessage(Protocol):
+    @property
+    def message(self) -> str: ...
+
+
+Why: TypeAlias = str | _HasMessage | None
+"""A reason: a text, or a failure that has one."""
+
+
+def clip(why: Why, limit: int = MAX_ERROR) -> str | None:
+    """The reason's text without what is beyond ``limit``; None for an empty one, so that "no error" has one form."""
+    text = why if why is None or isinstance(why, str) else why.message
     if not text:
         return None
     return text if len(text) <= limit else text[: limit - 1] + "…"

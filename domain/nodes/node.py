@@ -161,8 +161,6 @@ class NodeWentOffline(Event):
     def apply(self, node: Node) -> None:
         node.liveness = Liveness.OFFLINE
         node.last_seen = self.last_seen
-        node.storage = StorageMode.UNKNOWN
-        node.storage_pct = None
 
 
 class NodeCordoned(Event):
@@ -191,8 +189,6 @@ class NodeEvicted(Event):
 
     def apply(self, node: Node) -> None:
         node.liveness = Liveness.EVICTED
-        node.storage = StorageMode.UNKNOWN
-        node.storage_pct = None
 
 
 class NodeStorageModeChanged(Event):
@@ -238,7 +234,7 @@ class Node(Aggregate):
     @property
     def writable(self) -> bool:
         """May snapshots and rollbacks write here? Not when the disk fills up, nor when nobody knows (reference/cubesandbox.md §5.7)."""
-        return self.storage in {StorageMode.HEALTHY, StorageMode.WARN}
+        return self.liveness is Liveness.ONLINE and self.storage in {StorageMode.HEALTHY, StorageMode.WARN}
 
     def enroll(self, at: datetime, note: str = "") -> None:
         """Enrol it again; news only for one that was evicted."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, StringConstraints, ValidationInfo, field_validator
 
 from domain.kernel.aggregate import Record
-from domain.kernel.command import Command
+from domain.kernel.command import Command, Part
 from domain.kernel.ids import JobId, Name, NodeId, SandboxId, SnapshotId
 from domain.sandboxes.spec import Argv, Env, EnvName, EnvValue, Labels, OnTtl, Ports, TtlKind
 
@@ -23,7 +23,7 @@ Stdin = Annotated[str, StringConstraints(max_length=196_608, pattern=r"^[A-Za-z0
 Host = Annotated[str, StringConstraints(min_length=1, max_length=253, pattern=r"^[A-Za-z0-9*:./_-]+$")]
 
 
-class DiskMount(Record):
+class DiskMount(Part):
     """Where a disk shall appear inside."""
 
     name: Name
@@ -31,7 +31,7 @@ class DiskMount(Record):
     read_only: bool = False
 
 
-class Egress(Record):
+class Egress(Part):
     """Which addresses, networks or domains a sandbox may talk to."""
 
     allow: Annotated[tuple[Host, ...], Field(max_length=1024)] = ()
@@ -39,7 +39,7 @@ class Egress(Record):
     internet: bool = True
 
 
-class SandboxState(Record):
+class SandboxStatus(Record):
     """What the sandbox is after the command. ``settled``: did what was asked happen within ``wait_s``?"""
 
     sandbox_id: SandboxId
@@ -54,16 +54,16 @@ class SandboxCreate(Command):
     NOUN: ClassVar[str] = "sandbox"
     VERB: ClassVar[str] = "create"
     EXAMPLE: ClassVar[dict[str, Any]] = {"template": "base", "ttl_s": 300, "wait_s": 30}
-    RESULT: ClassVar[type[Record]] = SandboxState
+    RESULT: ClassVar[type[Record]] = SandboxStatus
 
     template: Annotated[str, StringConstraints(min_length=1, max_length=64)] | None = None
-    snapshot_id: SnapshotId | None = None
+    snapshot_id: SnapshotId | None = Field(default=None, validate_default=True)
     name: Annotated[str, StringConstraints(max_length=128, pattern=r"^[^\x00-\x1f\x7f]*$")] = ""
     cpu: Annotated[float, Field(gt=0, le=256)] | None = None
     memory_mb: Annotated[int, Field(ge=16, le=1_048_576)] | None = None
     env: Env = {}
     cmd: Argv | None = None
-    ports: Ports = ()
+    ports: Ports | None = None
     ttl_s: TtlSeconds | None = None
     ttl_kind: TtlKind = "absolute"
     on_ttl: OnTtl = "delete"
@@ -73,18 +73,19 @@ class SandboxCreate(Command):
     disks: Annotated[tuple[DiskMount, ...], Field(max_length=16)] = ()
     egress: Egress | None = None
 
-    @model_validator(mode="after")
-    def _one_origin(self) -> Self:
-        if (self.template is None) == (self.snapshot_id is None):
+    @field_validator("snapshot_id")
+    @classmethod
+    def _or_template(cls, snapshot_id: str | None, info: ValidationInfo) -> str | None:
+        if "template" in info.data and (info.data["template"] is None) == (snapshot_id is None):
             raise ValueError("give exactly one of template and snapshot_id")
-        return self
+        return snapshot_id
 
 
 class _OnSandbox(Command):
     """A command about one sandbox and nothing else."""
 
     EXAMPLE: ClassVar[dict[str, Any]] = {"sandbox_id": EXAMPLE_ID}
-    RESULT: ClassVar[type[Record] | None] = SandboxState
+    RESULT: ClassVar[type[Record] | None] = SandboxStatus
 
     sandbox_id: SandboxId
 

@@ -47,6 +47,7 @@ class SandboxCreated(CreatedEvent):
         sandbox.exit = None
         sandbox.failure = None
         sandbox.deleting = False
+        sandbox.grace_s = 10
 
 
 class SandboxStarting(Event):
@@ -233,6 +234,7 @@ class SandboxStopRequested(Event):
 
     def apply(self, sandbox: Sandbox) -> None:
         _stop(sandbox, self.reason)
+        sandbox.grace_s = self.grace_s
 
 
 class SandboxDeleteRequested(Event):
@@ -245,6 +247,7 @@ class SandboxDeleteRequested(Event):
     def apply(self, sandbox: Sandbox) -> None:
         _stop(sandbox, self.reason)
         sandbox.deleting = True
+        sandbox.grace_s = 0
 
 
 class SandboxExited(Event):

@@ -11,7 +11,7 @@ from typing import ClassVar, Final, Self
 
 from domain.kernel.aggregate import Aggregate
 from domain.kernel.errors import Refused
-from domain.kernel.text import clip
+from domain.kernel.text import Why, clip
 from domain.nodes.orders import Failure, PortStatus
 from domain.sandboxes import events
 from domain.sandboxes.spec import OnTtl, SandboxSpec, TtlKind
@@ -55,6 +55,8 @@ class Sandbox(Aggregate):
     exit: Exit | None
     failure: Failure | None
     deleting: bool
+    grace_s: float
+    """How long its main process may take to end by itself, once somebody wants it to end."""
 
     @classmethod
     def create(
@@ -212,7 +214,7 @@ class Sandbox(Aggregate):
         if self._begins("begin_snapshot", "snapshot", command_id):
             self._begin(at, Operation(kind="snapshot", command=command_id, deadline=deadline, snapshot_id=snapshot_id, job_id=job_id))
 
-    def end_snapshot(self, at: datetime, snapshot_id: str, ok: bool, error: str | None = None) -> None:
+    def end_snapshot(self, at: datetime, snapshot_id: str, ok: bool, error: Why = None) -> None:
         operation = self.operation
         if operation is not None and operation.kind == "snapshot" and operation.snapshot_id == snapshot_id:
             LIFECYCLE.admits("end_snapshot", self.state)

@@ -15,9 +15,9 @@ from __future__ import annotations
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from domain.kernel.aggregate import Record
 from domain.kernel.lifecycle import Lifecycle
@@ -93,6 +93,12 @@ class Ttl(Record):
     kind: TtlKind = "absolute"
     on_ttl: OnTtl = "delete"
     auto_resume: bool = False
+
+    @field_validator("seconds", mode="before")
+    @classmethod
+    def _negative_is_for_ever(cls, seconds: Any) -> Any:
+        """-1 is how callers say it (reference/cubesandbox.md §9)."""
+        return None if isinstance(seconds, int | float) and seconds < 0 else seconds
 
 
 class Exit(Record):

@@ -20,7 +20,7 @@ from domain.kernel.aggregate import Aggregate, CreatedEvent, Event
 from domain.kernel.errors import Refused
 from domain.kernel.ids import artifact_id as id_of
 from domain.kernel.lifecycle import Lifecycle
-from domain.kernel.text import ErrorText, clip
+from domain.kernel.text import ErrorText, Why, clip
 from domain.sandboxes.spec import ArtifactRef
 from domain.templates.fingerprint import ArtifactSpec
 
@@ -267,7 +267,7 @@ class Artifact(Aggregate):
                 gc_deadline=at + TTL,
             )
 
-    def fail_build(self, at: datetime, job_id: str, error: str | None) -> None:
+    def fail_build(self, at: datetime, job_id: str, error: Why) -> None:
         if job_id == self.job_id and LIFECYCLE.admits("fail_build", self.state):
             self.record(ArtifactFailed, at, job_id=job_id, error=clip(error))
 

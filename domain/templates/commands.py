@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, StringConstraints, ValidationInfo, field_validator
 
 from domain.kernel.aggregate import Record
 from domain.kernel.command import Command
@@ -22,7 +22,7 @@ RegistryUser = Annotated[str, StringConstraints(max_length=256, pattern=r"^[^\x0
 Sealed = Annotated[str, StringConstraints(max_length=16_384)]
 
 
-class JobStarted(Record):
+class JobAccepted(Record):
     """``settled``: did the job end within ``wait_s``?"""
 
     template_id: TemplateId | None = None
@@ -37,13 +37,13 @@ class TemplateCreate(Command):
     NOUN: ClassVar[str] = "template"
     VERB: ClassVar[str] = "create"
     EXAMPLE: ClassVar[dict[str, Any]] = {"image": "docker://docker.io/library/alpine:3.20", "alias": "base", "memory_mb": 256}
-    RESULT: ClassVar[type[Record]] = JobStarted
+    RESULT: ClassVar[type[Record]] = JobAccepted
 
     image: ImageText
     alias: Name | None = None
     cpu: Cpu | None = None
     memory_mb: MemoryMb | None = None
-    disk_mb: DiskMb | None = None
+    disk_mb: DiskMb = 1024
     env: Env = {}
     cmd: Argv | None = None
     ports: Ports = ()
@@ -61,7 +61,7 @@ class TemplateCommit(Command):
     NOUN: ClassVar[str] = "template"
     VERB: ClassVar[str] = "commit"
     EXAMPLE: ClassVar[dict[str, Any]] = {"sandbox_id": "sb-aaaaaaaaaaaaaaaaaaaa", "alias": "warm"}
-    RESULT: ClassVar[type[Record]] = JobStarted
+    RESULT: ClassVar[type[Record]] = JobAccepted
 
     sandbox_id: SandboxId
     alias: Name | None = None
@@ -73,17 +73,18 @@ class TemplateRedo(Command):
     NOUN: ClassVar[str] = "template"
     VERB: ClassVar[str] = "redo"
     EXAMPLE: ClassVar[dict[str, Any]] = {"template": "base", "mode": "FAILED_ONLY"}
-    RESULT: ClassVar[type[Record]] = JobStarted
+    RESULT: ClassVar[type[Record]] = JobAccepted
 
     template: TemplateOrAlias
     mode: Literal["ALL", "NODES", "FAILED_ONLY", "FAILED_NODES"]
-    nodes: Nodes = ()
+    nodes: Nodes = Field(default=(), validate_default=True)
 
-    @model_validator(mode="after")
-    def _nodes_fit_the_mode(self) -> Self:
-        if (self.mode in {"NODES", "FAILED_NODES"}) != bool(self.nodes):
+    @field_validator("nodes")
+    @classmethod
+    def _fit_the_mode(cls, nodes: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        if "mode" in info.data and (info.data["mode"] in {"NODES", "FAILED_NODES"}) != bool(nodes):
             raise ValueError("nodes go with the modes NODES and FAILED_NODES, and only with them")
-        return self
+        return nodes
 
 
 class BaselineAdopted(Record):
@@ -147,13 +148,14 @@ class CompatRescan(Command):
     RESULT: ClassVar[type[Record]] = CompatRescanned
 
     nodes: Nodes = ()
-    all: bool = False
+    all: bool = Field(default=False, validate_default=True)
 
-    @model_validator(mode="after")
-    def _somebody_is_meant(self) -> Self:
-        if self.all == bool(self.nodes):
+    @field_validator("all")
+    @classmethod
+    def _or_nodes(cls, everything: bool, info: ValidationInfo) -> bool:
+        if "nodes" in info.data and everything == bool(info.data["nodes"]):
             raise ValueError("give either nodes or all: true")
-        return self
+        return everything
 
 
 class SnapshotCreate(Command):
@@ -162,7 +164,7 @@ class SnapshotCreate(Command):
     NOUN: ClassVar[str] = "snapshot"
     VERB: ClassVar[str] = "create"
     EXAMPLE: ClassVar[dict[str, Any]] = {"sandbox_id": "sb-aaaaaaaaaaaaaaaaaaaa", "name": "before the upgrade"}
-    RESULT: ClassVar[type[Record]] = JobStarted
+    RESULT: ClassVar[type[Record]] = JobAccepted
 
     sandbox_id: SandboxId
     name: Label = ""

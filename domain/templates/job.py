@@ -1,6 +1,6 @@
 """The job: one attempt at a long operation, with phase and progress (reference/cubesandbox.md §1.5, §2.2).
 
-PENDING  accepted; nobody works on it yet.
+PENDING  accepted; nobody has taken it up yet. What it started may already answer, and that counts.
 RUNNING  ``holder`` works on it, until ``lease_until`` unless it renews.
 READY    done; ``result`` says what came of it.
 FAILED   not done; ``phase`` says where it ended and ``failure`` why.
@@ -39,13 +39,13 @@ LIFECYCLE: Final = Lifecycle(
     """
                  PENDING  RUNNING  READY  FAILED
     start        RUNNING  =        =      =
-    advance      !        RUNNING  =      =
-    pull         =        RUNNING  =      =
+    advance      PENDING  RUNNING  =      =
+    pull         PENDING  RUNNING  =      =
     set_targets  PENDING  RUNNING  =      =
     note         PENDING  RUNNING  =      =
-    renew        !        RUNNING  =      =
+    renew        PENDING  RUNNING  =      =
     expire       FAILED   FAILED   =      =
-    succeed      !        READY    =      =
+    succeed      READY    READY    =      =
     fail         FAILED   FAILED   =      =
     """,
 )
@@ -246,7 +246,9 @@ class Job(Aggregate):
         """Begin to work on it. Who holds it already goes on; nobody else takes a running job."""
         if LIFECYCLE.admits("start", self.state):
             until = at + timedelta(seconds=lease_s)
-            self.record(JobStarted, at, holder=holder, lease_until=until, progress=progress_of(self.operation, self.phase))
+            self.record(
+                JobStarted, at, holder=holder, lease_until=until, progress=max(self.progress, progress_of(self.operation, self.phase))
+            )
 
     def advance(self, at: datetime, phase: Phase | str, progress: int | None = None) -> None:
         """It is in ``phase`` now; ``progress`` if something finer than the phase's own number is known. Steps back are no news."""

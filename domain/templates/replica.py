@@ -21,7 +21,7 @@ from typing import ClassVar, Final, Self
 
 from domain.kernel.aggregate import Aggregate, CreatedEvent, Event
 from domain.kernel.lifecycle import Lifecycle
-from domain.kernel.text import ErrorText, clip
+from domain.kernel.text import ErrorText, Why, clip
 from domain.nodes.orders import Versions
 from domain.templates.compat import Compat, evaluate, known
 
@@ -246,11 +246,11 @@ class Replica(Aggregate):
         if job_id == self.job_id and LIFECYCLE.admits("ready", self.state):
             self.record(ReplicaReady, at, versions=versions, driver=driver)
 
-    def fail(self, at: datetime, job_id: str, phase: str, error: str | None, cleanup_required: bool = False) -> None:
+    def fail(self, at: datetime, job_id: str, phase: str, error: Why, cleanup_required: bool = False) -> None:
         if job_id == self.job_id and LIFECYCLE.admits("fail", self.state):
             self.record(ReplicaFailed, at, phase=phase, error=clip(error), cleanup_required=cleanup_required)
 
-    def lost(self, at: datetime, error: str | None = None) -> None:
+    def lost(self, at: datetime, error: Why = None) -> None:
         """The node says that it does not have it any more."""
         if LIFECYCLE.admits("lost", self.state):
             text = clip(error) or "the node does not have it any more"

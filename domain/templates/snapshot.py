@@ -19,7 +19,7 @@ from typing import ClassVar, Final, Literal, Self
 from domain.kernel.aggregate import Aggregate, CreatedEvent, Event, Record
 from domain.kernel.errors import Refused
 from domain.kernel.lifecycle import Lifecycle
-from domain.kernel.text import ErrorText, clip
+from domain.kernel.text import ErrorText, Why, clip
 from domain.nodes.orders import Versions
 from domain.sandboxes.spec import ArtifactRef, Recipe
 
@@ -207,7 +207,7 @@ class Snapshot(Aggregate):
         if job_id == self.job_id and LIFECYCLE.admits("ready", self.state):
             self.record(SnapshotReady, at, size_bytes=size_bytes, holds=holds, versions=versions or Versions())
 
-    def fail(self, at: datetime, job_id: str, error: str | None) -> None:
+    def fail(self, at: datetime, job_id: str, error: Why) -> None:
         if job_id == self.job_id and LIFECYCLE.admits("fail", self.state):
             self.record(SnapshotFailed, at, error=clip(error))
 
@@ -236,7 +236,7 @@ class Snapshot(Aggregate):
                 raise Refused("snapshot.in-use", f"sandboxes run on snapshot {self.id}", details={"sandboxes": sorted(self.refs)[:20]})
             self.record(SnapshotRemoved, at)
 
-    def lost(self, at: datetime, error: str | None = None) -> None:
+    def lost(self, at: datetime, error: Why = None) -> None:
         """The node says that it does not have it any more (a failed listing is not such a word)."""
         if LIFECYCLE.admits("lost", self.state):
             self.record(SnapshotFailed, at, error=clip(error) or "the node does not have it any more")

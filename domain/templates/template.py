@@ -23,7 +23,7 @@ from domain.kernel.aggregate import Aggregate, CreatedEvent, Event, Record
 from domain.kernel.errors import Refused
 from domain.kernel.ids import SandboxId
 from domain.kernel.lifecycle import Lifecycle
-from domain.kernel.text import ErrorText, clip
+from domain.kernel.text import ErrorText, Why, clip
 from domain.sandboxes.spec import Argv, DriverName, Env, Port, Ports, Recipe
 
 
@@ -274,18 +274,18 @@ class Template(Aggregate):
         if job_id == self.active_job and recipe != self.recipe and LIFECYCLE.admits("set_recipe", self.state):
             self.record(TemplateRecipeSet, at, recipe=recipe)
 
-    def settle(self, at: datetime, job_id: str, ready: int, failed: int, total: int, error: str | None = None) -> None:
+    def settle(self, at: datetime, job_id: str, ready: int, failed: int, total: int, error: Why = None) -> None:
         """Its job is over: what it is now, by all its replicas."""
         row = f"settle:{_how_many(ready, total)}"
         if job_id == self.active_job and LIFECYCLE.admits(row, self.state):
             self._settle(at, row, job_id=job_id, ready=ready, failed=failed, total=total, error=error)
 
-    def fail(self, at: datetime, job_id: str, error: str | None) -> None:
+    def fail(self, at: datetime, job_id: str, error: Why) -> None:
         """Its job failed before any replica changed: what was ready stays so."""
         if job_id == self.active_job and LIFECYCLE.admits("fail", self.state):
             self.record(TemplateFailed, at, job_id=job_id, status=LIFECYCLE.target("fail", self.state), error=clip(error))
 
-    def replicas_changed(self, at: datetime, ready: int, failed: int, total: int, error: str | None = None) -> None:
+    def replicas_changed(self, at: datetime, ready: int, failed: int, total: int, error: Why = None) -> None:
         """Replicas came, went or broke while no job is at work; a job at work says so itself, at its end."""
         row = f"replicas_changed:{_how_many(ready, total)}"
         shown = None if row.endswith(":all") else clip(error)
@@ -314,12 +314,12 @@ class Template(Aggregate):
         if LIFECYCLE.admits("finish_delete", self.state):
             self.record(TemplateDeleted, at)
 
-    def fail_delete(self, at: datetime, error: str | None) -> None:
+    def fail_delete(self, at: datetime, error: Why) -> None:
         """It could not be removed; another delete may try again."""
         if LIFECYCLE.admits("fail_delete", self.state):
             self.record(TemplateDeleteFailed, at, error=clip(error))
 
-    def _settle(self, at: datetime, row: str, *, job_id: str | None, ready: int, failed: int, total: int, error: str | None) -> None:
+    def _settle(self, at: datetime, row: str, *, job_id: str | None, ready: int, failed: int, total: int, error: Why) -> None:
         status = LIFECYCLE.target(row, self.state)
         shown = None if status is TemplateState.READY else clip(error)
         self.record(TemplateSettled, at, job_id=job_id, status=status, ready=ready, failed=failed, total=total, error=shown)

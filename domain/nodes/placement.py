@@ -1,0 +1,123 @@
+"""Placement: on which node a sandbox goes, or the most telling reason why on none. Pure.
+
+A candidate must be open for scheduling, have a ready replica that is not STALE, the wished driver, and the memory. CPU time is shared, so
+too few free cores only make a node less attractive. Among those that fit, the one with the greatest share of its memory free wins, so that
+sandboxes spread; equal ones go by id, so that the same question has the same answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from domain.kernel.aggregate import Record
+from domain.kernel.errors import Refused, not_found
+
+READY: Final = "ready"
+UNREACHABLE: Final = frozenset({"offline", "evicted"})
+STALE: Final = "STALE"
+
+
+class Candidate(Record):
+    """A node as it looks now. ``status`` and ``compat`` in the contract's words; ``memory_mb`` is all it has."""
+
+    node_id: str
+    status: str
+    drivers: tuple[str, ...] = ()
+    free_cpu: float = 0
+    free_memory_mb: float = 0
+    memory_mb: float = 0
+    replica_ready: bool = False
+    compat: str = "OK"
+
+    @property
+    def free_share(self) -> float:
+        """The part of its memory that is free."""
+        return self.free_memory_mb / self.memory_mb if self.memory_mb else 0.0
+
+
+class Need(Record):
+    """What a sandbox needs: cores, MiB, a driver (None: any), a node (None: any)."""
+
+    cpu: float = 1
+    memory_mb: int = 512
+    driver: str | None = None
+    node: str | None = None
+
+
+def choose(candidates: Sequence[Candidate], need: Need) -> str:
+    """The node's id. Raises ``Refused`` naming the first rule that nobody passed."""
+    pool = _meant(candidates, need.node)
+    pool = _having_replica(pool)
+    pool = _fitting(pool)
+    pool = _open(pool)
+    pool = _driving(pool, need.driver)
+    pool = _roomy(pool, need)
+    return min(pool, key=lambda c: (c.free_cpu < need.cpu, -c.free_share, c.node_id)).node_id
+
+
+def _meant(candidates: Sequence[Candidate], node: str | None) -> list[Candidate]:
+    if node is None:
+        return [c for c in candidates if c.status != "evicted"]
+    meant = [c for c in candidates if c.node_id == node]
+    if not meant:
+        raise not_found("node", node)
+    if meant[0].status != READY:
+        raise Refused(
+            f"node.{meant[0].status}",
+            f"node {node} is {meant[0].status}",
+            retryable=meant[0].status != "evicted",
+            details={"node": node, "status": meant[0].status},
+        )
+    return meant
+
+
+def _having_replica(pool: list[Candidate]) -> list[Candidate]:
+    ready = [c for c in pool if c.replica_ready]
+    if not ready:
+        raise Refused("template.no-ready-replica", "the template is ready on none of these nodes", details={"nodes": _ids(pool)})
+    reachable = [c for c in ready if c.status not in UNREACHABLE]
+    if not reachable:
+        raise Refused("node.offline", "every node with a ready replica is offline", retryable=True, details={"nodes": _ids(ready)})
+    return reachable
+
+
+def _fitting(pool: list[Candidate]) -> list[Candidate]:
+    """Only STALE keeps a sandbox from starting (reference/cubesandbox.md §6)."""
+    fitting = [c for c in pool if c.compat != STALE]
+    if not fitting:
+        nodes = _ids(pool)
+        raise Refused("template.stale-needs-redo", f"every ready replica is stale ({', '.join(nodes)}): redo it", details={"nodes": nodes})
+    return fitting
+
+
+def _open(pool: list[Candidate]) -> list[Candidate]:
+    ready = [c for c in pool if c.status == READY]
+    if not ready:
+        raise Refused(
+            "capacity.exhausted", "every node with a ready replica is cordoned or draining", retryable=True, details={"nodes": _ids(pool)}
+        )
+    return ready
+
+
+def _driving(pool: list[Candidate], driver: str | None) -> list[Candidate]:
+    able = [c for c in pool if driver is None or driver in c.drivers]
+    if not able:
+        raise Refused("node.no-driver", f"none of these nodes has the driver {driver}", details={"nodes": _ids(pool), "driver": driver})
+    return able
+
+
+def _roomy(pool: list[Candidate], need: Need) -> list[Candidate]:
+    roomy = [c for c in pool if c.free_memory_mb >= need.memory_mb]
+    if not roomy:
+        raise Refused(
+            "capacity.exhausted",
+            f"no node has {need.memory_mb} MiB of memory left",
+            retryable=True,
+            details={"nodes": _ids(pool), "memory_mb": need.memory_mb},
+        )
+    return roomy
+
+
+def _ids(pool: Sequence[Candidate]) -> list[str]:
+    return sorted(c.node_id for c in pool)
