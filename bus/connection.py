@@ -54,7 +54,8 @@ class Connection(Client):
             if not self.is_connected:
                 continue
             try:
-                await asyncio.wait_for(self.flush(max(1, int(every_s))), every_s + 1)
+                async with asyncio.timeout(every_s):
+                    await self.rtt()  # flush() will not do: it has a way round a dead read loop
             except (nats.errors.Error, OSError, TimeoutError, AttributeError):
                 if self.is_connected:
                     log.warning("connection.read-loop-dead", server=str(self.connected_url))
