@@ -1,0 +1,54 @@
+# Two commands for newcomers: `make demo` and `make test`. Everything else is a part of them, or for developers.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest
+UV := $(shell command -v uv 2>/dev/null)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup packages demo test quick lint types check bench lock docs clean
+
+help:  ## Show what can be made
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+
+# The environment is made once, and again when the pinned dependencies change.
+setup: $(VENV)/.made  ## Make the virtual environment
+
+$(VENV)/.made: requirements.lock pyproject.toml scripts/make-venv
+	@PYTHON="$(PYTHON)" UV="$(UV)" sh scripts/make-venv "$(VENV)"
+	@touch $@
+
+packages:  ## Install what the tests need from Debian (root only; elsewhere it says what is missing)
+	@$(PYTHON) -m strandline.host_packages --for tests --install
+
+demo: setup  ## Run the main job, end to end, on an embedded server
+	@$(BIN)/strandline demo $(ARGS)
+
+test: setup packages  ## Run every test
+	@$(PYTEST) $(ARGS)
+
+quick: setup  ## Run the tests that need less than a minute
+	@$(PYTEST) -m "quick and not slow" $(ARGS)
+
+lint: setup  ## Style and layers
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/lint-imports
+
+types: setup  ## mypy, strict
+	@$(BIN)/mypy
+
+check: lint types test  ## What CI runs
+
+bench: setup packages  ## Print the ratios of docs/benchmarks.md
+	@$(BIN)/python -m benchmarks $(ARGS)
+
+docs: setup  ## Write the generated documents again
+	@$(BIN)/python -m scripts.generate_docs
+
+lock: setup  ## Pin the dependencies anew
+	@$(BIN)/pip install --quiet uv
+	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --extra dev --generate-hashes --no-emit-index-url --no-header pyproject.toml -o requirements.lock
+
+clean:  ## Remove the environment and every cache
+	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info

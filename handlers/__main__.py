@@ -1,0 +1,49 @@
+"""``python -m handlers``: one control-plane process, until SIGTERM."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import signal
+from pathlib import Path
+
+import structlog
+import uvloop
+
+from bus.connection import connect_from
+from bus.logging import configure
+from bus.streams import ensure_streams
+from domain import catalogue
+from handlers.plane import ControlPlane
+
+log = structlog.get_logger(__name__)
+
+
+async def run(directory: Path, replicas: int) -> None:
+    """Connect, make sure that the streams are there, serve until told to stop."""
+    stopping = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    connection = await connect_from(directory, "control", timeout=None)
+    async with connection:
+        await ensure_streams(connection, replicas=replicas)
+        plane = ControlPlane(connection)
+        await plane.start()
+        await stopping.wait()
+        log.info("control.stopping")
+        await plane.close()
+
+
+def main() -> None:
+    """Parse the command line and run."""
+    parser = argparse.ArgumentParser(prog="python -m handlers", description=__doc__)
+    parser.add_argument("--dir", type=Path, required=True, help="data directory with connect.json")
+    parser.add_argument("--replicas", type=int, default=1, choices=(1, 3), help="replicas of every stream")
+    arguments = parser.parse_args()
+    configure()
+    catalogue.load()
+    uvloop.run(run(arguments.dir, arguments.replicas))
+
+
+if __name__ == "__main__":
+    main()

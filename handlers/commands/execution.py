@@ -1,0 +1,104 @@
+"""``sandbox.exec``: one more process inside, its output to the caller, the fact of it into the log.
+
+The output goes past the log, on the bus only. A command id that is repeated later gets the exit code again, and no output.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+from typing import Any
+
+from bus.endpoints import Reply
+from domain.kernel.errors import Refused
+from domain.kernel.ids import derived
+from domain.nodes.orders import Order, Report, ReportKind, Verb
+from domain.sandboxes.commands import SandboxExec
+from domain.sandboxes.sandbox import Sandbox, SandboxState
+from handlers.control import Control
+from handlers.dispatch import Asked
+
+
+async def execute(control: Control, asked: Asked, command: SandboxExec) -> Reply:
+    """Run it and wait; a paused sandbox with ``auto_resume`` wakes up first."""
+    sandbox = await control.get(Sandbox, asked.project, command.sandbox_id)
+    loaded = await control.store.load(Sandbox, asked.project, command.sandbox_id)
+    if asked.command_id in loaded.commands:
+        return await _repeated(control, asked, sandbox.id)
+    if sandbox.state is SandboxState.PAUSED and sandbox.ttl is not None and sandbox.ttl.auto_resume:
+        sandbox = await _wake(control, asked, sandbox)
+    sandbox.require_exec()
+    timeout = command.timeout_s
+    order = _order(control, asked, command)
+    answer = control.results.expect(order.id)
+    try:
+        await control.order(sandbox.node_id, order)
+        async with asyncio.timeout(timeout + control.deadlines.exec_slack_s):
+            report = await answer
+    except TimeoutError:
+        raise Refused("node.offline", f"node {sandbox.node_id} did not answer", retryable=True, details={"node": sandbox.node_id}) from None
+    finally:
+        control.results.forget(order.id)
+    return await _reply(control, asked, command.cmd[0], report)
+
+
+def _order(control: Control, asked: Asked, command: SandboxExec) -> Order:
+    body = command.model_dump(mode="json", exclude={"wait_s"}, exclude_none=True)
+    return Order(
+        id=derived(asked.project, asked.command_id, "exec"),
+        verb=Verb.SANDBOX_EXEC,
+        project=asked.project,
+        key=command.sandbox_id,
+        process="exec",
+        process_id=command.sandbox_id,
+        at=asked.cause.at,
+        deadline=asked.cause.at + timedelta(seconds=command.timeout_s + control.deadlines.exec_slack_s),
+        trace=asked.cause.trace,
+        body=body,
+    )
+
+
+async def _reply(control: Control, asked: Asked, program: str, report: Report) -> Reply:
+    if report.kind is ReportKind.FAILED or report.error is not None:
+        error = report.error
+        if error is None:
+            raise Refused("internal", "the node failed without saying why", retryable=True)
+        raise Refused(error.code, error.message, retryable=error.retryable, details=error.details)
+    body = report.body
+
+    def note(sandbox: Sandbox) -> None:
+        sizes = len(body.get("stdout", "")), len(body.get("stderr", ""))
+        sandbox.executed(asked.cause.at, asked.command_id, body["exit_code"], body.get("duration_ms", 0), program, *sizes)
+
+    done = await control.change(Sandbox, asked.project, report.process_id, asked.cause, note, lambda _: {"exit_code": body["exit_code"]})
+    return Reply(_output(body), report.process_id, done.seq)
+
+
+def _output(body: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "exit_code": body["exit_code"],
+        "stdout": body.get("stdout", ""),
+        "stderr": body.get("stderr", ""),
+        "truncated": body.get("truncated", False),
+        "timed_out": body.get("timed_out", False),
+    }
+
+
+async def _repeated(control: Control, asked: Asked, sandbox_id: str) -> Reply:
+    done = await control.change(Sandbox, asked.project, sandbox_id, asked.cause, lambda _: None)
+    code = (done.reply or {}).get("exit_code")
+    return Reply(
+        {"exit_code": code, "stdout": "", "stderr": "", "truncated": True, "timed_out": False, "repeated": True}, sandbox_id, done.seq
+    )
+
+
+async def _wake(control: Control, asked: Asked, sandbox: Sandbox) -> Sandbox:
+    deadline = asked.cause.at + timedelta(seconds=control.deadlines.operation_s)
+    cause = control.own_cause(asked.project, asked.command_id, "wake")
+    await control.change(Sandbox, asked.project, sandbox.id, cause, lambda s: s.request_resume(cause.at, cause.command, deadline))
+
+    async def awake() -> bool:
+        return (await control.get(Sandbox, asked.project, sandbox.id)).operation is None
+
+    await control.waiting.until("sandbox", asked.project, sandbox.id, awake, control.deadlines.exec_slack_s)
+    return await control.get(Sandbox, asked.project, sandbox.id)

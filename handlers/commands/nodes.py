@@ -1,0 +1,88 @@
+"""``node.*`` and ``compat.rescan``: machines that join, rest and leave, and a fresh look at what they run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from bus.endpoints import Reply
+from domain.kernel.errors import not_found
+from domain.kernel.ids import SYSTEM_PROJECT, derived
+from domain.nodes import commands as c
+from domain.nodes.node import Node
+from domain.nodes.orders import Verb
+from domain.templates.commands import CompatRescan
+from domain.templates.compat import Compat, evaluate
+from handlers.control import Control
+from handlers.dispatch import Asked
+
+
+async def enroll(control: Control, asked: Asked, command: c.NodeEnroll) -> Reply:
+    """Make a node known; its agent may then say hello."""
+
+    def decide(node: Node | None) -> Node:
+        if node is None:
+            return Node.create(command.node_id, asked.cause.at)
+        node.enroll(asked.cause.at)
+        return node
+
+    done = await control.store.transact(Node, SYSTEM_PROJECT, command.node_id, decide, asked.cause)
+    return Reply({"node_id": command.node_id}, command.node_id, done.seq)
+
+
+async def evict(control: Control, asked: Asked, command: c.NodeEvict) -> Reply:
+    """Never believe this node again, until it is enrolled anew."""
+    return await _change(control, asked, command.node_id, lambda n: n.evict(asked.cause.at))
+
+
+async def cordon(control: Control, asked: Asked, command: c.NodeCordon) -> Reply:
+    """No new sandboxes here."""
+    return await _change(control, asked, command.node_id, lambda n: n.cordon(asked.cause.at))
+
+
+async def uncordon(control: Control, asked: Asked, command: c.NodeUncordon) -> Reply:
+    """New sandboxes again."""
+    return await _change(control, asked, command.node_id, lambda n: n.uncordon(asked.cause.at))
+
+
+async def drain(control: Control, asked: Asked, command: c.NodeDrain) -> Reply:
+    """No new sandboxes, and the ones here end by themselves."""
+    return await _change(control, asked, command.node_id, lambda n: n.drain(asked.cause.at))
+
+
+async def _change(control: Control, asked: Asked, node_id: str, decide: Callable[[Node], object]) -> Reply:
+    done = await control.change(Node, SYSTEM_PROJECT, node_id, asked.cause, decide)
+    return Reply({"node_id": node_id}, node_id, done.seq)
+
+
+async def rescan(control: Control, asked: Asked, command: CompatRescan) -> Reply:
+    """Ask nodes what they run now; the matrix follows from what they answer. ``changed`` counts replicas whose compat is another after."""
+    healthy = {n.node_id for n in control.fleet.healthy_nodes()}
+    wanted = sorted(healthy) if command.all else list(command.nodes or ())
+    for node_id in wanted:
+        if node_id not in control.fleet.nodes:
+            raise not_found("node", node_id)
+    before = _compat(control, wanted)
+    answers = [(node_id, control.results.expect(_order_id(asked, node_id))) for node_id in wanted if node_id in healthy]
+    for node_id, _ in answers:
+        order = control.new_order(Verb.NODE_INSPECT, SYSTEM_PROJECT, ("node", node_id), {}, key=node_id, salt=asked.command_id)
+        await control.order(node_id, order.model_copy(update={"id": _order_id(asked, node_id)}))
+    seconds = command.wait_s or control.deadlines.exec_slack_s
+    settled = await control.results.all_of([answer for _, answer in answers], seconds)
+    for node_id, _ in answers:
+        control.results.forget(_order_id(asked, node_id))
+    after = _compat(control, wanted)
+    changed = sum(1 for cell, compat in after.items() if before.get(cell) is not compat)
+    return Reply({"changed": changed, "settled": settled}, None, control.fleet.seq)
+
+
+def _order_id(asked: Asked, node_id: str) -> str:
+    return derived(asked.project, asked.command_id, "inspect", node_id)
+
+
+def _compat(control: Control, nodes: list[str]) -> dict[tuple[str, str], Compat]:
+    fleet = control.fleet
+    return {
+        key: evaluate(replica.bound, fleet.nodes[key[1]].versions)
+        for key, replica in fleet.replicas.items()
+        if key[1] in nodes and replica.state == "READY"
+    }

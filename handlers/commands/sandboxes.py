@@ -1,0 +1,245 @@
+"""``sandbox.*``: create, pause, resume, stop, delete, set-ttl, abandon. Rollback and clone stand with the snapshots they use."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from bus.store import Committed, Part
+from domain.nodes.placement import Candidate, Need, choose
+
+from bus.endpoints import Reply
+from domain.kernel import ids
+from domain.kernel.errors import Refused
+from domain.sandboxes import commands as c
+from domain.sandboxes.provisioning import Provisioning
+from domain.sandboxes.sandbox import Sandbox, SandboxState, Ttl
+from domain.sandboxes.spec import ArtifactRef, Recipe, SandboxSpec
+from domain.templates.artifact import Artifact
+from domain.templates.compat import Compat, evaluate
+from domain.templates.snapshot import Snapshot, SnapshotState
+from domain.templates.template import Template
+from handlers.commands.aliases import resolve_template
+from handlers.control import Control, existing, unchanged
+from handlers.dispatch import Asked
+from handlers.fleet import NodeEntry
+from handlers.processes.sandboxes import STARTING
+
+
+async def create(control: Control, asked: Asked, command: c.SandboxCreate) -> Reply:
+    """Place a sandbox and request it; provisioning follows from the event."""
+    if command.disks or command.egress:
+        raise Refused("sandbox.unsupported", "disks and egress policies are not supported yet")
+    sandbox_id = ids.sandbox_id(asked.project, asked.command_id)
+    if await control.find(Sandbox, asked.project, sandbox_id) is None:
+        done = await _request(control, asked, command, sandbox_id)
+    else:
+        done = await control.change(Sandbox, asked.project, sandbox_id, asked.cause, unchanged)
+    return await _settled(control, asked.project, done, command.wait_s)
+
+
+async def _request(control: Control, asked: Asked, command: c.SandboxCreate, sandbox_id: str) -> Committed[Sandbox]:
+    spec, node_id = await _plan(control, asked.project, command)
+    ttl = (
+        None
+        if command.ttl_s is None
+        else Ttl(seconds=command.ttl_s, kind=command.ttl_kind, on_ttl=command.on_ttl, auto_resume=command.auto_resume)
+    )
+
+    def decide(sandbox: Sandbox | None) -> Sandbox:
+        return sandbox or Sandbox.create(sandbox_id, asked.cause.at, spec, node_id, ttl)
+
+    if spec.snapshot_id is None:
+        return await control.store.transact(Sandbox, asked.project, sandbox_id, decide, asked.cause, _created)
+    attach = existing(Snapshot, spec.snapshot_id, lambda s: s.attach(asked.cause.at, sandbox_id, node_id, 0))
+    parts = [
+        Part(Sandbox, asked.project, sandbox_id, decide, _created),
+        Part(Snapshot, asked.project, spec.snapshot_id, attach),
+    ]
+    return (await control.store.transact_many(parts, asked.cause))[0]
+
+
+def _created(sandbox: Sandbox) -> dict[str, Any]:
+    return {"sandbox_id": sandbox.id, "node_id": sandbox.node_id, "state": sandbox.state.value}
+
+
+async def _plan(control: Control, project: str, command: c.SandboxCreate) -> tuple[SandboxSpec, str]:
+    """The specification and the node, from a template or from a snapshot."""
+    if command.snapshot_id is not None:
+        return await _plan_from_snapshot(control, project, command)
+    template = await resolve_template(control, project, command.template or "")
+    if template.artifact_id is None or template.recipe is None:
+        raise Refused("template.no-ready-replica", f"template {template.id} is {template.state.value}", retryable=True)
+    artifact = await control.get(Artifact, ids.SYSTEM_PROJECT, template.artifact_id)
+    if artifact.ref is None:
+        raise Refused("template.no-ready-replica", f"artifact {artifact.id} is {artifact.state.value}", retryable=True)
+    spec = _spec(command, template.id, None, artifact.ref, template.recipe, template.request.driver)
+    return spec, _place(control, template, spec, command.node)
+
+
+async def _plan_from_snapshot(control: Control, project: str, command: c.SandboxCreate) -> tuple[SandboxSpec, str]:
+    snapshot = await control.get(Snapshot, project, command.snapshot_id or "")
+    if snapshot.state is not SnapshotState.READY:
+        raise Refused(
+            "snapshot.illegal-state", f"snapshot {snapshot.id} is {snapshot.state.value}", details={"state": snapshot.state.value}
+        )
+    if command.node is not None and command.node != snapshot.node_id:
+        raise Refused(
+            "snapshot.not-on-node", f"snapshot {snapshot.id} lives on node {snapshot.node_id}", details={"node": snapshot.node_id}
+        )
+    template = await control.find(Template, project, snapshot.template_id)
+    driver = None if template is None else template.request.driver
+    spec = _spec(command, snapshot.template_id, snapshot.id, snapshot.artifact, snapshot.recipe, driver)
+    node = control.fleet.nodes.get(snapshot.node_id)
+    candidate = [] if node is None else [_candidate(node, Compat.OK, replica=True)]
+    return spec, choose(candidate, _need(spec, snapshot.node_id))
+
+
+def _spec(
+    command: c.SandboxCreate, template_id: str, snapshot_id: str | None, artifact: ArtifactRef, recipe: Recipe, driver: str | None
+) -> SandboxSpec:
+    wishes = {
+        "cpu": command.cpu,
+        "memory_mb": command.memory_mb,
+        "cmd": command.cmd,
+        "ports": command.ports or None,
+        "env": {**recipe.env, **command.env} if command.env else None,
+    }
+    changed = recipe.model_copy(update={name: wish for name, wish in wishes.items() if wish is not None})
+    return SandboxSpec(
+        template_id=template_id,
+        snapshot_id=snapshot_id,
+        artifact=artifact,
+        recipe=changed,
+        name=command.name,
+        labels=command.labels,
+        driver=driver,
+    )
+
+
+def _need(spec: SandboxSpec, node: str | None) -> Need:
+    return Need(cpu=spec.recipe.cpu, memory_mb=spec.recipe.memory_mb, driver=spec.driver, node=node)
+
+
+def _place(control: Control, template: Template, spec: SandboxSpec, wanted: str | None) -> str:
+    """The node for a sandbox of that template, or the most telling refusal."""
+    replicas = control.fleet.by_template.get(template.id, {})
+    candidates = []
+    for node in control.fleet.nodes.values():
+        replica = replicas.get(node.node_id)
+        ready = replica is not None and replica.state == "READY"
+        compat = evaluate(replica.bound, node.versions) if ready and replica is not None else Compat.MISSING
+        candidates.append(_candidate(node, compat, replica=ready))
+    return choose(candidates, _need(spec, wanted))
+
+
+def _candidate(node: NodeEntry, compat: Compat, *, replica: bool) -> Candidate:
+    status = (
+        "evicted" if node.evicted else "offline" if not node.online else {"OPEN": "ready"}.get(node.scheduling, node.scheduling.lower())
+    )
+    return Candidate(
+        node_id=node.node_id,
+        status=status,
+        drivers=node.drivers,
+        free_cpu=node.capacity.cpu - node.used_cpu,
+        free_memory_mb=node.capacity.memory_mb - node.used_memory_mb,
+        memory_mb=node.capacity.memory_mb,
+        replica_ready=replica,
+        compat=compat.value,
+    )
+
+
+async def _settled(control: Control, project: str, done: Committed[Sandbox], wait_s: float) -> Reply:
+    """The reply once the sandbox has started, or failed to, or the caller has waited long enough."""
+    sandbox = done.aggregate
+
+    async def settled() -> bool:
+        return (await control.get(Sandbox, project, sandbox.id)).state not in STARTING
+
+    finished = await control.waiting.until("sandbox", project, sandbox.id, settled, wait_s)
+    sandbox = await control.get(Sandbox, project, sandbox.id)
+    if wait_s and sandbox.state is SandboxState.DEAD and sandbox.failure is not None:
+        raise Refused(
+            "sandbox.startup-failed",
+            sandbox.failure.message,
+            details={"sandbox_id": sandbox.id, "cause": sandbox.failure.code, **sandbox.failure.details},
+        )
+    return Reply({**_created(sandbox), "settled": finished}, sandbox.id, await control.position(Sandbox, project, sandbox.id))
+
+
+async def pause(control: Control, asked: Asked, command: c.SandboxPause) -> Reply:
+    """Freeze every process; memory stays."""
+    deadline = asked.cause.at + timedelta(seconds=control.deadlines.operation_s)
+    return await _operate(control, asked, command, lambda s: s.request_pause(asked.cause.at, asked.command_id, deadline))
+
+
+async def resume(control: Control, asked: Asked, command: c.SandboxResume) -> Reply:
+    """Let a paused sandbox go on."""
+    deadline = asked.cause.at + timedelta(seconds=control.deadlines.operation_s)
+    return await _operate(control, asked, command, lambda s: s.request_resume(asked.cause.at, asked.command_id, deadline))
+
+
+async def stop(control: Control, asked: Asked, command: c.SandboxStop) -> Reply:
+    """SIGTERM, grace, SIGKILL, tear down."""
+    return await _operate(control, asked, command, lambda s: s.request_stop(asked.cause.at, asked.command_id, command.grace_s), over=True)
+
+
+async def delete(control: Control, asked: Asked, command: c.SandboxDelete) -> Reply:
+    """Tear down at once, whatever the state."""
+    return await _operate(control, asked, command, lambda s: s.request_delete(asked.cause.at, asked.command_id), over=True)
+
+
+async def set_ttl(control: Control, asked: Asked, command: c.SandboxSetTtl) -> Reply:
+    """A new time to live, counted from now."""
+    done = await control.change(
+        Sandbox, asked.project, command.sandbox_id, asked.cause, lambda s: s.set_ttl(asked.cause.at, command.ttl_s, command.ttl_kind), _ends
+    )
+    return Reply(_ends(done.aggregate), command.sandbox_id, done.seq)
+
+
+def _ends(sandbox: Sandbox) -> dict[str, Any]:
+    return {"ends_at": None if sandbox.ends_at is None else sandbox.ends_at.isoformat()}
+
+
+async def abandon(control: Control, asked: Asked, command: c.SandboxAbandon) -> Reply:
+    """An operator gives up on undoing; what is left behind is named."""
+
+    def left(provisioning: Provisioning) -> dict[str, Any]:
+        return {"uncompensated": list(provisioning.uncompensated)}
+
+    await control.get(Sandbox, asked.project, command.sandbox_id)
+    done = await control.change(Provisioning, asked.project, command.sandbox_id, asked.cause, lambda p: p.abandon(asked.cause.at), left)
+    return Reply(left(done.aggregate), command.sandbox_id, done.seq)
+
+
+async def _operate(control: Control, asked: Asked, command: Any, decide: Any, *, over: bool = False) -> Reply:
+    """One method of one sandbox, and the wait for what it starts: for ``over`` until it is dead, else until no operation is left."""
+    identifier = command.sandbox_id
+    done = await control.change(Sandbox, asked.project, identifier, asked.cause, decide, lambda s: {"state": s.state.value})
+
+    async def settled() -> bool:
+        sandbox = await control.get(Sandbox, asked.project, identifier)
+        return sandbox.state is SandboxState.DEAD or (not over and sandbox.operation is None)
+
+    finished = await control.waiting.until("sandbox", asked.project, identifier, settled, command.wait_s)
+    if command.wait_s and finished and not over:
+        await _raise_failure(control, asked, identifier)
+    sandbox = await control.get(Sandbox, asked.project, identifier)
+    seq = await control.position(Sandbox, asked.project, identifier) if command.wait_s else done.seq
+    return Reply({"state": sandbox.state.value, "settled": finished}, identifier, seq)
+
+
+async def _raise_failure(control: Control, asked: Asked, sandbox_id: str) -> None:
+    """The caller waited for an operation: if the log says that it failed, so does the reply."""
+    for commit in reversed(await control.store.read(asked.project, "sandbox", sandbox_id)):
+        for event in commit.events:
+            if event["data"].get("command") != asked.command_id:
+                continue
+            if event["type"] == "sandbox.operation-failed":
+                failure = event["data"]["failure"]
+                raise Refused(
+                    failure["code"], failure["message"], retryable=failure.get("retryable", False), details=failure.get("details")
+                )
+            if event["type"] == "sandbox.operation-expired":
+                raise Refused("node.offline", "the node did not answer in time", retryable=True)
+            return

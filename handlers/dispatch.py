@@ -1,0 +1,82 @@
+"""From a request on the bus to a reply: parse, recognise repeats, hand to the noun's handler, remember the answer.
+
+The same command id with the same body gives the same answer for ever, and acts once (design.md §3). Two things make it so: aggregates
+remember the ids of the commands in their history, and a receipt per explicit command id tells repeats across aggregates apart.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+from bus.receipts import Receipts
+
+from bus.endpoints import Reply, Request
+from domain.kernel.command import Cause, Command
+from domain.kernel.errors import Invalid, Refused
+from domain.kernel.ids import NAME_PATTERN
+from domain.kernel.registry import COMMANDS
+from handlers.control import Control, digest_of
+
+_PROJECT = re.compile(NAME_PATTERN)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A parsed command with everything a handler needs to know about the asking."""
+
+    project: str
+    command_id: str
+    cause: Cause
+
+
+Handler = Callable[[Control, Asked, Any], Awaitable[Reply]]
+
+
+class Dispatcher:
+    """Finds the handler of ``noun.verb`` and wraps it in idempotency."""
+
+    def __init__(self, control: Control, receipts: Receipts, handlers: dict[type[Command], Handler]) -> None:
+        self._control = control
+        self._receipts = receipts
+        self._handlers = {cls.wire_name(): (cls, handler) for cls, handler in handlers.items()}
+
+    @property
+    def commands(self) -> dict[str, type[Command]]:
+        """What is served, by ``noun.verb``."""
+        return {name: cls for name, (cls, _) in self._handlers.items()}
+
+    async def handle(self, request: Request) -> Reply:
+        """The reply to one request. Raises ``Refused``."""
+        if not _PROJECT.match(request.project):
+            raise Invalid("the project is not a name", {"project": "lower-case letters, digits and '-', at most 63"})
+        cls, handler = self._handlers[request.name]
+        command = cls.parse(request.body)
+        digest = digest_of([request.name, orjson.loads(command.model_dump_json(exclude={"wait_s"}))])
+        if request.explicit:
+            known = await self._receipts.get(request.project, request.command_id)
+            if known is not None:
+                return _replayed(known.digest, digest, known.reply)
+        cause = Cause(request.command_id, digest, request.actor, request.project, self._control.clock(), None, request.trace)
+        reply = await handler(self._control, Asked(request.project, request.command_id, cause), command)
+        if request.explicit:
+            self._receipts.put_soon(request.project, request.command_id, digest, _as_dict(reply))
+        return reply
+
+
+def _replayed(stored: str, digest: str, reply: dict[str, Any]) -> Reply:
+    if stored != digest:
+        raise Refused("command.mismatch", "this command id was used for another command or another body")
+    return Reply(result=reply["result"], id=reply["id"], seq=reply["seq"])
+
+
+def _as_dict(reply: Reply) -> dict[str, Any]:
+    return {"result": reply.result, "id": reply.id, "seq": reply.seq}
+
+
+def served() -> dict[str, type[Command]]:
+    """Every command of the contract, by ``noun.verb``."""
+    return dict(COMMANDS)

@@ -1,0 +1,283 @@
+"""The fleet index: what the control plane keeps in mind of nodes, replicas, sandboxes and open work, folded from the log.
+
+It answers "where can this go?" and "what is not finished?" without asking a projector, so that sandboxes start while projectors are down.
+It is a cache of the log and never the truth: whoever acts on it asks an aggregate, which may refuse.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from bus.commit import Commit
+from domain.nodes.orders import Capacity, Versions
+
+Key = tuple[str, str, str]
+"""(aggregate type, project, id)."""
+
+
+@dataclass(slots=True)
+class NodeEntry:
+    """A node as far as placement is concerned. ``used`` counts what the log has placed there, not what the node reports."""
+
+    node_id: str
+    online: bool = True
+    evicted: bool = False
+    scheduling: str = "OPEN"
+    drivers: tuple[str, ...] = ()
+    roles: tuple[str, ...] = ()
+    versions: Versions = field(default_factory=Versions)
+    capacity: Capacity = field(default_factory=Capacity)
+    used_cpu: float = 0
+    used_memory_mb: int = 0
+    sandboxes: int = 0
+    storage_mode: str = "healthy"
+
+    @property
+    def healthy(self) -> bool:
+        """Online and not evicted. A cordoned node is healthy: cordoning only stops new sandboxes (reference/cubesandbox.md §3.4)."""
+        return self.online and not self.evicted
+
+
+@dataclass(slots=True)
+class ReplicaEntry:
+    template_id: str
+    node_id: str
+    project: str
+    state: str = "PENDING"
+    bound: Versions = field(default_factory=Versions)
+    driver: str = ""
+
+
+@dataclass(slots=True)
+class SandboxEntry:
+    sandbox_id: str
+    project: str
+    node_id: str
+    template_id: str
+    snapshot_id: str | None
+    cpu: float
+    memory_mb: int
+
+
+class Fleet:
+    """Folds commits, in log order; redelivery is a no-op because ``seq`` must grow."""
+
+    def __init__(self) -> None:
+        self.seq = 0
+        self._grew = asyncio.Event()
+        self.nodes: dict[str, NodeEntry] = {}
+        self.replicas: dict[tuple[str, str], ReplicaEntry] = {}
+        self.by_template: dict[str, dict[str, ReplicaEntry]] = defaultdict(dict)
+        self.sandboxes: dict[str, SandboxEntry] = {}
+        self.users: dict[str, set[str]] = defaultdict(set)
+        self.open: dict[Key, datetime] = {}
+        self.artifacts: set[str] = set()
+        self.jobs_of_artifact: dict[str, set[Key]] = defaultdict(set)
+        self.jobs_of_resource: dict[str, set[Key]] = defaultdict(set)
+        self.jobs_of_clone: dict[str, set[Key]] = defaultdict(set)
+        self._indexed: dict[Key, list[tuple[dict[str, set[Key]], str]]] = defaultdict(list)
+
+    def apply(self, commit: Commit) -> None:
+        """Take in one commit."""
+        if commit.seq <= self.seq:
+            return
+        self.seq = commit.seq
+        fold = _FOLDS.get(commit.type)
+        for event in commit.events:
+            if fold is not None:
+                fold(self, commit, event["type"], event["data"])
+            self._track(commit, event["type"])
+        self._grew.set()
+
+    async def reached(self, seq: int) -> None:
+        """Wait until everything up to ``seq`` is folded: a process that is woken by a commit must see it here too."""
+        while self.seq < seq:
+            self._grew.clear()
+            await self._grew.wait()
+
+    def _track(self, commit: Commit, name: str) -> None:
+        key = (commit.type, commit.project, commit.id)
+        if name in CLOSING:
+            self.open.pop(key, None)
+        elif name in OPENING:
+            self.open[key] = commit.time
+
+    def open_since(self, before: datetime) -> Iterator[Key]:
+        """Work that was opened before ``before`` and is not finished, for the watchdog."""
+        return iter([key for key, since in self.open.items() if since < before])
+
+    def healthy_nodes(self) -> list[NodeEntry]:
+        """Healthy nodes by id."""
+        return sorted((n for n in self.nodes.values() if n.healthy), key=lambda n: n.node_id)
+
+    def builders(self) -> list[NodeEntry]:
+        """Healthy nodes that build, the ones with the fewest sandboxes first."""
+        return sorted(
+            (n for n in self.healthy_nodes() if "builder" in n.roles), key=lambda n: (n.scheduling != "OPEN", n.sandboxes, n.node_id)
+        )
+
+    def users_of(self, template_or_snapshot: str) -> list[str]:
+        """Live sandboxes that were created from it, by id."""
+        return sorted(self.users.get(template_or_snapshot, ()))
+
+    # ------------------------------------------------------------------------------------------------------ folds
+
+    def _node(self, commit: Commit, name: str, data: dict[str, Any]) -> None:
+        node = self.nodes.setdefault(commit.id, NodeEntry(commit.id))
+        match name:
+            case "node.described":
+                node.drivers = tuple(d["name"] for d in data["drivers"])
+                node.roles = tuple(data.get("roles", ("builder", "runner")))
+                node.capacity = Capacity.model_validate(data["capacity"])
+            case "node.versions-changed":
+                node.versions = Versions.model_validate(data["versions"])
+            case "node.storage-mode-changed":
+                node.storage_mode = data["mode"].lower()
+            case _:
+                for attribute, value in NODE_CHANGES.get(name, {}).items():
+                    setattr(node, attribute, value)
+
+    def _replica(self, commit: Commit, name: str, data: dict[str, Any]) -> None:
+        template, _, node = commit.id.partition("_")
+        entry = self.replicas.get((template, node))
+        if entry is None:
+            entry = self.replicas[template, node] = self.by_template[template][node] = ReplicaEntry(template, node, commit.project)
+        match name:
+            case "replica.ready":
+                entry.state, entry.bound = "READY", Versions.model_validate(data["versions"])
+                entry.driver = data.get("driver", "")
+            case "replica.baseline-adopted":
+                entry.bound = Versions.model_validate(data["versions"])
+            case "replica.removed":
+                self.replicas.pop((template, node), None)
+                self.by_template[template].pop(node, None)
+            case _:
+                entry.state = REPLICA_STATES.get(name, entry.state)
+
+    def _sandbox(self, commit: Commit, name: str, data: dict[str, Any]) -> None:
+        if name == "sandbox.created":
+            self._place(commit, data)
+            return
+        entry = self.sandboxes.get(commit.id)
+        if entry is None or name not in SANDBOX_DEAD:
+            return
+        del self.sandboxes[commit.id]
+        node = self.nodes.setdefault(entry.node_id, NodeEntry(entry.node_id))
+        node.used_cpu -= entry.cpu
+        node.used_memory_mb -= entry.memory_mb
+        node.sandboxes -= 1
+        for source in filter(None, (entry.template_id, entry.snapshot_id)):
+            self.users[source].discard(entry.sandbox_id)
+
+    def _place(self, commit: Commit, data: dict[str, Any]) -> None:
+        spec = data["spec"]
+        recipe = spec["recipe"]
+        entry = SandboxEntry(
+            commit.id,
+            commit.project,
+            data["node_id"],
+            spec["template_id"],
+            spec.get("snapshot_id"),
+            recipe.get("cpu", 1),
+            recipe.get("memory_mb", 512),
+        )
+        self.sandboxes[commit.id] = entry
+        node = self.nodes.setdefault(entry.node_id, NodeEntry(entry.node_id))
+        node.used_cpu += entry.cpu
+        node.used_memory_mb += entry.memory_mb
+        node.sandboxes += 1
+        for source in filter(None, (entry.template_id, entry.snapshot_id)):
+            self.users[source].add(entry.sandbox_id)
+
+    def _job(self, commit: Commit, name: str, data: dict[str, Any]) -> None:
+        key = ("job", commit.project, commit.id)
+        if name == "job.created":
+            self._index(key, self.jobs_of_resource, data["resource_id"])
+            for clone in data.get("request", {}).get("clones", ()):
+                self._index(key, self.jobs_of_clone, clone)
+        elif name == "job.noted" and "artifact_id" in data["facts"]:
+            self._index(key, self.jobs_of_artifact, data["facts"]["artifact_id"])
+        elif name in CLOSING:
+            for index, entry in self._indexed.pop(key, ()):
+                index[entry].discard(key)
+                if not index[entry]:
+                    del index[entry]
+
+    def _index(self, key: Key, index: dict[str, set[Key]], entry: str) -> None:
+        if key not in index[entry]:
+            index[entry].add(key)
+            self._indexed[key].append((index, entry))
+
+    def _artifact(self, commit: Commit, name: str, data: dict[str, Any]) -> None:
+        del data
+        if name == "artifact.deleted":
+            self.artifacts.discard(commit.id)
+        else:
+            self.artifacts.add(commit.id)
+
+
+NODE_CHANGES: dict[str, dict[str, Any]] = {
+    "node.enrolled": {"online": False, "evicted": False, "scheduling": "OPEN"},
+    "node.re-enrolled": {"online": False, "evicted": False, "scheduling": "OPEN"},
+    "node.came-online": {"online": True},
+    "node.went-offline": {"online": False},
+    "node.cordoned": {"scheduling": "CORDONED"},
+    "node.uncordoned": {"scheduling": "OPEN"},
+    "node.draining": {"scheduling": "DRAINING"},
+    "node.evicted": {"evicted": True},
+}
+REPLICA_STATES = {
+    "replica.created": "PENDING",
+    "replica.distributing": "DISTRIBUTING",
+    "replica.distributed": "DISTRIBUTED",
+    "replica.preparing": "SNAPSHOTTING",
+    "replica.failed": "FAILED",
+    "replica.redone": "PENDING",
+    "replica.cleaning": "CLEANING",
+}
+SANDBOX_DEAD = frozenset({"sandbox.start-failed", "sandbox.destroyed"})
+OPENING = frozenset(
+    {
+        "job.created",
+        "sandbox.created",
+        "sandbox.operation-begun",
+        "sandbox.stop-requested",
+        "sandbox.delete-requested",
+        "sandbox.exited",
+        "template.delete-requested",
+        "artifact.cleanup-requested",
+        "snapshot.deleted",
+    }
+)
+CLOSING = frozenset(
+    {
+        "job.succeeded",
+        "job.failed",
+        "sandbox.started",
+        "sandbox.paused",
+        "sandbox.resumed",
+        "sandbox.rolled-back",
+        "sandbox.snapshot-ended",
+        "sandbox.operation-failed",
+        "sandbox.operation-expired",
+        "sandbox.start-failed",
+        "sandbox.destroyed",
+        "template.deleted",
+        "template.delete-failed",
+        "artifact.deleted",
+        "artifact.claimed",
+        "snapshot.removed",
+    }
+)
+_FOLDS: dict[str, Callable[[Fleet, Commit, str, dict[str, Any]], None]] = {
+    "node": Fleet._node,  # noqa: SLF001 - the table of its own methods
+    "replica": Fleet._replica,  # noqa: SLF001
+    "sandbox": Fleet._sandbox,  # noqa: SLF001
+    "job": Fleet._job,  # noqa: SLF001
+    "artifact": Fleet._artifact,  # noqa: SLF001
+}

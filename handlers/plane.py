@@ -1,0 +1,148 @@
+"""The control plane: wires handlers, processes, reports, timers and liveness to the bus. Several may run side by side.
+
+Each one folds the whole log into its fleet index; events, reports and timers are shared out among them by durable consumers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Sequence
+
+import structlog
+from bus.fast import Publisher
+from bus.receipts import Receipts
+from bus.store import Store
+from bus.submit import SubmitWorker
+from bus.subscription import DurableReader, Tail
+from bus.timers import Due, DueReader
+
+from bus import heartbeat, objects
+from bus.broadcast import Broadcast
+from bus.commit import Commit
+from bus.connection import Client
+from bus.endpoints import serve_commands
+from bus.lanes import LaneKeeper
+from bus.reports import ReportReader
+from bus.subjects import ALL_EVENTS, ARTIFACTS_BUCKET
+from domain.kernel.command import Command
+from domain.nodes import commands as node_commands
+from domain.nodes.orders import Report
+from domain.sandboxes import commands as sandbox_commands
+from domain.templates import commands as template_commands
+from handlers import reports
+from handlers.commands import artifacts, execution, nodes, sandboxes, snapshots, templates
+from handlers.control import Control, Deadlines
+from handlers.dispatch import Dispatcher, Handler
+from handlers.fleet import Fleet
+from handlers.liveness import Liveness
+from handlers.processes import jobs, removal
+from handlers.processes import sandboxes as sandbox_process
+from handlers.processes.concerns import concerns
+from handlers.processes.runner import Processes
+from handlers.results import Results
+from handlers.waiting import Waiting
+
+log = structlog.get_logger(__name__)
+
+HANDLERS: dict[type[Command], Handler] = {
+    template_commands.TemplateCreate: templates.create,
+    template_commands.TemplateRedo: templates.redo,
+    template_commands.TemplateAdoptBaseline: templates.adopt_baseline,
+    template_commands.TemplateDelete: templates.delete,
+    template_commands.ArtifactCollect: artifacts.collect,
+    template_commands.CompatRescan: nodes.rescan,
+    template_commands.SnapshotCreate: snapshots.create,
+    template_commands.SnapshotDelete: snapshots.delete,
+    sandbox_commands.SandboxCreate: sandboxes.create,
+    sandbox_commands.SandboxPause: sandboxes.pause,
+    sandbox_commands.SandboxResume: sandboxes.resume,
+    sandbox_commands.SandboxStop: sandboxes.stop,
+    sandbox_commands.SandboxDelete: sandboxes.delete,
+    sandbox_commands.SandboxRollback: snapshots.rollback,
+    sandbox_commands.SandboxClone: snapshots.clone,
+    sandbox_commands.SandboxSetTtl: sandboxes.set_ttl,
+    sandbox_commands.SandboxExec: execution.execute,
+    sandbox_commands.SandboxAbandon: sandboxes.abandon,
+    node_commands.NodeEnroll: nodes.enroll,
+    node_commands.NodeEvict: nodes.evict,
+    node_commands.NodeCordon: nodes.cordon,
+    node_commands.NodeUncordon: nodes.uncordon,
+    node_commands.NodeDrain: nodes.drain,
+}
+
+
+class ControlPlane:
+    """Everything that one control-plane process runs. ``start`` returns when it can be used; ``close`` drains."""
+
+    def __init__(self, nc: Client, *, deadlines: Deadlines | None = None) -> None:
+        self._nc = nc
+        self.control = Control(
+            nc=nc,
+            store=Store(nc, Publisher(nc)),
+            fleet=Fleet(),
+            waiting=Waiting(),
+            results=Results(Broadcast(nc)),
+            deadlines=deadlines or Deadlines(),
+        )
+        pumps = {
+            "job": jobs.pump,
+            "sandbox": sandbox_process.pump,
+            "template": removal.pump_template,
+            "artifact": removal.artifact_pump(self._delete_bytes),
+            "snapshot": removal.pump_snapshot,
+        }
+        self.processes = Processes(self.control, pumps, concerns)
+        self._receipts = Receipts(nc)
+        self._dispatcher = Dispatcher(self.control, self._receipts, HANDLERS)
+        self._liveness = Liveness(self.control)
+        self._running = contextlib.AsyncExitStack()
+
+    async def start(self) -> None:
+        """Fold the log, then take events, reports, timers and heartbeats, and last of all commands."""
+        await self.control.results.start()
+        tail = Tail(self._nc, after=0, filters=[ALL_EVENTS], handle_batch=self._fold)
+        await self._running.enter_async_context(tail)
+        await tail.caught_up.wait()
+        await self._running.enter_async_context(LaneKeeper(self._nc, self._admits))
+        await self._running.enter_async_context(DurableReader(self._nc, "processes", [ALL_EVENTS], self._on_commit))
+        await self._running.enter_async_context(ReportReader(self._nc, self._on_report))
+        await self._running.enter_async_context(DueReader(self._nc, self._on_due))
+        await self._running.enter_async_context(
+            heartbeat.watch(self._nc, self._liveness.seen, self._liveness.expired, self.control.deadlines.node_dead_s)
+        )
+        watchdog = asyncio.create_task(self.processes.watch(), name="watchdog")
+        self._running.callback(watchdog.cancel)
+        await self._running.enter_async_context(SubmitWorker(self._nc, self._dispatcher.handle))
+        self._endpoints = await serve_commands(self._nc, self._dispatcher.commands, self._dispatcher.handle)
+        self._running.push_async_callback(self._endpoints.close)
+        log.info("control.ready", seq=self.control.fleet.seq)
+
+    async def close(self) -> None:
+        """Take nothing new, finish what was begun."""
+        await self._running.aclose()
+        await self._receipts.flush()
+
+    async def _fold(self, commits: Sequence[Commit]) -> None:
+        for commit in commits:
+            self.control.store.observe(commit)
+            self.control.fleet.apply(commit)
+            self.control.waiting.notify(commit)
+
+    async def _on_commit(self, commit: Commit) -> None:
+        await self.control.fleet.reached(commit.seq)
+        await self.processes.on_commit(commit)
+
+    async def _on_report(self, report: Report) -> None:
+        await reports.take(self.control, report)
+
+    async def _on_due(self, due: Due) -> None:
+        if due.kind == "sandbox":
+            await sandbox_process.on_due(self.control, due.project, due.id, due.name, due.generation)
+
+    async def _admits(self, node_id: str) -> bool:
+        node = self.control.fleet.nodes.get(node_id)
+        return node is not None and not node.evicted
+
+    async def _delete_bytes(self, artifact_id: str) -> None:
+        await objects.delete(self._nc, ARTIFACTS_BUCKET, artifact_id)

@@ -1,0 +1,53 @@
+"""Which other processes an event may move, besides the aggregate's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from bus.commit import Commit
+from handlers.control import Control
+from handlers.fleet import Key
+
+
+def concerns(control: Control, commit: Commit) -> Iterator[Key]:
+    """The keys of processes that wait for what this commit says."""
+    find = _BY_TYPE.get(commit.type)
+    return iter(()) if find is None else find(control, commit)
+
+
+def _artifact(control: Control, commit: Commit) -> Iterator[Key]:
+    """Jobs that wait for these bytes: the one that builds them, and all others of the same specification."""
+    yield from list(control.fleet.jobs_of_artifact.get(commit.id, ()))
+
+
+def _replica(control: Control, commit: Commit) -> Iterator[Key]:
+    """The template that is being deleted, and the job that makes it ready."""
+    template, _, _ = commit.id.partition("_")
+    yield ("template", commit.project, template)
+    yield from list(control.fleet.jobs_of_resource.get(template, ()))
+
+
+def _snapshot(control: Control, commit: Commit) -> Iterator[Key]:
+    """The job that takes it, or clones from it."""
+    yield from list(control.fleet.jobs_of_resource.get(commit.id, ()))
+
+
+def _sandbox(control: Control, commit: Commit) -> Iterator[Key]:
+    """The clone job that it is one of."""
+    yield from list(control.fleet.jobs_of_clone.get(commit.id, ()))
+
+
+def _node(control: Control, commit: Commit) -> Iterator[Key]:
+    """Jobs that wait for a node to come or to be given up; after an eviction, everything that was placed there."""
+    yield from [key for key in control.fleet.open if key[0] == "job"]
+    if any(event["type"] == "node.evicted" for event in commit.events):
+        yield from [("sandbox", e.project, e.sandbox_id) for e in control.fleet.sandboxes.values() if e.node_id == commit.id]
+
+
+_BY_TYPE: dict[str, Callable[[Control, Commit], Iterator[Key]]] = {
+    "artifact": _artifact,
+    "replica": _replica,
+    "snapshot": _snapshot,
+    "sandbox": _sandbox,
+    "node": _node,
+}

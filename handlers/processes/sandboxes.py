@@ -1,0 +1,201 @@
+"""The life of a sandbox: provisioning, operations, teardown. Which order is due follows from the sandbox alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from domain.nodes.orders import Failure, Order, Verb
+from domain.sandboxes.provisioning import Provisioning, ProvisioningState
+from domain.sandboxes.sandbox import Sandbox, SandboxState
+from domain.templates.snapshot import Snapshot
+from handlers.control import Control, Parts, part
+
+STARTING = frozenset({SandboxState.PENDING, SandboxState.NOT_READY})
+STEPS = ("root", "network", "start", "ready")
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """An order that is due: its verb, body, and what makes its id its own."""
+
+    verb: Verb
+    body: dict[str, Any]
+    salt: str
+    attempt: int
+    process: str = "sandbox"
+    process_id: str = ""
+
+
+def due(sandbox: Sandbox, attempt: int) -> Due | None:
+    """What the node has to be told now, if anything."""
+    match sandbox.state:
+        case SandboxState.PENDING | SandboxState.NOT_READY:
+            body = {"sandbox_id": sandbox.id, "generation": sandbox.generation, "spec": sandbox.spec.model_dump(mode="json")}
+            return Due(Verb.SANDBOX_PROVISION, body, "provision", attempt, "provisioning")
+        case SandboxState.STOPPED:
+            body = {"sandbox_id": sandbox.id, "generation": sandbox.generation, "grace_s": sandbox.grace_s}
+            return Due(Verb.SANDBOX_DESTROY, body, "delete" if sandbox.deleting else "stop", 1)
+        case SandboxState.RUNNING | SandboxState.PAUSED if sandbox.operation is not None:
+            return _operation(sandbox)
+        case _:
+            return None
+
+
+def _operation(sandbox: Sandbox) -> Due | None:
+    operation = sandbox.operation
+    if operation is None:
+        return None
+    target: dict[str, Any] = {"sandbox_id": sandbox.id}
+    match operation.kind:
+        case "pause" | "resume":
+            return Due(
+                Verb(f"sandbox-{operation.kind}"), {**target, "generation": sandbox.generation}, operation.command, operation.attempt
+            )
+        case "rollback":
+            body = {**target, "snapshot_id": operation.snapshot_id, "generation": operation.generation}
+            return Due(Verb.SANDBOX_ROLLBACK, body, operation.command, operation.attempt)
+        case "snapshot":
+            body = {**target, "snapshot_id": operation.snapshot_id, "generation": sandbox.generation}
+            return Due(Verb.SANDBOX_SNAPSHOT, body, operation.command, operation.attempt, "snapshot", operation.snapshot_id or "")
+        case _:
+            return None
+
+
+async def pump(control: Control, project: str, sandbox_id: str) -> None:
+    """Send what is due; give up what is too old; clean up behind the dead."""
+    sandbox = await control.find(Sandbox, project, sandbox_id)
+    if sandbox is None:
+        return
+    if sandbox.state is SandboxState.DEAD:
+        await _bury(control, project, sandbox)
+        return
+    if sandbox.state is SandboxState.STOPPED:
+        await _fence(control, project, sandbox)
+    if await _lost(control, project, sandbox) or await _expired(control, project, sandbox):
+        return
+    attempt = await _provisioning(control, project, sandbox) if sandbox.state in STARTING else 1
+    what = due(sandbox, attempt)
+    if what is not None:
+        await control.order(sandbox.node_id, order_of(control, project, sandbox, what))
+    await _timers(control, project, sandbox)
+
+
+def order_of(control: Control, project: str, sandbox: Sandbox, what: Due) -> Order:
+    """The order for what is due; its id depends on nothing else, so that a report can be matched to it."""
+    process = (what.process, what.process_id or sandbox.id)
+    seconds = control.deadlines.provision_s if what.verb is Verb.SANDBOX_PROVISION else control.deadlines.operation_s
+    return control.new_order(
+        what.verb, project, process, what.body, key=sandbox.id, attempt=what.attempt, salt=what.salt, deadline_s=seconds
+    )
+
+
+async def _provisioning(control: Control, project: str, sandbox: Sandbox) -> int:
+    """The saga's record; it begins with the first order."""
+    loaded = await control.find(Provisioning, project, sandbox.id)
+    if loaded is not None:
+        return loaded.attempt
+    cause = control.own_cause(project, "provisioning", sandbox.id, "begin")
+    node = sandbox.node_id
+
+    def begin(p: Provisioning | None) -> Provisioning:
+        return p or Provisioning.create(sandbox.id, cause.at, node, 1, STEPS)
+
+    return (await control.store.transact(Provisioning, project, sandbox.id, begin, cause)).aggregate.attempt
+
+
+async def _fence(control: Control, project: str, sandbox: Sandbox) -> None:
+    """A stop during creation supersedes it: whatever its steps report later no longer matters."""
+    provisioning = await control.find(Provisioning, project, sandbox.id)
+    if provisioning is not None and provisioning.state is ProvisioningState.RUNNING:
+        cause = control.own_cause(project, "provisioning", sandbox.id, "supersede")
+        await control.change(Provisioning, project, sandbox.id, cause, lambda p: p.supersede(cause.at))
+
+
+async def _lost(control: Control, project: str, sandbox: Sandbox) -> bool:
+    """An evicted node never answers again: what was on it is dead by decision, not by missing information (design.md §10.5)."""
+    node = control.fleet.nodes.get(sandbox.node_id)
+    if node is None or not node.evicted:
+        return False
+    cause = control.own_cause(project, "sandbox", sandbox.id, "lost")
+
+    def decide(s: Sandbox) -> None:
+        s.request_delete(cause.at, cause.command, "node_lost")
+        s.destroyed(cause.at)
+
+    await control.change(Sandbox, project, sandbox.id, cause, decide)
+    return True
+
+
+async def _expired(control: Control, project: str, sandbox: Sandbox) -> bool:
+    """Nothing stays busy for ever: an operation ends at its deadline, a creation at its own (design.md §10.4)."""
+    now = control.clock()
+    if sandbox.state in STARTING:
+        late = (now - sandbox.created_on).total_seconds() > control.deadlines.provision_s + control.deadlines.exec_slack_s
+        if late:
+            await _give_up(control, project, sandbox)
+        return late
+    operation = sandbox.operation
+    if operation is None or now <= operation.deadline:
+        return False
+    cause = control.own_cause(project, "sandbox", sandbox.id, "expire", operation.command)
+    await control.change(Sandbox, project, sandbox.id, cause, lambda s: s.operation_expired(cause.at, operation.command))
+    return True
+
+
+async def _give_up(control: Control, project: str, sandbox: Sandbox) -> None:
+    cause = control.own_cause(project, "sandbox", sandbox.id, "give-up")
+    failure = Failure(code="sandbox.startup-timeout", message=f"node {sandbox.node_id} did not bring it up in time")
+    attempt = (await control.get(Provisioning, project, sandbox.id)).attempt
+    parts: Parts = [
+        part(Sandbox, project, sandbox.id, lambda s: s.fail_start(cause.at, attempt, "startup_failed", failure)),
+        part(Provisioning, project, sandbox.id, lambda p: p.fail(cause.at, attempt, "", failure, ("unknown",))),
+    ]
+    await control.store.transact_many(parts, cause)
+    what = Due(Verb.SANDBOX_DESTROY, {"sandbox_id": sandbox.id, "grace_s": 0}, "give-up", 1)
+    await control.order(sandbox.node_id, order_of(control, project, sandbox, what))
+
+
+async def _bury(control: Control, project: str, sandbox: Sandbox) -> None:
+    """A dead sandbox holds no snapshot any more (reference/cubesandbox.md §5.5)."""
+    snapshot_id = sandbox.spec.snapshot_id
+    if snapshot_id is None or await control.find(Snapshot, project, snapshot_id) is None:
+        return
+    cause = control.own_cause(project, "snapshot", snapshot_id, "detach", sandbox.id)
+    await control.change(Snapshot, project, snapshot_id, cause, lambda s: s.detach(cause.at, sandbox.id, "sandbox destroyed"))
+
+
+async def _timers(control: Control, project: str, sandbox: Sandbox) -> None:
+    if sandbox.state is SandboxState.RUNNING and sandbox.ends_at is not None:
+        await control.set_timer(project, "sandbox", sandbox.id, "ttl", sandbox.ends_at, sandbox.ttl_generation)
+    if sandbox.operation is not None:
+        await control.set_timer(project, "sandbox", sandbox.id, "operation", sandbox.operation.deadline, sandbox.generation)
+
+
+async def on_due(control: Control, project: str, sandbox_id: str, name: str, generation: int) -> None:
+    """A timer of a sandbox fired. Stale ones change nothing: the sandbox knows its own time-to-live's number."""
+    sandbox = await control.find(Sandbox, project, sandbox_id)
+    if sandbox is None:
+        return
+    if name == "ttl":
+        await _end_of_life(control, project, sandbox, generation)
+    await pump(control, project, sandbox_id)
+
+
+async def _end_of_life(control: Control, project: str, sandbox: Sandbox, generation: int) -> None:
+    """What the sandbox says is due: a pause or its end."""
+    cause = control.own_cause(project, "sandbox", sandbox.id, "ttl", generation)
+    done = await control.change(Sandbox, project, sandbox.id, cause, lambda s: s.ttl_due(cause.at, generation))
+    action = done.aggregate.ttl_action
+    if action is None:
+        return
+    then = control.own_cause(project, "sandbox", sandbox.id, "ttl-act", generation)
+    deadline = control.deadline(control.deadlines.operation_s)
+
+    def act(s: Sandbox) -> None:
+        if action == "pause":
+            s.request_pause(then.at, then.command, deadline)
+        else:
+            s.request_delete(then.at, then.command)
+
+    await control.change(Sandbox, project, sandbox.id, then, act)

@@ -1,0 +1,201 @@
+"""Template from image: resolve, build once per specification, distribute, prepare, register (reference/cubesandbox.md §3.3).
+
+Read top to bottom it is the pipeline; each ``_step`` returns True when the next one may look.
+"""
+
+from __future__ import annotations
+
+from typing import TypeGuard
+
+from domain.kernel.errors import Refused
+from domain.kernel.ids import SYSTEM_PROJECT, artifact_id
+from domain.nodes.orders import ArtifactBuild, Failure, ImageResolve, Verb
+from domain.templates.artifact import Artifact, ArtifactState
+from domain.templates.fingerprint import ArtifactSpec, fingerprint
+from domain.templates.job import Job, Phase
+from domain.templates.recipe import recipe_of
+from domain.templates.template import Template
+from handlers.control import Control, Parts, part
+from handlers.processes import replicas
+
+
+async def pump(control: Control, project: str, job: Job) -> None:
+    """Do what comes next for a CREATE or REDO job; a refusal for good ends it."""
+    try:
+        await _next(control, project, job)
+    except Refused as refusal:
+        if refusal.retryable:
+            raise
+        await fail(control, project, job, Failure(code=refusal.code, message=refusal.message, details=refusal.details))
+
+
+async def _next(control: Control, project: str, job: Job) -> None:
+    template = await control.get(Template, project, job.resource_id)
+    if not await _resolved(control, project, job, template):
+        return
+    artifact = await _built(control, project, job, template)
+    if artifact is None:
+        return
+    await _bound(control, project, job, template, artifact)
+    await replicas.pump(control, project, job.id, artifact)
+
+
+async def _resolved(control: Control, project: str, job: Job, template: Template) -> bool:
+    """Which bytes does the image name now? Asked once; a redo keeps the answer of the first time."""
+    if "digest" in job.facts:
+        return True
+    if template.image_digest is not None:
+        await note(control, project, job.id, "resolved", digest=template.image_digest, config=template.image_config)
+        return True
+    builder = await _builder(control, project, job)
+    if builder is None:
+        return False
+    await advance(control, project, job.id, Phase.PULLING)
+    request = template.request
+    body = ImageResolve(image=request.image, registry_user=request.registry_user, registry_secret=request.registry_secret)
+    order = control.new_order(
+        Verb.IMAGE_RESOLVE,
+        project,
+        ("job", job.id),
+        body.model_dump(mode="json"),
+        key=job.id,
+        attempt=tries(job),
+        deadline_s=control.deadlines.job_s,
+    )
+    await control.order(builder, order)
+    return False
+
+
+async def _builder(control: Control, project: str, job: Job) -> str | None:
+    """The node that builds for this job: chosen once, chosen again only when it is gone."""
+    known = job.facts.get("builder")
+    builders = control.fleet.builders()
+    if known is not None and any(node.node_id == known for node in builders):
+        return str(known)
+    if not builders:
+        return None
+    chosen = builders[0].node_id
+    await note(control, project, job.id, f"builder-{chosen}", builder=chosen)
+    return chosen
+
+
+async def _built(control: Control, project: str, job: Job, template: Template) -> Artifact | None:
+    """The artifact of this specification: found, awaited, or claimed and ordered. None while it is not there."""
+    request = template.request
+    spec = ArtifactSpec(image_digest=job.facts["digest"], disk_mb=request.disk_mb)
+    print_ = fingerprint(spec)
+    identifier = artifact_id(print_)
+    if job.facts.get("artifact_id") != identifier:
+        await note(control, project, job.id, "artifact", artifact_id=identifier)
+    artifact = await control.find(Artifact, SYSTEM_PROJECT, identifier)
+    if artifact is not None and artifact.state is ArtifactState.READY:
+        return artifact
+    if _built_by_another(artifact, job) and not await _abandoned(control, artifact):
+        return None
+    cause = control.own_cause(SYSTEM_PROJECT, "artifact", identifier, "claim", job.id, tries(job))
+
+    def claim(found: Artifact | None) -> Artifact:
+        if found is None:
+            return Artifact.create(identifier, cause.at, print_, spec, job.id, project)
+        found.claim(cause.at, print_, spec, job.id, project)
+        return found
+
+    try:
+        done = await control.store.transact(Artifact, SYSTEM_PROJECT, identifier, claim, cause)
+    except Refused as refusal:
+        if refusal.code == "artifact.building":
+            return None
+        raise
+    if done.aggregate.state is ArtifactState.READY:
+        return done.aggregate
+    builder = await _builder(control, project, job)
+    if builder is not None:
+        await advance(control, project, job.id, Phase.UNPACKING)
+        await _order_build(control, project, job, template, identifier, builder)
+    return None
+
+
+def _built_by_another(artifact: Artifact | None, job: Job) -> TypeGuard[Artifact]:
+    return artifact is not None and artifact.state is ArtifactState.BUILDING and artifact.job_id != job.id
+
+
+def tries(job: Job) -> int:
+    """Which try of the image's resolution or build this is; a retryable failure begins the next one."""
+    return int(job.facts.get("tries", 1))
+
+
+async def _abandoned(control: Control, artifact: Artifact) -> bool:
+    """A build whose job has ended without an artifact will never end: free it for the next one."""
+    builder_job = await control.find(Job, artifact.project, artifact.job_id)
+    if builder_job is not None and builder_job.active:
+        return False
+    cause = control.own_cause(SYSTEM_PROJECT, "artifact", artifact.id, "expire", artifact.job_id)
+    await control.change(Artifact, SYSTEM_PROJECT, artifact.id, cause, lambda a: a.expire_build(cause.at, artifact.job_id))
+    return True
+
+
+async def _order_build(control: Control, project: str, job: Job, template: Template, identifier: str, builder: str) -> None:
+    request = template.request
+    body = ArtifactBuild(
+        artifact_id=identifier,
+        image=request.image,
+        digest=job.facts["digest"],
+        disk_mb=request.disk_mb,
+        registry_user=request.registry_user,
+        registry_secret=request.registry_secret,
+    )
+    order = control.new_order(
+        Verb.ARTIFACT_BUILD,
+        project,
+        ("job", job.id),
+        body.model_dump(mode="json"),
+        key=identifier,
+        attempt=tries(job),
+        deadline_s=control.deadlines.job_s,
+    )
+    await control.order(builder, order)
+
+
+async def _bound(control: Control, project: str, job: Job, template: Template, artifact: Artifact) -> None:
+    """The template knows its artifact and how to start; the artifact knows its owner."""
+    if template.artifact_id == artifact.id and template.recipe is not None:
+        return
+    await advance(control, project, job.id, Phase.GENERATING_JSON)
+    own = control.own_cause(SYSTEM_PROJECT, "artifact", artifact.id, "own", template.id)
+    await control.change(Artifact, SYSTEM_PROJECT, artifact.id, own, lambda a: a.add_owner(own.at, f"{project}/{template.id}"))
+    cause = control.own_cause(project, "template", template.id, "bind", job.id)
+    config = job.facts.get("config") or artifact.image_config
+    recipe = recipe_of(config, template.request)
+
+    def bind(t: Template) -> None:
+        t.bind_artifact(cause.at, job.id, artifact.id, job.facts["digest"], config)
+        t.set_recipe(cause.at, job.id, recipe)
+
+    await control.change(Template, project, template.id, cause, bind)
+
+
+async def advance(control: Control, project: str, job_id: str, phase: Phase) -> None:
+    """Tell in the job how far it is; never backwards."""
+    cause = control.own_cause(project, "job", job_id, "advance", phase)
+    await control.change(Job, project, job_id, cause, lambda j: j.advance(cause.at, phase))
+
+
+async def note(control: Control, project: str, job_id: str, what: str, **facts: object) -> None:
+    """Remember in the job what was found out."""
+    cause = control.own_cause(project, "job", job_id, "note", what)
+    await control.change(Job, project, job_id, cause, lambda j: j.note(cause.at, **facts))
+
+
+async def fail(control: Control, project: str, job: Job, failure: Failure) -> None:
+    """The job cannot go on: job, template and, if it was this job's build, artifact say so."""
+    identifier = job.facts.get("artifact_id")
+    artifact = None if identifier is None else await control.find(Artifact, SYSTEM_PROJECT, identifier)
+    if artifact is not None and artifact.state is ArtifactState.BUILDING and artifact.job_id == job.id:
+        own = control.own_cause(SYSTEM_PROJECT, "artifact", artifact.id, "fail", job.id)
+        await control.change(Artifact, SYSTEM_PROJECT, artifact.id, own, lambda a: a.fail_build(own.at, job.id, failure.message))
+    cause = control.own_cause(project, "job", job.id, "fail")
+    parts: Parts = [
+        part(Job, project, job.id, lambda j: j.fail(cause.at, None, failure)),
+        part(Template, project, job.resource_id, lambda t: t.fail(cause.at, job.id, failure.message)),
+    ]
+    await control.store.transact_many(parts, cause)

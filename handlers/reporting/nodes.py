@@ -1,0 +1,59 @@
+"""What nodes notice by themselves: that they are there, what they run, what ended, what lives."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from domain.kernel.command import Cause
+from domain.kernel.ids import SYSTEM_PROJECT, derived
+from domain.nodes.node import Node
+from domain.nodes.orders import NodeHello, Observation, Report, SandboxesSeen, SandboxExited
+from domain.sandboxes.sandbox import Sandbox, SandboxState
+from handlers.control import SYSTEM_ACTOR, Control
+from handlers.fleet import SandboxEntry
+from handlers.reporting.taking import Taker
+
+
+async def _hello(control: Control, report: Report, cause: Cause) -> None:
+    hello = NodeHello.model_validate(report.body)
+
+    def accept(node: Node) -> None:
+        node.hello(cause.at, hello.boot, hello.versions, hello.drivers, hello.capacity, hello.roles, hello.host, hello.storage_pct)
+
+    await control.change(Node, SYSTEM_PROJECT, report.node, cause, accept)
+
+
+async def _bye(control: Control, report: Report, cause: Cause) -> None:
+    await control.change(Node, SYSTEM_PROJECT, report.node, cause, lambda n: n.go_offline(cause.at, report.at))
+
+
+async def _exited(control: Control, report: Report, cause: Cause) -> None:
+    exited = SandboxExited.model_validate(report.body)
+    await control.change(
+        Sandbox, report.project, exited.sandbox_id, cause, lambda s: s.exited(cause.at, exited.generation, exited.exit_code, exited.reason)
+    )
+
+
+async def _seen(control: Control, report: Report, cause: Cause) -> None:
+    """A complete list is knowledge: what the log thinks runs there and is not in it, is lost (design.md §10.5)."""
+    seen = SandboxesSeen.model_validate(report.body)
+    if not seen.complete:
+        return
+    for entry in [e for e in control.fleet.sandboxes.values() if e.node_id == report.node and e.sandbox_id not in seen.sandboxes]:
+        await _missing(control, report, cause, entry)
+
+
+async def _missing(control: Control, report: Report, cause: Cause, entry: SandboxEntry) -> None:
+    sandbox = await control.find(Sandbox, entry.project, entry.sandbox_id)
+    if sandbox is None or sandbox.state not in {SandboxState.RUNNING, SandboxState.PAUSED} or sandbox.modified_on >= report.at:
+        return
+    own = Cause(derived(cause.command, sandbox.id), cause.digest, SYSTEM_ACTOR, entry.project, cause.at)
+    await control.change(Sandbox, entry.project, sandbox.id, own, lambda s: s.exited(own.at, s.generation, None, "lost"))
+
+
+TAKERS: Final[dict[str, Taker]] = {
+    Observation.NODE_HELLO: _hello,
+    Observation.NODE_BYE: _bye,
+    Observation.SANDBOX_EXITED: _exited,
+    Observation.SANDBOXES: _seen,
+}

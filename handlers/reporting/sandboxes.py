@@ -1,0 +1,185 @@
+"""Reports about sandboxes and their snapshots. The last word of a saga and the sandbox's new state are one commit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+import structlog
+
+from domain.kernel.command import Cause
+from domain.kernel.ids import SYSTEM_PROJECT
+from domain.nodes.orders import ProvisionFailed, Report, ReportKind, SandboxRunning, SandboxStopped, SnapshotTaken, Steps, Verb
+from domain.sandboxes.provisioning import Provisioning
+from domain.sandboxes.sandbox import Sandbox
+from domain.templates.artifact import Artifact
+from domain.templates.job import Job, Operation, Phase
+from domain.templates.snapshot import Snapshot
+from handlers.control import Control, Parts, part
+from handlers.processes import removal, sandboxes
+from handlers.reporting.taking import Taker, failure_of
+
+log = structlog.get_logger(__name__)
+
+
+async def _provisioned(control: Control, report: Report, cause: Cause) -> None:
+    """Steps as they happen; the last word and the sandbox's new state in one commit (reference/miren-sandbox.md §2.4)."""
+    identifier = report.process_id
+    if report.kind is ReportKind.STEP:
+        steps = Steps.model_validate(report.body)
+        await control.change(
+            Provisioning, report.project, identifier, cause, lambda p: p.record_steps(cause.at, report.attempt, steps.first, steps.steps)
+        )
+        return
+    if report.kind is ReportKind.DONE:
+        await _running(control, report, cause)
+        return
+    failed = ProvisionFailed.model_validate(report.body)
+    failure = failure_of(report)
+
+    def undo(p: Provisioning) -> None:
+        p.record_steps(cause.at, report.attempt, failed.first, failed.steps)
+        p.fail(cause.at, report.attempt, failed.failed_step, failure, failed.uncompensated)
+
+    parts: Parts = [
+        part(Provisioning, report.project, identifier, undo),
+        part(Sandbox, report.project, identifier, lambda s: s.fail_start(cause.at, report.attempt, "startup_failed", failure)),
+    ]
+    await control.store.transact_many(parts, cause)
+
+
+async def _running(control: Control, report: Report, cause: Cause) -> None:
+    running = SandboxRunning.model_validate(report.body)
+
+    def complete(p: Provisioning) -> None:
+        p.record_steps(cause.at, report.attempt, running.first, running.steps)
+        p.complete(cause.at, report.attempt)
+
+    def up(s: Sandbox) -> None:
+        s.mark_running(cause.at, report.attempt, running.driver, running.address, running.ports, running.generation)
+
+    sandbox = await control.get(Sandbox, report.project, report.process_id)
+    if sandbox.state in sandboxes.STARTING:
+        await control.store.transact_many(
+            [part(Provisioning, report.project, sandbox.id, complete), part(Sandbox, report.project, sandbox.id, up)], cause
+        )
+
+
+def _current(control: Control, report: Report, sandbox: Sandbox) -> bool:
+    """Whether the report answers what the sandbox is waiting for now."""
+    what = sandboxes.due(sandbox, report.attempt)
+    return what is not None and sandboxes.order_of(control, report.project, sandbox, what).id == report.order
+
+
+async def _paused(control: Control, report: Report, cause: Cause) -> None:
+    await _operated(control, report, cause, lambda s, command: s.paused(cause.at, command))
+
+
+async def _resumed(control: Control, report: Report, cause: Cause) -> None:
+    await _operated(control, report, cause, lambda s, command: s.resumed(cause.at, command))
+
+
+async def _operated(control: Control, report: Report, cause: Cause, accept: Callable[[Sandbox, str], object]) -> None:
+    sandbox = await control.get(Sandbox, report.project, report.process_id)
+    operation = sandbox.operation
+    if operation is None or not _current(control, report, sandbox):
+        return
+
+    def decide(s: Sandbox) -> None:
+        if report.kind is ReportKind.DONE:
+            accept(s, operation.command)
+        else:
+            s.operation_failed(cause.at, operation.command, failure_of(report))
+
+    await control.change(Sandbox, report.project, sandbox.id, cause, decide)
+
+
+async def _destroyed(control: Control, report: Report, cause: Cause) -> None:
+    if report.kind is not ReportKind.DONE:
+        log.error("sandbox.undestroyed", sandbox=report.process_id, node=report.node, error=failure_of(report).message)
+        return
+    stopped = SandboxStopped.model_validate(report.body)
+    await control.change(Sandbox, report.project, report.process_id, cause, lambda s: s.destroyed(cause.at, stopped.exit_code))
+
+
+async def _rolled_back(control: Control, report: Report, cause: Cause) -> None:
+    sandbox = await control.get(Sandbox, report.project, report.process_id)
+    operation = sandbox.operation
+    if operation is None or operation.job_id is None or not _current(control, report, sandbox):
+        return
+    generation = operation.generation or 0
+
+    def settle(s: Sandbox) -> None:
+        if report.kind is ReportKind.DONE:
+            running = SandboxRunning.model_validate(report.body)
+            s.rolled_back(cause.at, generation, running.address, running.ports, running.driver)
+        else:
+            s.rollback_failed(cause.at, generation, failure_of(report), bool(report.body.get("fatal")))
+
+    def finish(j: Job) -> None:
+        if report.kind is ReportKind.DONE:
+            j.succeed(cause.at, {"generation": generation})
+        else:
+            j.fail(cause.at, Phase.ROLLBACK_DRIVING, failure_of(report))
+
+    parts: Parts = [part(Sandbox, report.project, sandbox.id, settle), part(Job, report.project, operation.job_id, finish)]
+    await control.store.transact_many(parts, cause)
+
+
+async def _snapshotted(control: Control, report: Report, cause: Cause) -> None:
+    snapshot = await control.get(Snapshot, report.project, report.process_id)
+    job = await control.get(Job, report.project, snapshot.job_id)
+    own = control.own_cause(SYSTEM_PROJECT, "artifact", snapshot.artifact.artifact_id, "own", snapshot.id)
+    done = report.kind is ReportKind.DONE
+    if done:
+        await control.change(
+            Artifact, SYSTEM_PROJECT, snapshot.artifact.artifact_id, own, lambda a: a.add_owner(own.at, f"{report.project}/{snapshot.id}")
+        )
+
+    def settle(s: Snapshot) -> None:
+        if done:
+            taken = SnapshotTaken.model_validate(report.body)
+            s.ready(cause.at, job.id, taken.size_bytes, taken.holds, taken.versions)
+        else:
+            s.fail(cause.at, job.id, failure_of(report).message)
+
+    def free(s: Sandbox) -> None:
+        s.end_snapshot(cause.at, snapshot.id, done, None if done else failure_of(report).message)
+
+    def finish(j: Job) -> None:
+        if not done:
+            j.fail(cause.at, Phase.SNAPSHOTTING, failure_of(report))
+        elif j.operation is Operation.SNAPSHOT_CREATE:
+            j.succeed(cause.at, {"snapshot_id": snapshot.id})
+        else:
+            j.advance(cause.at, Phase.REGISTERING)
+
+    parts: Parts = [
+        part(Snapshot, report.project, snapshot.id, settle),
+        part(Sandbox, report.project, snapshot.sandbox_id, free),
+        part(Job, report.project, job.id, finish),
+    ]
+    await control.store.transact_many(parts, cause)
+
+
+async def _snapshot_removed(control: Control, report: Report, cause: Cause) -> None:
+    del cause
+    snapshot = await control.get(Snapshot, report.project, report.process_id)
+    if report.kind is ReportKind.DONE and snapshot.removable:
+        await removal.forget_snapshot(control, report.project, snapshot)
+
+
+async def _executed(control: Control, report: Report, cause: Cause) -> None:
+    """Goes to the caller who waits; the event is recorded by the handler that answers."""
+
+
+TAKERS: Final[dict[str, Taker]] = {
+    Verb.SANDBOX_PROVISION: _provisioned,
+    Verb.SANDBOX_PAUSE: _paused,
+    Verb.SANDBOX_RESUME: _resumed,
+    Verb.SANDBOX_DESTROY: _destroyed,
+    Verb.SANDBOX_ROLLBACK: _rolled_back,
+    Verb.SANDBOX_SNAPSHOT: _snapshotted,
+    Verb.SNAPSHOT_REMOVE: _snapshot_removed,
+    Verb.SANDBOX_EXEC: _executed,
+}

@@ -1,0 +1,121 @@
+"""Reports about images, artifacts and replicas."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from domain.kernel.command import Cause
+from domain.kernel.ids import SYSTEM_PROJECT
+from domain.nodes.orders import ArtifactBuilt, BuildProgress, ImageResolved, ReplicaPrepared, Report, ReportKind, Verb
+from domain.templates.artifact import Artifact, ArtifactState
+from domain.templates.job import Job, Phase, PullProgress
+from domain.templates.progress import PROGRESS, progress_of
+from domain.templates.replica import Replica
+from handlers.control import Control
+from handlers.processes import replicas, template_build
+from handlers.reporting.taking import Taker, failure_of
+
+MAX_TRIES: Final = 3
+"""How often a retryable failure of a build step is tried again by itself."""
+
+
+async def _image_resolved(control: Control, report: Report, cause: Cause) -> None:
+    if report.kind is ReportKind.FAILED:
+        await _build_failed(control, report, cause)
+        return
+    resolved = ImageResolved.model_validate(report.body)
+    await control.change(
+        Job, report.project, report.process_id, cause, lambda j: j.note(cause.at, digest=resolved.digest, config=resolved.config)
+    )
+
+
+async def _artifact_built(control: Control, report: Report, cause: Cause) -> None:
+    if report.kind is ReportKind.PROGRESS:
+        await _build_progress(control, report, cause)
+        return
+    if report.kind is ReportKind.FAILED:
+        await _build_failed(control, report, cause)
+        return
+    built = ArtifactBuilt.model_validate(report.body)
+    job = await control.get(Job, report.project, report.process_id)
+    own = control.own_cause(SYSTEM_PROJECT, "artifact", job.facts["artifact_id"], "built", report.id)
+
+    def accept(artifact: Artifact) -> None:
+        artifact.built(own.at, job.id, built.sha256, built.size_bytes, job.facts["digest"], built.image_config, report.node)
+
+    await control.change(Artifact, SYSTEM_PROJECT, job.facts["artifact_id"], own, accept)
+
+
+async def _build_progress(control: Control, report: Report, cause: Cause) -> None:
+    progress = BuildProgress.model_validate(report.body)
+    phase = Phase(progress.phase)
+    pull = PullProgress(**progress.model_dump(include=set(PullProgress.model_fields)))
+
+    def accept(job: Job) -> None:
+        job.advance(cause.at, phase, _progress(job, phase, progress.fraction))
+        if phase is Phase.PULLING:
+            job.pull(cause.at, pull)
+
+    await control.change(Job, report.project, report.process_id, cause, accept)
+
+
+def _progress(job: Job, phase: Phase, fraction: float) -> int:
+    """Where the phase begins, and that part of the way to where the next one does. In steps of 5: every event is kept for ever."""
+    begins = progress_of(job.operation, phase)
+    later = [p for p in PROGRESS[job.operation].values() if p > begins]
+    return begins + int(fraction * (min(later, default=100) - begins)) // 5 * 5
+
+
+async def _build_failed(control: Control, report: Report, cause: Cause) -> None:
+    failure = failure_of(report)
+    job = await control.get(Job, report.project, report.process_id)
+    tries = template_build.tries(job)
+    if report.attempt < tries:
+        return
+    if failure.retryable and tries < MAX_TRIES:
+        await control.change(Job, report.project, job.id, cause, lambda j: j.note(cause.at, tries=tries + 1, last_failure=failure.message))
+        return
+    await template_build.fail(control, report.project, job, failure)
+
+
+async def _replica_distributed(control: Control, report: Report, cause: Cause) -> None:
+    replica = await control.get(Replica, report.project, report.process_id)
+    if report.kind is ReportKind.FAILED:
+        await replicas.fail(control, report.project, replica, replica.job_id, failure_of(report).message)
+        return
+    if replica.artifact_id is not None:
+        own = control.own_cause(SYSTEM_PROJECT, "artifact", replica.artifact_id, "placed", report.node, report.id)
+        await control.change(Artifact, SYSTEM_PROJECT, replica.artifact_id, own, lambda a: a.placed(own.at, report.node))
+    await control.change(Replica, report.project, replica.id, cause, lambda r: r.distributed(cause.at, r.job_id))
+
+
+async def _replica_prepared(control: Control, report: Report, cause: Cause) -> None:
+    replica = await control.get(Replica, report.project, report.process_id)
+    if report.kind is ReportKind.FAILED:
+        await replicas.fail(control, report.project, replica, replica.job_id, failure_of(report).message)
+        return
+    prepared = ReplicaPrepared.model_validate(report.body)
+    await control.change(
+        Replica, report.project, replica.id, cause, lambda r: r.ready(cause.at, r.job_id, prepared.versions, prepared.driver)
+    )
+
+
+async def _replica_removed(control: Control, report: Report, cause: Cause) -> None:
+    if report.kind is ReportKind.DONE:
+        await control.change(Replica, report.project, report.process_id, cause, lambda r: r.removed(cause.at))
+
+
+async def _artifact_removed(control: Control, report: Report, cause: Cause) -> None:
+    artifact = await control.find(Artifact, SYSTEM_PROJECT, report.process_id)
+    if artifact is not None and report.kind is ReportKind.DONE and artifact.state is ArtifactState.CLEANUP_PENDING:
+        await control.change(Artifact, SYSTEM_PROJECT, artifact.id, cause, lambda a: a.unplaced(cause.at, report.node))
+
+
+TAKERS: Final[dict[str, Taker]] = {
+    Verb.IMAGE_RESOLVE: _image_resolved,
+    Verb.ARTIFACT_BUILD: _artifact_built,
+    Verb.ARTIFACT_REMOVE: _artifact_removed,
+    Verb.REPLICA_DISTRIBUTE: _replica_distributed,
+    Verb.REPLICA_PREPARE: _replica_prepared,
+    Verb.REPLICA_REMOVE: _replica_removed,
+}

@@ -1,0 +1,170 @@
+"""A data directory and what runs in it: nats-server, control plane, projector, agents (contract.md "The process, for tools")."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Final
+
+from bus.client import Caller
+from bus.connection import Connection, connect_from
+from bus.server import Server
+from domain.kernel.errors import Refused
+from strandline.supervisor import Child, Supervisor
+
+CONNECT: Final = "connect.json"
+READY_S: Final = 60.0
+"""How long everything together may take to come up."""
+
+
+class InUseError(Exception):
+    """Another ``strandline up`` runs in this directory."""
+
+
+def default_dir() -> Path:
+    """``$XDG_STATE_HOME/strandline``, or what that is by default."""
+    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(state) / "strandline"
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What ``strandline up`` was told. ``port`` 0: the one of last time, else a free one."""
+
+    dir: Path
+    port: int = 0
+    nodes: int = 1
+    driver: str = "auto"
+
+
+class Installation:
+    """Everything on one machine. ``start`` brings it up, ``stop`` drains it; a second start resumes where the first one ended."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.dir = options.dir
+        self.supervisor = Supervisor(self._describe)
+        self.connection: Connection | None = None
+        self._lock: IO[str] | None = None
+        self._server: Server | None = None
+
+    @property
+    def node_names(self) -> list[str]:
+        """``node-1`` … ``node-n``."""
+        return [f"node-{n}" for n in range(1, self.options.nodes + 1)]
+
+    async def start(self) -> str:
+        """Start every part and wait until each can be used. Returns the server's URL. Raises ``InUseError``, ``Refused``."""
+        self._take_lock()
+        self._server = server = Server(self.dir / "nats", port=self.options.port or self._last_port())
+        await self.supervisor.start(Child("nats", server.configure(), self.dir / "logs" / "nats.log", stop_s=15))
+        self._describe()
+        self.connection = await connect_from(self.dir, "up", on_closed=lambda: None, timeout=READY_S)
+        await self.supervisor.start(self._child("control", "handlers"))
+        await self.supervisor.start(self._child("projector", "projections"))
+        caller = Caller(self.connection, actor="up")
+        async with asyncio.timeout(READY_S):
+            await self._enroll(caller)
+            for node in self.node_names:
+                await self.supervisor.start(self._child(node, "agents", "--node", node, "--driver", self.options.driver))
+            await self._nodes_ready(caller)
+        return server.url
+
+    def _take_lock(self) -> None:
+        self.dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._lock = (self.dir / "lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise InUseError(f"strandline already runs in {self.dir}") from error
+
+    def _last_port(self) -> int:
+        """The port of last time, so that clients which know it find the server again."""
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            return int(json.loads((self.dir / CONNECT).read_text())["url"].rsplit(":", 1)[1])
+        return 0
+
+    def python(self, module: str, *arguments: str) -> list[str]:
+        """The command line of one of our modules."""
+        return [sys.executable, "-m", module, *arguments]
+
+    def _child(self, name: str, module: str, *arguments: str) -> Child:
+        return Child(name, self.python(module, "--dir", str(self.dir), *arguments), self.dir / "logs" / f"{name}.log")
+
+    async def _enroll(self, caller: Caller) -> None:
+        for node in self.node_names:
+            await caller.command("default", "node.enroll", {"node_id": node}, command_id=None, timeout=READY_S)
+
+    async def _nodes_ready(self, caller: Caller) -> None:
+        """Until the projector shows every node online."""
+        waiting = set(self.node_names)
+        while waiting:
+            for node in sorted(waiting):
+                with contextlib.suppress(Refused):
+                    reply = await caller.query("default", "nodes", "get", {"id": node})
+                    if reply["items"][0]["status"] != "offline":
+                        waiting.discard(node)
+            if waiting:
+                await asyncio.sleep(0.1)
+
+    def _describe(self) -> None:
+        """Write ``connect.json``: complete or not at all, readable by the owner only."""
+        if self._server is None:
+            return
+        pids: dict[str, Any] = {"up": os.getpid(), "nodes": {}}
+        for name, child in self.supervisor.children.items():
+            if name.startswith("node-"):
+                pids["nodes"][name] = child.pid
+            else:
+                pids[name] = child.pid
+        said = {"url": self._server.url, "creds": None, "inbox_prefix": "_INBOX", "http": None, "pids": pids}
+        path = self.dir / CONNECT
+        temporary = path.with_suffix(".tmp")
+        temporary.touch(mode=0o600)
+        temporary.write_text(json.dumps(said, indent=1))
+        temporary.replace(path)
+
+    async def stop(self, *, stop_sandboxes: bool = False) -> None:
+        """Drain and stop, the ones that depend on others first. Sandboxes go on unless told otherwise."""
+        if stop_sandboxes and self.connection is not None:
+            await delete_sandboxes(Caller(self.connection, actor="up"))
+        if self.connection is not None:
+            await self.connection.close()
+        for name in [*self.node_names, "projector", "control", "nats"]:
+            await self.supervisor.stop(name)
+        if self._lock is not None:
+            self._lock.close()
+
+
+async def delete_all(installation: Installation) -> None:
+    """Tear down every sandbox, as far as the control plane still answers."""
+    if installation.connection is not None:
+        with contextlib.suppress(Refused):
+            await delete_sandboxes(Caller(installation.connection, actor="up"))
+
+
+async def delete_sandboxes(caller: Caller, wait_s: float = 30) -> None:
+    """Tear down every sandbox that lives, in every project that the view knows of."""
+    reply = await caller.query("default", "sandboxes", "list", {"limit": 1000})
+    live = [item["sandbox_id"] for item in reply["items"] if item["state"] != "DEAD"]
+    await asyncio.gather(
+        *(caller.command("default", "sandbox.delete", {"sandbox_id": s, "wait_s": wait_s}, timeout=wait_s + 5) for s in live),
+        return_exceptions=True,
+    )
+
+
+def purge(directory: Path) -> None:
+    """Remove every trace of an installation that does not run any more, sandboxes included: each node's agent knows how."""
+    nodes = directory / "nodes"
+    for node in sorted(nodes.iterdir()) if nodes.is_dir() else []:
+        argv = [sys.executable, "-m", "agents", "--dir", str(directory), "--node", node.name, "--purge"]
+        subprocess.run(argv, check=False, stdin=subprocess.DEVNULL)  # noqa: S603 - our own module
+    shutil.rmtree(directory, ignore_errors=True)

@@ -1,0 +1,100 @@
+"""Processes that are kept alive: each is started again when it dies, a little later each time it dies soon."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+log = structlog.get_logger(__name__)
+
+FIRST_DELAY_S: Final = 0.1
+LONGEST_DELAY_S: Final = 10.0
+STEADY_S: Final = 30.0
+"""After running that long, a death counts as the first one again."""
+
+
+@dataclass
+class Child:
+    """One process. ``argv`` is run with stdout and stderr appended to ``log``; ``stop_s`` is how long SIGTERM is given."""
+
+    name: str
+    argv: Sequence[str]
+    log: Path
+    env: dict[str, str] = field(default_factory=dict)
+    stop_s: float = 20.0
+    process: asyncio.subprocess.Process | None = None
+    starts: int = 0
+
+    @property
+    def pid(self) -> int | None:
+        """The process id while it runs."""
+        return None if self.process is None or self.process.returncode is not None else self.process.pid
+
+
+class Supervisor:
+    """Starts children and keeps them running until told otherwise. ``changed`` is called when a pid is another one."""
+
+    def __init__(self, changed: Callable[[], None] = lambda: None) -> None:
+        self.children: dict[str, Child] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._changed = changed
+
+    async def start(self, child: Child) -> None:
+        """Run a child from now on. Raises ``OSError`` when it cannot be started at all."""
+        self.children[child.name] = child
+        await self._spawn(child)
+        self._tasks[child.name] = asyncio.create_task(self._keep(child), name=f"keep {child.name}")
+
+    async def _spawn(self, child: Child) -> None:
+        child.log.parent.mkdir(parents=True, exist_ok=True)
+        with child.log.open("ab") as out:
+            # A session of its own: Ctrl-C on the terminal is for the supervisor, which stops its children in order.
+            child.process = await asyncio.create_subprocess_exec(
+                *child.argv,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                env={**os.environ, **child.env},
+                start_new_session=True,
+            )
+        child.starts += 1
+        self._changed()
+
+    async def _keep(self, child: Child) -> None:
+        delay = FIRST_DELAY_S
+        loop = asyncio.get_running_loop()
+        while child.process is not None:
+            began = loop.time()
+            code = await child.process.wait()
+            delay = FIRST_DELAY_S if loop.time() - began > STEADY_S else min(delay * 2, LONGEST_DELAY_S)
+            log.warning("child.died", name=child.name, code=code, again_in_s=delay)
+            self._changed()
+            await asyncio.sleep(delay)
+            await self._spawn(child)
+
+    async def stop(self, name: str) -> None:
+        """SIGTERM, time to drain, SIGKILL. The child is not started again."""
+        child = self.children.pop(name, None)
+        task = self._tasks.pop(name, None)
+        if task is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        if child is None or child.process is None or child.process.returncode is not None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            child.process.send_signal(signal.SIGTERM)
+        try:
+            await asyncio.wait_for(child.process.wait(), child.stop_s)
+        except TimeoutError:
+            log.warning("child.killed", name=name, after_s=child.stop_s)
+            with contextlib.suppress(ProcessLookupError):
+                child.process.kill()
+            await child.process.wait()

@@ -1,0 +1,190 @@
+"""The demo's story, one method per chapter. Everything goes over the bus, as any caller's would."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from strandline.client import Strandline
+from strandline.client.items import Job, Node
+from strandline.installation import Installation
+from strandline.tour.screen import Screen
+
+ALIAS = "demo"
+NODE = "node-1"
+WAIT_S = 120.0
+PATH = "/root/note.txt"
+
+
+class Story:
+    """Tells and does at the same time. Raises ``Refused`` where something does not work."""
+
+    def __init__(self, screen: Screen, installation: Installation, image: str | None) -> None:
+        self._screen = screen
+        self._installation = installation
+        self._image = image
+        self._memory = False
+
+    async def tell(self) -> None:
+        """Every chapter, in order."""
+        await self._bring_up()
+        async with Strandline.connect(self._installation.dir) as s:
+            await self._node(s)
+            template = await self._template(s)
+            sandbox = await self._sandbox(s)
+            await self._past(s, sandbox)
+            clones = await self._clones(s, sandbox)
+            await self._compat(s, template)
+            await self._audit(s, sandbox)
+            await self._views(s)
+            await self._verify(s)
+            await self._end(s, [sandbox, *clones])
+
+    async def _bring_up(self) -> None:
+        self._screen.step("start nats-server, control plane, projector and one node")
+        url = await self._installation.start()
+        self._screen.facts(bus=url, directory=self._installation.dir)
+
+    async def _node(self, s: Strandline) -> None:
+        self._screen.step("the node has registered", "strand.v1.cmd.default.node.enroll → strand.rpt.node-1.observed")
+        node: Node = await s.nodes.get(NODE)
+        driver = node.drivers[0]
+        self._memory = "memory-snapshot" in driver.flags
+        self._screen.facts(driver=f"{driver.name} {driver.version}", can=", ".join(driver.flags))
+        self._screen.facts(guest_image=node.versions.guest_image, agent=node.versions.agent, kernel=node.versions.kernel)
+        if os.geteuid() != 0:
+            missing = {"limits", "network", "seccomp"} - set(driver.flags)
+            self._screen.lacks(f"without root there is no {', '.join(sorted(missing))}; with root the oci driver has them")
+
+    async def _template(self, s: Strandline) -> str:
+        image = self._image or await self._compose()
+        self._screen.step("make a template from the image, with a bar per phase", "strand.v1.cmd.default.template.create")
+        made = await s.templates.create(image, alias=ALIAS, memory_mb=128)
+        with self._screen.progress() as progress:
+            bars: dict[str, Any] = {}
+            job: Job | None = None
+            async for job in s.jobs.watch(made.job_id):
+                if job.phase not in bars:
+                    for bar in bars.values():
+                        progress.update(bar, completed=100)
+                    bars[job.phase] = progress.add_task(job.phase, total=100)
+                share = 100 * job.pull.bytes / job.pull.total_bytes if job.phase == "PULLING" and job.pull.total_bytes else 50
+                progress.update(bars[job.phase], completed=100 if job.status == "READY" else share)
+        await s.jobs.wait(made.job_id, timeout=WAIT_S)
+        template = await s.templates.get(ALIAS)
+        self._screen.facts(template=template.template_id, artifact=template.artifact_id, digest=(template.image_digest or "")[:19])
+        again = await s.templates.create(image, alias="demo-again", memory_mb=256, wait_s=WAIT_S)
+        second = await s.templates.get(again.template_id)
+        self._screen.fact(f"the same image again: artifact {second.artifact_id}, not built a second time")
+        await s.templates.delete(again.template_id, wait_s=WAIT_S)
+        return template.template_id
+
+    async def _compose(self) -> str:
+        self._screen.step("compose an OCI image from this host's own shell and tools (several layers, one with a whiteout)")
+        layout = self._installation.dir / "images" / "demo"
+        process = await asyncio.create_subprocess_exec(
+            *self._installation.python("agents.images.compose", str(layout)), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+        )
+        out, err = await process.communicate()
+        if process.returncode != 0:
+            raise RuntimeError(err.decode(errors="replace"))
+        self._screen.fact(out.decode().strip() or str(layout))
+        return f"oci:{layout}"
+
+    async def _sandbox(self, s: Strandline) -> str:
+        self._screen.step("start a sandbox from it", "strand.v1.cmd.default.sandbox.create")
+        began = time.perf_counter()
+        made = await s.sandboxes.create(ALIAS, name="demo", wait_s=WAIT_S)
+        took = (time.perf_counter() - began) * 1000
+        sandbox = await s.sandboxes.get(made.sandbox_id)
+        self._screen.facts(
+            sandbox=sandbox.sandbox_id, state=sandbox.state, node=sandbox.node_id, address=sandbox.address or "none", ms=round(took)
+        )
+        self._screen.step("run a command inside", "strand.v1.cmd.default.sandbox.exec")
+        await self._show(s, sandbox.sandbox_id, "echo hello from $(uname -n); id -u; ls /")
+        return sandbox.sandbox_id
+
+    async def _show(self, s: Strandline, sandbox: str, script: str) -> str:
+        """Run a shell line inside, show it with its output."""
+        done = await s.sandboxes.exec(sandbox, ["/bin/sh", "-c", script])
+        out = base64.b64decode(done.stdout).decode(errors="replace")
+        err = base64.b64decode(done.stderr).decode(errors="replace")
+        self._screen.fact(f"$ {script}", "cyan")
+        for line in [*out.splitlines(), *err.splitlines()]:
+            self._screen.fact(f"  {line}")
+        if done.exit_code:
+            self._screen.fact(f"  exit code {done.exit_code}", "yellow")
+        return out
+
+    async def _past(self, s: Strandline, sandbox: str) -> None:
+        self._screen.step("write a file and take a snapshot", "strand.v1.cmd.default.snapshot.create")
+        await self._show(s, sandbox, f"mkdir -p /root; echo 'the tide was here' > {PATH}; cat {PATH}")
+        taken = await s.snapshots.create(sandbox, name="before", wait_s=WAIT_S)
+        snapshot = await s.snapshots.get(taken.snapshot_id)
+        self._screen.facts(snapshot=snapshot.snapshot_id, bytes=snapshot.size_bytes, status=snapshot.status)
+        if not self._memory:
+            self._screen.lacks(
+                "this driver keeps no memory in snapshots; this one holds the disk, and processes start anew after a rollback"
+            )
+        self._screen.step("delete the file, roll back, and see it again", "strand.v1.cmd.default.sandbox.rollback")
+        await self._show(s, sandbox, f"rm {PATH}; cat {PATH}")
+        back = await s.sandboxes.rollback(sandbox, snapshot.snapshot_id, wait_s=WAIT_S)
+        self._screen.facts(generation=back.generation)
+        if "tide" not in await self._show(s, sandbox, f"cat {PATH}"):
+            raise RuntimeError("the rollback did not bring the file back")
+
+    async def _clones(self, s: Strandline, sandbox: str) -> list[str]:
+        self._screen.step("clone the sandbox twice", "strand.v1.cmd.default.sandbox.clone")
+        cloned = await s.sandboxes.clone(sandbox, 2, wait_s=WAIT_S)
+        for clone in cloned.sandbox_ids:
+            await self._show(s, clone, f"cat {PATH}")
+        return list(cloned.sandbox_ids)
+
+    async def _compat(self, s: Strandline, template: str) -> None:
+        self._screen.step("a new guest image arrives on the node: the template becomes STALE", "strand.v1.qry.default.compat-matrix.list")
+        before = s.seq
+        await self._matrix(s)
+        version = Path(self._installation.dir / "nodes" / NODE / "guest-image-version")
+        version.write_text("2\n")
+        await s.compat.rescan([NODE], wait_s=WAIT_S)
+        await self._matrix(s)
+        self._screen.step("make its replicas again: OK", "strand.v1.cmd.default.template.redo")
+        await s.templates.redo(template, "ALL", wait_s=WAIT_S)
+        await self._matrix(s)
+        self._screen.step("the matrix as of a moment ago, from the log", f"as_of {before}")
+        self._screen.matrix([row.model_dump() async for row in s.compat.list(as_of=before)])
+
+    async def _matrix(self, s: Strandline) -> None:
+        self._screen.matrix([row.model_dump() async for row in s.compat.list()])
+
+    async def _audit(self, s: Strandline, sandbox: str) -> None:
+        self._screen.step("the audit trail of that sandbox, from the log", f"strand.evt.default.sandbox.{sandbox}")
+        async for event in s.events.read(type="sandbox", id=sandbox):
+            self._screen.fact(f"{event.seq:>5}  {event.time}  {event.actor:<14} {event.type}")
+
+    async def _views(self, s: Strandline) -> None:
+        self._screen.step("delete the compat view and rebuild it from the log", "strand.v1.cmd.default.view.rebuild")
+        before = await s.views.digest("compat-matrix")
+        rebuilt = await s.views.rebuild("compat-matrix", wait_s=WAIT_S)
+        after = await s.views.digest("compat-matrix")
+        same = "byte-equal" if before.sha256 == after.sha256 else "DIFFERENT"
+        self._screen.facts(generation=rebuilt.generation, before=before.sha256[:16], after=after.sha256[:16], they_are=same)
+        if before.sha256 != after.sha256:
+            raise RuntimeError("the rebuilt view differs from the live one")
+
+    async def _verify(self, s: Strandline) -> None:
+        self._screen.step("verify the hash chain of every aggregate", "strand.v1.qry.default.events.verify")
+        result = await s.events.verify()
+        self._screen.facts(**{k: v for k, v in result.model_dump().items() if v is not None})
+
+    async def _end(self, s: Strandline, sandboxes: list[str]) -> None:
+        self._screen.step("delete everything", "strand.v1.cmd.default.sandbox.delete …")
+        for sandbox in sandboxes:
+            await s.sandboxes.delete(sandbox, wait_s=WAIT_S)
+        async for snapshot in s.snapshots.list():
+            await s.snapshots.delete(snapshot.snapshot_id, wait_s=WAIT_S)
+        await s.templates.delete(ALIAS, wait_s=WAIT_S)
