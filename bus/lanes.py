@@ -72,16 +72,32 @@ class LaneReader(Reader[Order]):
 
     A handler that returns has done the order; it may also ``ack``, ``nak(delay)`` (handle it again here) or ``term(reason)`` itself.
     ``begun`` counts, durably, how often an order was begun; an order that was begun ``CRASHES`` times and is here again is terminated.
+    ``arrived`` is told of each order when it is received, long before its turn perhaps: an order may cut earlier ones of its key short.
     """
 
     def __init__(
-        self, nc: Client, node: str, handle: Handle, *, shards: int = 1, work: Work = LANE_WORK, begun: Begun | None = None
+        self,
+        nc: Client,
+        node: str,
+        handle: Handle,
+        *,
+        shards: int = 1,
+        work: Work = LANE_WORK,
+        begun: Begun | None = None,
+        arrived: Callable[[Order], None] | None = None,
     ) -> None:
         self._node = node
         self._shards = shards
         self._given = handle
         self._begun = begun
-        super().__init__(nc, lane_stream(node, shards), node, self._attach, decode_order, self._carry_out, work)
+
+        def decode(message: Msg) -> Item[Order]:
+            item = decode_order(message)
+            if arrived is not None:
+                arrived(item.value)
+            return item
+
+        super().__init__(nc, lane_stream(node, shards), node, self._attach, decode, self._carry_out, work)
 
     async def _carry_out(self, order: Order, ack: Ack) -> None:
         if self._begun is not None and (count := await self._begun(order)) > CRASHES:
