@@ -41,7 +41,7 @@ LIFECYCLE: Final = Lifecycle(
     TemplateState,
     """
                             PENDING          READY            PARTIALLY_READY  FAILED           DELETING  DELETED
-    begin_job               PENDING          READY            PARTIALLY_READY  FAILED           !         !template.not-found
+    begin_job               !template.attempt-in-progress  READY            PARTIALLY_READY  FAILED           !         !template.not-found
     bind_artifact           PENDING          READY            PARTIALLY_READY  FAILED           =         =
     set_recipe              PENDING          READY            PARTIALLY_READY  FAILED           =         =
     settle:all              READY            READY            READY            READY            =         =
@@ -256,10 +256,11 @@ class Template(Aggregate):
 
     def begin_job(self, at: datetime, job_id: str, mode: str | None = None) -> None:
         """Another job takes it up. Raises ``template.attempt-in-progress`` while one is at work."""
-        if job_id == self.last_job or not LIFECYCLE.admits("begin_job", self.state):
+        if job_id == self.last_job:
             return
         self._refuse_while_busy()
-        self.record(TemplateJobBegun, at, job_id=job_id, mode=mode)
+        if LIFECYCLE.admits("begin_job", self.state):
+            self.record(TemplateJobBegun, at, job_id=job_id, mode=mode)
 
     def bind_artifact(
         self, at: datetime, job_id: str, artifact_id: str, image_digest: str, image_config: dict[str, Any] | None = None

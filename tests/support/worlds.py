@@ -1,0 +1,392 @@
+"""Every aggregate in every state, reached through its own methods, and for every row of its tables a call that is news.
+
+Found by topic and table, so that a row or a state without an entry fails a test by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+from domain.kernel.aggregate import Aggregate
+from domain.kernel.ids import artifact_id, replica_id
+from domain.nodes.node import Node
+from domain.nodes.orders import Capacity, DriverInfo, Failure, StepReport, StepState, Versions
+from domain.sandboxes.provisioning import Provisioning
+from domain.sandboxes.sandbox import Sandbox, Ttl
+from domain.sandboxes.spec import ArtifactRef, Recipe, SandboxSpec
+from domain.templates.alias import Alias
+from domain.templates.artifact import Artifact
+from domain.templates.fingerprint import ArtifactSpec, fingerprint
+from domain.templates.job import Job, PullProgress
+from domain.templates.replica import Replica
+from domain.templates.snapshot import Snapshot
+from domain.templates.template import Template, TemplateRequest
+from support.gwt import T0, Step, did, given
+
+SANDBOX, OTHER_SANDBOX = "sb-" + "a" * 20, "sb-" + "b" * 20
+TEMPLATE, OTHER_TEMPLATE = "tpl-" + "1" * 24, "tpl-" + "2" * 24
+SNAPSHOT = "snap-" + "3" * 24
+JOB, OTHER_JOB = "00000000-0000-5000-8000-000000000001", "00000000-0000-5000-8000-000000000002"
+DIGEST = "sha256:" + "d" * 64
+SPEC = ArtifactSpec(image_digest=DIGEST, disk_mb=1024)
+PRINT = fingerprint(SPEC)
+ARTIFACT = artifact_id(PRINT)
+REF = ArtifactRef(artifact_id=ARTIFACT, sha256="e" * 64, size_bytes=4096)
+V1, V2 = Versions(guest_image="g1", agent="a1", kernel="k1"), Versions(guest_image="g2", agent="a1", kernel="k1")
+FAILURE = Failure(code="node.broken", message="it broke")
+LATER = T0 + timedelta(hours=1)
+HOUR = 3600.0
+
+
+def sandbox(ttl: Ttl | None = None) -> Sandbox:
+    spec = SandboxSpec(template_id=TEMPLATE, artifact=REF, recipe=Recipe())
+    return Sandbox.create(SANDBOX, T0, spec, "n1", ttl)
+
+
+def running(ttl: Ttl | None = None) -> Sandbox:
+    return given(sandbox(ttl), did("mark_running", 1, "sim")).aggregate
+
+
+def provisioning() -> Provisioning:
+    return Provisioning.create(SANDBOX, T0, "n1", 1, ("root", "network", "start"))
+
+
+def node() -> Node:
+    return Node.create("n1", T0)
+
+
+def hello(boot: str = "b1", versions: Versions = V1, storage_pct: float | None = 10) -> Step:
+    drivers = (DriverInfo(name="sim", version="1"),)
+    return did("hello", boot, versions, drivers, Capacity(cpu=4, memory_mb=8192), ("runner",), {"os": "debian"}, storage_pct)
+
+
+def template() -> Template:
+    return Template.create(TEMPLATE, T0, TemplateRequest(image="docker://docker.io/library/alpine:3"), "base", JOB)
+
+
+def alias() -> Alias:
+    return Alias.create("base", T0)
+
+
+def artifact() -> Artifact:
+    return Artifact.create(ARTIFACT, T0, PRINT, SPEC, JOB, "default")
+
+
+def replica() -> Replica:
+    return Replica.create(replica_id(TEMPLATE, "n1"), T0, TEMPLATE, "n1", ARTIFACT, JOB)
+
+
+def job(operation: str = "CREATE") -> Job:
+    return Job.create(JOB, T0, operation, "template", TEMPLATE)
+
+
+def snapshot() -> Snapshot:
+    return Snapshot.create(SNAPSHOT, T0, "before", SANDBOX, "n1", TEMPLATE, REF, Recipe(), JOB)
+
+
+Path = tuple[Step, ...]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row's call. ``before``: what must have happened in a state first; ``path``: another way into a state; ``again``: repeats are news."""
+
+    step: Step | Callable[[Any], Step]
+    before: Mapping[str, Path] = field(default_factory=dict)
+    path: Mapping[str, Path] = field(default_factory=dict)
+    again: bool = False
+
+
+@dataclass(frozen=True)
+class World:
+    """``states``: attribute -> state -> how to get there from ``create``."""
+
+    create: Callable[[], Aggregate]
+    states: Mapping[str, Mapping[str, Path]]
+    rows: Mapping[str, Row]
+
+    def reach(self, attribute: str, state: str, row: str) -> Any:
+        """The aggregate in that state, ready for that row's call."""
+        known = self.rows[row]
+        path = known.path.get(state, self.states[attribute][state])
+        return given(self.create, *path, *known.before.get(state, ())).aggregate
+
+    def step(self, row: str, aggregate: Any) -> Step:
+        step = self.rows[row].step
+        return step if isinstance(step, Step) else step(aggregate)
+
+
+PAUSE, PAUSED = did("request_pause", "pause", LATER), did("paused", "pause")
+RESUME = did("request_resume", "resume", LATER)
+ROLLBACK = did("request_rollback", "rollback", SNAPSHOT, SANDBOX, JOB, LATER)
+SNAP = did("begin_snapshot", "snap", SNAPSHOT, LATER)
+STARTED = did("mark_running", 1, "sim", "10.0.0.2")
+
+SANDBOXES = World(
+    lambda: sandbox(Ttl(seconds=60, kind="idle")),
+    {
+        "state": {
+            "PENDING": (),
+            "NOT_READY": (did("starting", 1),),
+            "RUNNING": (STARTED,),
+            "PAUSED": (STARTED, PAUSE, PAUSED),
+            "STOPPED": (STARTED, did("request_stop", "stop")),
+            "DEAD": (STARTED, did("request_stop", "stop"), did("destroyed", 0)),
+        }
+    },
+    {
+        "starting": Row(did("starting", 1)),
+        "mark_running": Row(STARTED),
+        "fail_start": Row(did("fail_start", 1, "startup_failed", FAILURE)),
+        "request_pause": Row(PAUSE),
+        "paused": Row(PAUSED, {"RUNNING": (PAUSE,)}),
+        "request_resume": Row(RESUME),
+        "resumed": Row(did("resumed", "resume"), {"PAUSED": (RESUME,)}),
+        "request_rollback": Row(ROLLBACK),
+        "rolled_back": Row(did("rolled_back", 1), {"RUNNING": (ROLLBACK,), "PAUSED": (ROLLBACK,)}),
+        "rollback_failed:untouched": Row(did("rollback_failed", 1, FAILURE), {"RUNNING": (ROLLBACK,), "PAUSED": (ROLLBACK,)}),
+        "rollback_failed:fatal": Row(did("rollback_failed", 1, FAILURE, True), {"RUNNING": (ROLLBACK,), "PAUSED": (ROLLBACK,)}),
+        "begin_snapshot": Row(SNAP),
+        "end_snapshot": Row(did("end_snapshot", SNAPSHOT, True), {"RUNNING": (SNAP,), "PAUSED": (SNAP,)}),
+        "operation_failed": Row(did("operation_failed", "snap", FAILURE), {"RUNNING": (SNAP,), "PAUSED": (SNAP,)}),
+        "operation_expired": Row(did("operation_expired", "snap", after=HOUR), {"RUNNING": (SNAP,), "PAUSED": (SNAP,)}),
+        "request_stop": Row(did("request_stop", "stop")),
+        "request_delete": Row(did("request_delete", "delete")),
+        "exited": Row(did("exited", 0, 3)),
+        "destroyed": Row(did("destroyed", 0)),
+        "require_exec": Row(did("require_exec")),
+        "executed": Row(did("executed", "exec", 0, 1.5, "ls"), again=True),
+        "set_ttl": Row(did("set_ttl", 600)),
+        "ttl_due": Row(lambda s: did("ttl_due", s.ttl_generation, after=61)),
+        "touch": Row(did("touch", after=31)),
+    },
+)
+
+LEFT = did("fail", 1, "start", FAILURE, ("network",))
+UNDO_FAILED = did("undo_failed", 1, FAILURE)
+BLOCKED = (LEFT, UNDO_FAILED, did("undo_failed", 1, FAILURE, after=HOUR))
+PROVISIONINGS = World(
+    provisioning,
+    {
+        "state": {
+            "RUNNING": (),
+            "COMPLETED": (did("complete", 1),),
+            "UNDOING": (LEFT,),
+            "FAILED": (did("fail", 1, "start", FAILURE),),
+            "BLOCKED": BLOCKED,
+            "ABANDONED": (*BLOCKED, did("abandon")),
+            "SUPERSEDED": (did("supersede"),),
+        }
+    },
+    {
+        "record_steps": Row(did("record_steps", 1, 0, (StepReport(step="root", state=StepState.DONE, at=T0),))),
+        "complete": Row(did("complete", 1)),
+        "fail:undone": Row(did("fail", 1, "start", FAILURE)),
+        "fail:left": Row(LEFT),
+        "undo_failed:again": Row(UNDO_FAILED, again=True),
+        "undo_failed:enough": Row(did("undo_failed", 1, FAILURE, after=HOUR), {"UNDOING": (UNDO_FAILED,)}),
+        "retry": Row(did("retry", 2)),
+        "supersede": Row(did("supersede")),
+        "abandon": Row(did("abandon")),
+    },
+)
+
+NODES = World(
+    node,
+    {
+        "liveness": {"ONLINE": (hello(),), "OFFLINE": (hello(), did("go_offline")), "EVICTED": (hello(), did("evict"))},
+        "scheduling": {"OPEN": (hello(),), "CORDONED": (hello(), did("cordon")), "DRAINING": (hello(), did("drain"))},
+    },
+    {
+        "enroll": Row(did("enroll", "again")),
+        "hello": Row(hello("b2", V2)),
+        "come_online": Row(did("come_online")),
+        "go_offline": Row(did("go_offline", T0)),
+        "cordon": Row(did("cordon")),
+        "uncordon": Row(did("uncordon"), {"ONLINE": (did("cordon"),), "OFFLINE": (did("cordon"),)}),
+        "drain": Row(did("drain")),
+        "evict": Row(did("evict")),
+        "change_storage_mode": Row(did("change_storage_mode", 90)),
+    },
+)
+
+AGAIN = {state: (did("begin_job", OTHER_JOB),) for state in ("READY", "PARTIALLY_READY", "FAILED")}
+
+
+def _settle(ready: int, failed: int) -> Row:
+    return Row(lambda t: did("settle", t.active_job or t.last_job, ready, failed, 3, "first error"), AGAIN)
+
+
+def _changed(ready: int, failed: int) -> Row:
+    return Row(did("replicas_changed", ready, failed, 4, "other error"))
+
+
+TEMPLATES = World(
+    template,
+    {
+        "state": {
+            "PENDING": (),
+            "READY": (did("settle", JOB, 3, 0, 3),),
+            "PARTIALLY_READY": (did("settle", JOB, 2, 1, 3, "first error"),),
+            "FAILED": (did("settle", JOB, 0, 3, 3, "first error"),),
+            "DELETING": (did("settle", JOB, 3, 0, 3), did("request_delete")),
+            "DELETED": (did("settle", JOB, 3, 0, 3), did("request_delete"), did("finish_delete")),
+        }
+    },
+    {
+        "begin_job": Row(did("begin_job", OTHER_JOB, "ALL")),
+        "bind_artifact": Row(lambda t: did("bind_artifact", t.active_job or t.last_job, ARTIFACT, DIGEST, {"Cmd": ["sh"]}), AGAIN),
+        "set_recipe": Row(lambda t: did("set_recipe", t.active_job or t.last_job, Recipe()), AGAIN),
+        "settle:all": _settle(3, 0),
+        "settle:some": _settle(1, 2),
+        "settle:none": _settle(0, 3),
+        "fail": Row(lambda t: did("fail", t.active_job or t.last_job, "no image"), AGAIN),
+        "replicas_changed:all": _changed(4, 0),
+        "replicas_changed:some": _changed(1, 3),
+        "replicas_changed:none": _changed(0, 4),
+        "alias_claimed": Row(did("alias_claimed", "base")),
+        "alias_lost": Row(did("alias_lost", "base")),
+        "request_delete": Row(did("request_delete")),
+        "request_delete:force": Row(did("request_delete", True)),
+        "finish_delete": Row(did("finish_delete")),
+        "fail_delete": Row(did("fail_delete", "a node refused")),
+    },
+)
+
+ALIASES = World(
+    alias,
+    {"state": {"FREE": (), "HELD": (did("claim", OTHER_TEMPLATE),)}},
+    {"claim": Row(did("claim", TEMPLATE)), "release": Row(did("release", OTHER_TEMPLATE))},
+)
+
+BUILT = did("built", JOB, "e" * 64, 4096, DIGEST, {"Cmd": ["sh"]}, "n1")
+OWNER = "default/" + TEMPLATE
+OWNED, DISOWNED = did("add_owner", OWNER), did("drop_owner", OWNER)
+PLACED = did("placed", "n1")
+ARTIFACTS = World(
+    artifact,
+    {
+        "state": {
+            "BUILDING": (),
+            "READY": (BUILT,),
+            "FAILED": (did("fail_build", JOB, "no space"),),
+            "CLEANUP_PENDING": (BUILT, did("request_cleanup")),
+            "DELETED": (BUILT, did("request_cleanup"), did("finish_cleanup")),
+        }
+    },
+    {
+        "claim": Row(did("claim", PRINT, SPEC, OTHER_JOB, "default")),
+        "built": Row(BUILT),
+        "fail_build": Row(did("fail_build", JOB, "no space")),
+        "expire_build": Row(did("expire_build", JOB)),
+        "lost": Row(did("lost")),
+        "add_owner": Row(OWNED),
+        "drop_owner": Row(
+            DISOWNED, {"BUILDING": (OWNED,), "READY": (OWNED,)}, {"FAILED": (OWNED, did("fail_build", JOB, "no space"))}
+        ),
+        "request_cleanup": Row(did("request_cleanup")),
+        "finish_cleanup": Row(did("finish_cleanup")),
+        "placed": Row(PLACED),
+        "unplaced": Row(did("unplaced", "n1"), {state: (PLACED,) for state in ("BUILDING", "READY", "FAILED", "CLEANUP_PENDING")}),
+    },
+)
+
+FETCH, FETCHED, PREPARE = did("begin_distribute", JOB, 1), did("distributed", JOB), did("begin_prepare", JOB)
+UNBOUND = did("ready", JOB, Versions(), "sim")
+BROKEN = did("fail", JOB, "SNAPSHOTTING", "no boot", True)
+REPLICAS = World(
+    replica,
+    {
+        "state": {
+            "PENDING": (),
+            "DISTRIBUTING": (FETCH,),
+            "DISTRIBUTED": (FETCH, FETCHED),
+            "SNAPSHOTTING": (FETCH, FETCHED, PREPARE),
+            "READY": (FETCH, FETCHED, PREPARE, UNBOUND),
+            "FAILED": (FETCH, FETCHED, PREPARE, BROKEN),
+            "CLEANING": (FETCH, FETCHED, PREPARE, UNBOUND, did("begin_remove", JOB)),
+            "REMOVED": (FETCH, FETCHED, PREPARE, UNBOUND, did("begin_remove", JOB), did("removed")),
+        }
+    },
+    {
+        "begin_distribute": Row(lambda r: did("begin_distribute", JOB, r.attempt + 1)),
+        "distributed": Row(FETCHED),
+        "begin_prepare": Row(PREPARE),
+        "ready": Row(did("ready", JOB, V1, "sim")),
+        "fail": Row(BROKEN),
+        "lost": Row(did("lost")),
+        "redo:distribute": Row(did("redo", OTHER_JOB, ARTIFACT, "DISTRIBUTING")),
+        "redo:prepare": Row(did("redo", OTHER_JOB, ARTIFACT, "SNAPSHOTTING")),
+        "adopt_baseline": Row(did("adopt_baseline", V1)),
+        "begin_remove": Row(did("begin_remove", OTHER_JOB)),
+        "removed": Row(did("removed")),
+    },
+)
+
+START = did("start", "control", 900)
+JOBS = World(
+    job,
+    {
+        "state": {
+            "PENDING": (),
+            "RUNNING": (START,),
+            "READY": (START, did("succeed", {"template_id": TEMPLATE})),
+            "FAILED": (START, did("fail", None, FAILURE)),
+        }
+    },
+    {
+        "start": Row(START),
+        "advance": Row(did("advance", "UNPACKING")),
+        "pull": Row(did("pull", PullProgress(bytes=50, total_bytes=100, layers=1, total_layers=2))),
+        "set_targets": Row(did("set_targets", ("n2", "n1"))),
+        "note": Row(did("note", digest=DIGEST)),
+        "renew": Row(did("renew", T0 + timedelta(hours=2))),
+        "expire": Row(did("expire", after=2 * HOUR)),
+        "succeed": Row(did("succeed", {"template_id": TEMPLATE})),
+        "fail": Row(did("fail", "UNPACKING", FAILURE)),
+    },
+)
+
+TAKEN = did("ready", JOB, 4096, ("disk",), V1)
+ATTACHED = did("attach", SANDBOX, "n1", 1)
+SNAPSHOTS = World(
+    snapshot,
+    {
+        "state": {
+            "CREATING": (),
+            "READY": (TAKEN,),
+            "FAILED": (did("fail", JOB, "no space"),),
+            "DELETED": (TAKEN, did("request_delete")),
+            "GONE": (TAKEN, did("request_delete"), did("finish_delete")),
+        }
+    },
+    {
+        "ready": Row(TAKEN),
+        "fail": Row(did("fail", JOB, "no space")),
+        "attach": Row(ATTACHED),
+        "detach": Row(
+            did("detach", SANDBOX, "sandbox destroyed"),
+            {"READY": (ATTACHED,)},
+            {"FAILED": (TAKEN, ATTACHED, did("lost")), "DELETED": (TAKEN, ATTACHED, did("request_delete"))},
+        ),
+        "request_delete": Row(did("request_delete")),
+        "finish_delete": Row(did("finish_delete")),
+        "lost": Row(did("lost")),
+    },
+)
+
+WORLDS: dict[str, World] = {
+    "alias": ALIASES,
+    "artifact": ARTIFACTS,
+    "job": JOBS,
+    "node": NODES,
+    "provisioning": PROVISIONINGS,
+    "replica": REPLICAS,
+    "sandbox": SANDBOXES,
+    "snapshot": SNAPSHOTS,
+    "template": TEMPLATES,
+}
+"""By topic, as the registry of aggregates has them."""
