@@ -1,0 +1,200 @@
+"""The engine: brings generations forward by batches of the log, each batch one transaction.
+
+Everything is decoded once and handed to every view that reads it. Items that several commits of a batch change are written once. What a
+generation has already seen it skips, so redelivery is a no-op; when a write fails nothing of the batch happened, and the store says where
+to go on.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import orjson
+import structlog
+
+from projections.facts import Fact, Json, current
+from projections.state import State, StoreFault
+from projections.store import ITEMS, Changes, Generation, Key, Role, Store
+from projections.view import Apply, View
+
+log = structlog.get_logger(__name__)
+
+Message = tuple[int, bytes]
+"""(sequence, stored commit)."""
+
+
+@dataclass
+class Target:
+    """One generation that is being brought forward. ``seen`` runs ahead of ``position``, what is saved, within a batch.
+
+    ``broken`` says why a view stopped: its code could not apply an event. It stays where it was, consistent; the others go on.
+    """
+
+    view: View
+    generation: Generation
+    state: State
+    position: int
+    seen: int = field(init=False)
+    broken: str | None = None
+
+    def __post_init__(self) -> None:
+        self.seen = self.position
+
+
+class Engine:
+    """Applies the log to targets. Blocking; used by one task at a time."""
+
+    def __init__(self, store: Store, views: Iterable[View]) -> None:
+        self._store = store
+        self._views = {view.name: view for view in views}
+        self.targets: dict[tuple[str, int], Target] = {}
+        self._routes: dict[str, list[tuple[Target, Apply]]] = {}
+        self.applied = 0
+
+    def open(self) -> list[View]:
+        """Take up the live generations. Returns the views that must be built first because the store has none, or one of other code.
+
+        In an empty store nothing has to be built: all views begin with the log.
+        """
+        known = self._store.generations()
+        for leftover in [g for g in known if g.role is Role.BUILDING]:
+            self._store.drop(leftover.view, leftover.number)
+        live = {g.view: g for g in known if g.role is Role.LIVE}
+        if not any(g.position for g in live.values()):
+            self._begin(live)
+            return []
+        missing = []
+        for view in self._views.values():
+            generation = live.get(view.name)
+            if generation is not None and generation.schema == view.schema:
+                self.attach(generation)
+            else:
+                missing.append(view)
+        return missing
+
+    def _begin(self, live: dict[str, Generation]) -> None:
+        for view in self._views.values():
+            old = live.get(view.name)
+            if old is not None:
+                self._store.drop(old.view, old.number)
+            made = self._store.create(view.name, view.schema, indexed=view.lookups)
+            self._store.switch(view.name, made.number)
+            self.attach(made)
+
+    @property
+    def position(self) -> int:
+        """Where reading goes on: every healthy target has seen the log up to here at least."""
+        return min((t.position for t in self.targets.values() if t.broken is None), default=0)
+
+    @property
+    def dirty(self) -> int:
+        """How many items wait to be saved."""
+        return sum(len(t.state.dirty) for t in self.targets.values())
+
+    def attach(self, generation: Generation) -> Target:
+        """Bring this generation forward too, from where it is."""
+        view = self._views[generation.view]
+        reader = self._store.current(generation.view, generation.number)
+        target = Target(view, generation, State(reader), generation.position)
+        self.targets[generation.view, generation.number] = target
+        self._reroute()
+        return target
+
+    def detach(self, view: str, number: int) -> None:
+        """Leave it where it is."""
+        self.targets.pop((view, number), None)
+        self._reroute()
+
+    def _reroute(self) -> None:
+        routes: dict[str, list[tuple[Target, Apply]]] = defaultdict(list)
+        for target in self.targets.values():
+            if target.broken is None:
+                for name, apply in target.view.routes.items():
+                    routes[name].append((target, apply))
+        self._routes = dict(routes)
+
+    def apply(self, batch: Sequence[Message]) -> None:
+        """Apply commits in order, in memory; ``save`` makes it last. After a ``StoreFault``: ``reload``, and read on from ``position``."""
+        bodies = [(seq, orjson.loads(data)) for seq, data in batch]
+        if not bodies:
+            return
+        if self._store.remote:
+            self._fetch(bodies)
+        for seq, body in bodies:
+            self._apply_commit(seq, body)
+        last = batch[-1][0]
+        for target in self.targets.values():
+            if target.broken is None and target.seen < last:
+                target.seen = last
+        self.applied += len(batch)
+
+    def _apply_commit(self, seq: int, body: Json) -> None:
+        for event in body["events"]:
+            routes = self._routes.get(event["type"])
+            if routes is None:
+                continue
+            fact = None
+            for target, apply in routes:
+                if seq <= target.seen:
+                    continue
+                try:
+                    if fact is None:
+                        fact = _fact(seq, body, event)
+                    apply(target.state, fact)
+                except StoreFault:
+                    raise
+                except Exception as error:
+                    log.exception("view.broken", view=target.view.name, seq=seq)
+                    self._break(target, seq, error)
+
+    def _break(self, target: Target, seq: int, error: Exception) -> None:
+        target.broken = f"event {seq}: {type(error).__name__}: {error}"[:500]
+        target.state.forget()
+        self._reroute()
+
+    def _fetch(self, bodies: Sequence[tuple[int, Json]]) -> None:
+        """Read the items that commits are about in one go; a first commit's do not exist yet."""
+        keys: dict[int, tuple[Target, dict[Key, None]]] = {}
+        for _, body in bodies:
+            events = body["events"]
+            if events[0]["version"] == 1:
+                continue
+            for event in events:
+                for target, _ in self._routes.get(event["type"], ()):
+                    keys.setdefault(id(target), (target, {}))[1][ITEMS, body["project"], body["id"]] = None
+        for target, wanted in keys.values():
+            target.state.fetch(wanted)
+
+    def save(self) -> None:
+        """Write what was applied, with positions, in one transaction. Raises what the store raises; then nothing was applied."""
+        moved = [t for t in self.targets.values() if t.broken is None and t.seen > t.position]
+        if not moved:
+            return
+        changes = [Changes(t.view.name, t.generation.number, t.position, t.seen, t.state.dirty) for t in moved]
+        try:
+            self._store.write(changes)
+        except BaseException:
+            self.reload()
+            raise
+        for target in moved:
+            target.position = target.seen
+            target.state.saved()
+
+    def reload(self) -> None:
+        """Forget what is not saved and go on from what the store says."""
+        for target in self.targets.values():
+            target.state.forget()
+            target.seen = target.position
+        known = {(g.view, g.number): g.position for g in self._store.generations()}
+        for key, target in self.targets.items():
+            if key in known:
+                target.position = target.seen = known[key]
+                target.state = State(self._store.current(*key))
+        self._reroute()
+
+
+def _fact(seq: int, body: Json, event: Json) -> Fact:
+    name, schema, version, data = event["type"], event["schema"], event["version"], event["data"]
+    return Fact(seq, body["time"], body["project"], body["type"], body["id"], name, version, current(name, schema, data), body)

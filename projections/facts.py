@@ -1,0 +1,125 @@
+"""Facts: the events of the log as views read them, as plain JSON data, brought up to the schema that this version knows.
+
+Views do not decode events into classes: that would cost more than everything else they do. What a class would add is added here once per
+event: old schemas are upcast, and fields that stand in the log only when they differ from their default are filled in, at every depth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from types import UnionType
+from typing import Annotated, Any, Final, TypeAlias, Union, get_args, get_origin, get_type_hints
+
+from pydantic import BaseModel
+
+from domain.kernel.aggregate import ENVELOPE_FIELDS
+from domain.kernel.registry import EVENTS
+
+Json: TypeAlias = dict[str, Any]
+Fill: TypeAlias = Callable[[Any], Any]
+
+
+@dataclass(slots=True)
+class Fact:
+    """One event. ``body`` is the whole commit as JSON; ``time`` RFC 3339 in UTC; ``data`` has every field of the event's class."""
+
+    seq: int
+    time: str
+    project: str
+    kind: str
+    id: str
+    type: str
+    version: int
+    data: Json
+    body: Json
+
+
+class UnreadableEvent(Exception):  # noqa: N818 - it names what it is
+    """An event of a schema that this version does not know: it was written by a newer one."""
+
+
+def current(name: str, schema: int, data: Json) -> Json:
+    """``data`` of the event type ``name`` as the newest schema has it, with all defaults. Raises ``UnreadableEvent``."""
+    cls = EVENTS.get(name)
+    if cls is None:
+        return data
+    if schema != cls.class_version:
+        if schema > cls.class_version:
+            raise UnreadableEvent(f"{name} has schema {schema}; this version knows up to {cls.class_version}")
+        data = dict(data)
+        for old in range(schema, cls.class_version):
+            getattr(cls, f"upcast_v{old}_v{old + 1}")(data)
+    return _event_filler(cls)(data)
+
+
+@cache
+def _event_filler(cls: type[BaseModel]) -> Callable[[Json], Json]:
+    return filler(cls, leave_out=ENVELOPE_FIELDS | {"originator_topic"})
+
+
+def filler(cls: type[BaseModel], *, leave_out: frozenset[str] = frozenset()) -> Callable[[Json], Json]:
+    """A function that completes the JSON form of a ``cls``: what ``exclude_defaults`` left out comes back, in nested records too."""
+    hints = get_type_hints(cls, include_extras=True)
+    names = [name for name in cls.model_fields if name not in leave_out]
+    defaults = _defaults(cls, names)
+    nested = {name: fill for name in names if (fill := _filler_of(hints[name])) is not None}
+
+    def complete(data: Json) -> Json:
+        full = {**defaults, **data}
+        for name, fill in nested.items():
+            if name in data:
+                full[name] = fill(data[name])
+        return full
+
+    return complete
+
+
+def _defaults(cls: type[BaseModel], names: list[str]) -> Json:
+    """Every optional field's default as JSON. Shared between items: views replace values, they do not change them in place."""
+    values = {}
+    for name in names:
+        field = cls.model_fields[name]
+        if not field.is_required():
+            values[name] = field.get_default(call_default_factory=True, validated_data={})
+    return cls.model_construct(**values).model_dump(mode="json", include=set(values), warnings=False)
+
+
+_MAPPINGS: Final = (dict,)
+_SEQUENCES: Final = (tuple, list, frozenset, set)
+
+
+def _filler_of(hint: Any) -> Fill | None:
+    """How values of a type are completed; None: there is nothing to complete."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if isinstance(hint, type) and origin is None:
+        return filler(hint) if issubclass(hint, BaseModel) else None
+    if origin is Annotated:
+        return _filler_of(arguments[0])
+    if origin in (Union, UnionType):
+        return _optional(arguments)
+    if origin in _MAPPINGS and (inner := _filler_of(arguments[1])) is not None:
+        return _each_value(inner)
+    if origin in _SEQUENCES and (inner := _filler_of(arguments[0])) is not None:
+        return _each(inner)
+    return None
+
+
+def _each_value(fill: Fill) -> Fill:
+    return lambda value: {name: fill(v) for name, v in value.items()}
+
+
+def _each(fill: Fill) -> Fill:
+    return lambda value: [fill(v) for v in value]
+
+
+def _optional(arguments: tuple[Any, ...]) -> Fill | None:
+    """``X | None``. A union of several records would need a discriminator; events have none, and one that comes is found by a test."""
+    fillers = [fill for fill in (_filler_of(a) for a in arguments if a is not type(None)) if fill is not None]
+    if not fillers:
+        return None
+    if len(fillers) > 1:
+        raise TypeError(f"a union of several records cannot be completed: {arguments}")
+    fill = fillers[0]
+    return lambda value: None if value is None else fill(value)

@@ -1,0 +1,204 @@
+"""``sandboxes``: every run of a workload, from its request to its end (contract.md; reference/miren-sandbox.md §1.7).
+
+``provisioning`` is the state of the saga that brings it up, with what it could not undo: how a BLOCKED one is found.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from projections.facts import Fact
+from projections.state import State
+from projections.store import Item
+from projections.view import View
+
+VIEW: Final = View(
+    "sandboxes",
+    noun="sandbox",
+    key="sandbox_id",
+    counted="state",
+    indexed=("state", "node_id", "template_id", "name"),
+    fields={
+        "sandbox_id": "",
+        "name": "",
+        "state": "PENDING",
+        "reason": None,
+        "template_id": "",
+        "snapshot_id": None,
+        "node_id": "",
+        "driver": None,
+        "address": "",
+        "ports": [],
+        "generation": 0,
+        "operation": None,
+        "exit": None,
+        "error": None,
+        "cpu": 0,
+        "memory_mb": 0,
+        "disk_mb": 0,
+        "ttl": None,
+        "labels": {},
+        "provisioning": {"state": "RUNNING", "attempt": 1, "failed_step": "", "uncompensated": []},
+        "job_id": None,
+        "created_at": "",
+        "started_at": None,
+        "ends_at": None,
+        "ended_at": None,
+    },
+)
+
+
+@VIEW.on("sandbox.created")
+def created(state: State, fact: Fact) -> None:
+    spec, recipe = fact.data["spec"], fact.data["spec"]["recipe"]
+    item = VIEW.item(
+        sandbox_id=fact.id,
+        name=spec["name"],
+        template_id=spec["template_id"],
+        snapshot_id=spec["snapshot_id"],
+        node_id=fact.data["node_id"],
+        driver=spec["driver"],
+        ports=[{"port": port, "address": "", "status": "declared"} for port in recipe["ports"]],
+        cpu=recipe["cpu"],
+        memory_mb=recipe["memory_mb"],
+        disk_mb=recipe["disk_mb"],
+        ttl=fact.data["ttl"],
+        labels=spec["labels"],
+        job_id=fact.data["job_id"],
+        created_at=fact.time,
+    )
+    state.put(fact.project, fact.id, item)
+
+
+@VIEW.update("sandbox.starting")
+def starting(item: Item, _fact: Fact) -> None:
+    item["state"] = "NOT_READY"
+
+
+@VIEW.update("sandbox.started")
+def started(item: Item, fact: Fact) -> None:
+    _running(item, fact.data)
+    item.update(generation=fact.data["generation"], started_at=fact.time)
+
+
+@VIEW.update("sandbox.resumed")
+def resumed(item: Item, fact: Fact) -> None:
+    _running(item, fact.data)
+
+
+@VIEW.update("sandbox.rolled-back")
+def rolled_back(item: Item, fact: Fact) -> None:
+    _running(item, fact.data)
+    item.update(generation=fact.data["generation"], snapshot_id=fact.data["snapshot_id"])
+
+
+def _running(item: Item, data: dict[str, Any]) -> None:
+    item.update(
+        state="RUNNING",
+        operation=None,
+        driver=data["driver"] or item["driver"],
+        address=data["address"],
+        ports=data["ports"] or item["ports"],
+        ends_at=data["ends_at"],
+    )
+
+
+@VIEW.update("sandbox.start-failed")
+def start_failed(item: Item, fact: Fact) -> None:
+    item.update(state="DEAD", reason=fact.data["reason"], error=fact.data["failure"], operation=None, ended_at=fact.time)
+
+
+@VIEW.update("sandbox.operation-begun")
+def operation_begun(item: Item, fact: Fact) -> None:
+    item["operation"] = fact.data["operation"]
+
+
+@VIEW.update("sandbox.snapshot-ended", "sandbox.operation-failed", "sandbox.operation-expired")
+def operation_ended(item: Item, _fact: Fact) -> None:
+    item["operation"] = None
+
+
+@VIEW.update("sandbox.rollback-failed")
+def rollback_failed(item: Item, fact: Fact) -> None:
+    item["operation"] = None
+    if fact.data["fatal"]:
+        item.update(state="STOPPED", reason="rollback_failed", error=fact.data["failure"], ends_at=None)
+
+
+@VIEW.update("sandbox.paused")
+def paused(item: Item, _fact: Fact) -> None:
+    item.update(state="PAUSED", operation=None, ends_at=None)
+
+
+@VIEW.update("sandbox.ttl-set")
+def ttl_set(item: Item, fact: Fact) -> None:
+    item.update(ttl=fact.data["ttl"], ends_at=fact.data["ends_at"])
+
+
+@VIEW.update("sandbox.touched")
+def touched(item: Item, fact: Fact) -> None:
+    item["ends_at"] = fact.data["ends_at"]
+
+
+@VIEW.update("sandbox.ttl-expired")
+def ttl_expired(item: Item, _fact: Fact) -> None:
+    item["ends_at"] = None
+
+
+@VIEW.update("sandbox.stop-requested", "sandbox.delete-requested")
+def stop_requested(item: Item, fact: Fact) -> None:
+    _stopped(item, fact)
+
+
+@VIEW.update("sandbox.exited")
+def exited(item: Item, fact: Fact) -> None:
+    _stopped(item, fact)
+    item["exit"] = fact.data["exit"]
+
+
+@VIEW.update("sandbox.destroyed")
+def destroyed(item: Item, fact: Fact) -> None:
+    _stopped(item, fact)
+    item.update(state="DEAD", exit=fact.data["exit"] or item["exit"], ended_at=fact.time)
+
+
+def _stopped(item: Item, fact: Fact) -> None:
+    item.update(state="STOPPED", reason=item["reason"] or fact.data["reason"], operation=None, ends_at=None)
+
+
+@VIEW.update("provisioning.retried")
+def provisioning_retried(item: Item, fact: Fact) -> None:
+    _provisioning(item, attempt=fact.data["attempt"])
+    if item["provisioning"]["state"] == "BLOCKED":
+        _provisioning(item, state="UNDOING")
+
+
+@VIEW.update("provisioning.completed")
+def provisioning_completed(item: Item, _fact: Fact) -> None:
+    _provisioning(item, state="COMPLETED")
+
+
+@VIEW.update("provisioning.failed")
+def provisioning_failed(item: Item, fact: Fact) -> None:
+    left = fact.data["uncompensated"]
+    _provisioning(item, state="UNDOING" if left else "FAILED", failed_step=fact.data["failed_step"], uncompensated=left)
+
+
+@VIEW.update("provisioning.undo-failed")
+def provisioning_undo_failed(item: Item, fact: Fact) -> None:
+    _provisioning(item, state="BLOCKED" if fact.data["blocked"] else "UNDOING", uncompensated=fact.data["uncompensated"])
+
+
+@VIEW.update("provisioning.superseded")
+def provisioning_superseded(item: Item, _fact: Fact) -> None:
+    _provisioning(item, state="SUPERSEDED")
+
+
+@VIEW.update("provisioning.abandoned")
+def provisioning_abandoned(item: Item, _fact: Fact) -> None:
+    _provisioning(item, state="ABANDONED")
+
+
+def _provisioning(item: Item, **values: Any) -> None:
+    """The provisioning has its sandbox's id. Both begin in one atomic batch, so there is no event for its beginning here."""
+    item["provisioning"] = {**item["provisioning"], **values}
