@@ -43,6 +43,17 @@ class Connection(Client):
         super().__init__()
         self._wanted = False
         self._watchdog: asyncio.Task[None] | None = None
+        self._listeners: list[Callable[[], None]] = []
+
+    def on_reconnect(self, listener: Callable[[], None]) -> Callable[[], None]:
+        """Call ``listener`` after every reconnect, when what was under way on the old socket is lost. Returns how to stop that."""
+        self._listeners.append(listener)
+        return lambda: self._listeners.remove(listener)
+
+    def tell_reconnected(self) -> None:
+        """Tell all listeners."""
+        for listener in list(self._listeners):
+            listener()
 
     def watch(self, every_s: float) -> None:
         """Start the watchdog."""
@@ -114,6 +125,10 @@ async def connect(
             log.critical("connection.closed", name=name, error=repr(client.last_error))
             (on_closed or _exit_process)()
 
+    async def reconnected() -> None:
+        log.info("connection.reconnected", name=name)
+        client.tell_reconnected()
+
     options: dict[str, Any] = {"reconnect_time_wait": RECONNECT_WAIT_S}
     if inbox_prefix:
         options["inbox_prefix"] = inbox_prefix
@@ -126,7 +141,7 @@ async def connect(
         name=name,
         error_cb=_report,
         closed_cb=closed,
-        reconnected_cb=_reconnected,
+        reconnected_cb=reconnected,
         max_reconnect_attempts=-1,
         connect_timeout=2,
         ping_interval=PING_S,
@@ -164,7 +179,3 @@ async def connect_from(
 
 async def _report(error: Exception) -> None:
     log.warning("connection.error", error=repr(error)[:300])
-
-
-async def _reconnected() -> None:
-    log.info("connection.reconnected")

@@ -1,0 +1,173 @@
+"""Publishing with pipelined acknowledgements: they are handled inside nats-py's read loop, without a queue or a task for each.
+
+1.8 to 2.5 times as fast as ``Client.request`` (reference/jetstream-eventstore.md §3.1). This is the only module that touches nats-py's
+internals, and the version is pinned for it; where they are not as known, ``open_publisher`` falls back to the public API.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final, Self
+
+import nats.errors
+import structlog
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+
+from bus.connection import Connection
+from bus.publishing import ACK_S, Ack, Headers, Message, Publisher, RejectedError, UnansweredError
+
+__all__ = ["Ack", "FastPublisher", "Message", "Publisher", "RejectedError", "UnansweredError", "open_publisher"]
+
+log = structlog.get_logger(__name__)
+
+FLUSH_BYTES: Final = 1 << 20
+"""Outgoing bytes after which a publish waits for the socket, so that a slow bus cannot fill the memory."""
+
+
+async def open_publisher(nc: Client, *, fast: bool = True) -> Publisher:
+    """A publisher on ``nc``: the fast one, if it works with the nats-py that is installed."""
+    if fast:
+        publisher = FastPublisher(nc)
+        try:
+            return await publisher.start()
+        except (AttributeError, TypeError, UnansweredError) as error:
+            log.warning("publisher.fallback", error=repr(error))
+            await publisher.close()
+    return await Publisher(nc).start()
+
+
+class _Sink:
+    """Stands where a subscription keeps its queue: what nats-py would put into that is handled on the spot."""
+
+    def __init__(self, publisher: FastPublisher, subscription: Subscription) -> None:
+        self._publisher = publisher
+        self._subscription = subscription
+
+    def put_nowait(self, message: Msg) -> None:
+        self._subscription._pending_size -= len(message.data)  # noqa: SLF001 - see the module's first lines
+        self._publisher.receive(message)
+
+    def qsize(self) -> int:
+        return 0
+
+    def empty(self) -> bool:
+        return True
+
+    async def join(self) -> None:
+        """Nothing is ever waiting."""
+
+
+class FastPublisher(Publisher):
+    """One inbox for all replies; a request is a future that the read loop completes."""
+
+    def __init__(self, nc: Client) -> None:
+        super().__init__(nc)
+        self._loop = asyncio.get_running_loop()
+        self._waiting: dict[str, asyncio.Future[Msg]] = {}
+        self._count = 0
+        inbox = nc.new_inbox()
+        self._inbox = inbox.encode() + b"."
+        self._prefix = len(inbox) + 1
+        self._subscription: Subscription | None = None
+        self._unlisten = nc.on_reconnect(self._lose) if isinstance(nc, Connection) else None
+
+    async def start(self) -> Self:
+        """Subscribe, and prove by a message to ourselves that replies arrive. Raises ``AttributeError``, ``UnansweredError`` otherwise."""
+        subscription = await self.nc.subscribe(self._inbox.decode() + "*")
+        subscription._pending_queue = _Sink(self, subscription)  # type: ignore[assignment]  # noqa: SLF001 - see above
+        self._subscription = subscription
+        await self._exchange(self._inbox.decode() + str(self._count + 1), b"", None, ACK_S)
+        return self
+
+    async def close(self) -> None:
+        self._lose()
+        if self._unlisten is not None:
+            self._unlisten()
+            self._unlisten = None
+        if self._subscription is not None and not self.nc.is_closed:
+            await self._subscription.unsubscribe()
+        self._subscription = None
+
+    async def ask(self, subject: str, data: bytes, headers: Headers | None = None, timeout: float = ACK_S) -> Msg:
+        reply = await self._exchange(subject, data, headers, timeout)
+        if not reply.data and reply.headers and reply.headers.get("Status") == "503":
+            raise UnansweredError("no responders")
+        return reply
+
+    async def tell(self, subject: str, data: bytes, headers: Headers | None = None, reply: str = "") -> None:
+        await self._write(subject, reply.encode(), data, headers)
+
+    async def _exchange(self, subject: str, data: bytes, headers: Headers | None, timeout: float) -> Msg:
+        self._count += 1
+        token = str(self._count)
+        future = self._waiting[token] = self._loop.create_future()
+        timer = self._loop.call_later(timeout, _give_up, future)
+        try:
+            await self._write(subject, self._inbox + token.encode(), data, headers)
+            answer: Msg = await future
+            return answer
+        finally:
+            timer.cancel()
+            del self._waiting[token]
+            if not future.cancel() and not future.cancelled():
+                future.exception()  # looked at, lest asyncio complain about one that came while the write failed
+
+    def receive(self, message: Msg) -> None:
+        """A reply arrived; called inside the read loop, so it must not fail."""
+        future = self._waiting.get(message.subject[self._prefix :])
+        if future is not None and not future.done():
+            future.set_result(message)
+
+    def _lose(self) -> None:
+        """The socket on which the answers would have come is gone."""
+        for future in self._waiting.values():
+            if not future.done():
+                future.set_exception(UnansweredError("the connection was lost"))
+
+    async def _write(self, subject: str, reply: bytes, data: bytes, headers: Headers | None) -> None:
+        nc = self.nc
+        if not nc.is_connected:  # nothing is kept for later: whoever publishes decides whether it is still wanted then
+            raise UnansweredError("not connected")
+        command = _command(subject, reply, data, headers, nc.max_payload)
+        nc._pending.append(command)  # noqa: SLF001 - see the module's first lines
+        nc._pending_data_size += len(command)  # noqa: SLF001
+        queue = nc._flush_queue  # noqa: SLF001
+        crowded = nc._pending_data_size > FLUSH_BYTES  # noqa: SLF001
+        if queue is None or queue.full():
+            raise UnansweredError("too much is waiting to be sent")
+        if crowded or queue.empty():
+            flushed: asyncio.Future[None] = self._loop.create_future()
+            queue.put_nowait(flushed)
+            if crowded:
+                await _within(ACK_S, flushed)
+
+
+def _command(subject: str, reply: bytes, data: bytes, headers: Headers | None, max_payload: int) -> bytes:
+    """The bytes of a PUB or HPUB. Raises ``ValueError`` for what would break out of its line, and ``MaxPayloadError``."""
+    if subject.split() != [subject]:
+        raise ValueError(f"not a subject: {subject!r}")
+    head = b""
+    if headers:
+        head = ("NATS/1.0\r\n" + "".join([f"{key}: {value}\r\n" for key, value in headers.items()]) + "\r\n").encode()
+        if head.count(b"\n") != len(headers) + 2:
+            raise ValueError("a header has a line break in it")
+    if len(head) + len(data) > max_payload:
+        raise nats.errors.MaxPayloadError
+    if headers:
+        return b"HPUB %s %s %d %d\r\n%s%s\r\n" % (subject.encode(), reply, len(head), len(head) + len(data), head, data)
+    return b"PUB %s %s %d\r\n%s\r\n" % (subject.encode(), reply, len(data), data)
+
+
+async def _within(seconds: float, flushed: asyncio.Future[None]) -> None:
+    try:
+        async with asyncio.timeout(seconds):
+            await flushed
+    except TimeoutError as error:
+        raise UnansweredError("the bus does not take what is sent") from error
+
+
+def _give_up(future: asyncio.Future[Msg]) -> None:
+    if not future.done():
+        future.set_exception(UnansweredError("no answer in time"))
