@@ -122,5 +122,7 @@ def restore_state(cls: type[A], id: str, version: int, state: dict[str, Any]) ->
     aggregate.__base_init__(id, version, datetime.fromisoformat(state["_created_on"]))
     aggregate.modified_on = datetime.fromisoformat(state["_modified_on"])
     for name, adapter in _fields(cls).items():
+        if name not in state:
+            raise ValueError(f"a snapshot of {cls.TOPIC} {id} knows nothing of {name}")
         setattr(aggregate, name, adapter.validate_python(state[name]))
     return aggregate

@@ -39,6 +39,13 @@ def call(aggregate: Aggregate, step: Step, at: datetime) -> Any:
 
 def given(start: Aggregate | Callable[[], Aggregate], *past: Step | Event) -> Given:
     """An aggregate, or something that makes one, and what has happened to it since: calls, or events as they stand in the log."""
+    known = lived(start, *past)
+    known.aggregate.collect_events()
+    return known
+
+
+def lived(start: Aggregate | Callable[[], Aggregate], *past: Step | Event) -> Given:
+    """The same, with its events still pending."""
     aggregate = start if isinstance(start, Aggregate) else start()
     at = aggregate.modified_on
     for past_step in past:
@@ -48,7 +55,6 @@ def given(start: Aggregate | Callable[[], Aggregate], *past: Step | Event) -> Gi
         else:
             at += timedelta(seconds=past_step.after)
             call(aggregate, past_step, at)
-    aggregate.collect_events()
     return Given(aggregate, at)
 
 

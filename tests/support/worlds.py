@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
+from support.gwt import T0, Step, did, given
+
 from domain.kernel.aggregate import Aggregate
 from domain.kernel.ids import artifact_id, replica_id
 from domain.nodes.node import Node
@@ -24,7 +26,6 @@ from domain.templates.job import Job, PullProgress
 from domain.templates.replica import Replica
 from domain.templates.snapshot import Snapshot
 from domain.templates.template import Template, TemplateRequest
-from support.gwt import T0, Step, did, given
 
 SANDBOX, OTHER_SANDBOX = "sb-" + "a" * 20, "sb-" + "b" * 20
 TEMPLATE, OTHER_TEMPLATE = "tpl-" + "1" * 24, "tpl-" + "2" * 24
@@ -92,7 +93,7 @@ Path = tuple[Step, ...]
 
 @dataclass(frozen=True)
 class Row:
-    """A row's call. ``before``: what must have happened in a state first; ``path``: another way into a state; ``again``: repeats are news."""
+    """A row's call. ``before``: what must have happened in a state first; ``path``: another way there; ``again``: repeats are news."""
 
     step: Step | Callable[[Any], Step]
     before: Mapping[str, Path] = field(default_factory=dict)
@@ -110,9 +111,12 @@ class World:
 
     def reach(self, attribute: str, state: str, row: str) -> Any:
         """The aggregate in that state, ready for that row's call."""
+        return given(self.create, *self.way(attribute, state, row)).aggregate
+
+    def way(self, attribute: str, state: str, row: str) -> Path:
+        """How it got there."""
         known = self.rows[row]
-        path = known.path.get(state, self.states[attribute][state])
-        return given(self.create, *path, *known.before.get(state, ())).aggregate
+        return (*known.path.get(state, self.states[attribute][state]), *known.before.get(state, ()))
 
     def step(self, row: str, aggregate: Any) -> Step:
         step = self.rows[row].step
@@ -284,13 +288,11 @@ ARTIFACTS = World(
         "expire_build": Row(did("expire_build", JOB)),
         "lost": Row(did("lost")),
         "add_owner": Row(OWNED),
-        "drop_owner": Row(
-            DISOWNED, {"BUILDING": (OWNED,), "READY": (OWNED,)}, {"FAILED": (OWNED, did("fail_build", JOB, "no space"))}
-        ),
+        "drop_owner": Row(DISOWNED, {"BUILDING": (OWNED,), "READY": (OWNED,)}, {"FAILED": (OWNED, did("fail_build", JOB, "no space"))}),
         "request_cleanup": Row(did("request_cleanup")),
         "finish_cleanup": Row(did("finish_cleanup")),
         "placed": Row(PLACED),
-        "unplaced": Row(did("unplaced", "n1"), {state: (PLACED,) for state in ("BUILDING", "READY", "FAILED", "CLEANUP_PENDING")}),
+        "unplaced": Row(did("unplaced", "n1"), dict.fromkeys(("BUILDING", "READY", "FAILED", "CLEANUP_PENDING"), (PLACED,))),
     },
 )
 
