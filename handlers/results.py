@@ -1,7 +1,7 @@
 """Answers of orders that go back to a caller and not into the log: the output of ``sandbox.exec``.
 
-Reports are shared out among control planes, so the one that reads the report need not be the one whose caller waits. It tells all of them on
-a core subject; whoever waits takes it.
+Reports are shared out among control planes, so the one that reads the report need not be the one whose caller waits. It tells all
+of them on a core subject; whoever waits takes it.
 """
 
 from __future__ import annotations

@@ -21,8 +21,7 @@ DOWN_S: Final = 60.0
 
 @app.command()
 def down(
-    dir: app = typer.Typer(add_completion=False)
-DirOption = None,  # noqa: A002 - the option's name
+    dir: Annotated[Path | None, typer.Option("--dir", help="Data directory.", envvar="STRANDLINE_DIR")] = None,  # noqa: A002 - the option's name
     purge_all: Annotated[bool, typer.Option("--purge", help="Remove sandboxes, state and logs too.")] = False,
 ) -> None:
     """Stop what `strandline up` runs in a directory; with --purge remove every trace of it."""

@@ -49,13 +49,14 @@ async def _run(options: Options, *, stop_sandboxes: bool) -> int:
             sys.stdout.write(f"ready {starting.result()}\n")
             sys.stdout.flush()
             await waiting
-        return 0
     except InUseError as error:
         sys.stderr.write(f"error: {error}\nhint: strandline down --dir {options.dir}\n")
         return 4
     except (Refused, TimeoutError, OSError) as error:
         sys.stderr.write(f"error: it did not come up: {error}\nhint: see {options.dir / 'logs'}, and: strandline doctor\n")
         return 1
+    else:
+        return 0
     finally:
         for task in (starting, waiting):
             task.cancel()

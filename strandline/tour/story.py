@@ -6,7 +6,6 @@ import asyncio
 import base64
 import os
 import time
-from pathlib import Path
 from typing import Any
 
 from strandline.client import Strandline
@@ -148,8 +147,8 @@ class Story:
         self._screen.step("a new guest image arrives on the node: the template becomes STALE", "strand.v1.qry.default.compat-matrix.list")
         before = s.seq
         await self._matrix(s)
-        version = Path(self._installation.dir / "nodes" / NODE / "guest-image-version")
-        version.write_text("2\n")
+        version = self._installation.dir / "nodes" / NODE / "guest-image-version"
+        await asyncio.to_thread(version.write_text, "2\n")
         await s.compat.rescan([NODE], wait_s=WAIT_S)
         await self._matrix(s)
         self._screen.step("make its replicas again: OK", "strand.v1.cmd.default.template.redo")

@@ -1,0 +1,170 @@
+"""One stream of a recorder: made when missing, read by subject, written so that a lost acknowledgement does no harm.
+
+A write that nobody acknowledged is sent again with the same message ids. One server then answers "conflict" and three answer "duplicate"
+(reference/jetstream-eventstore.md §1.1); both are success when the stored message carries our id.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import re
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from eventsourcing.persistence import OperationalError
+
+from bus import direct
+from bus.direct import Found
+from bus.publishing import Ack, Message, RejectedError, UnansweredError
+from bus.recorder.bridge import Bridge
+from bus.requests import ApiError, call
+
+EXPECT: Final = "Nats-Expected-Last-Subject-Sequence"
+EXPECT_STREAM: Final = "Nats-Expected-Last-Sequence"
+MSG_ID: Final = "Nats-Msg-Id"
+PAGE: Final = 1000
+CONFLICTS: Final = frozenset({10071, 10164, 10201, 10077})
+"""Stale expectation, write in flight, known message id in a batch, one message per subject."""
+NAME_IN_USE: Final = 10058
+TRIES: Final = 20
+
+_TOKEN = re.compile(r"[A-Za-z0-9_-]+")
+
+
+class ConflictError(Exception):
+    """Somebody else wrote first; nothing of ours is stored. ``number`` is the server's error number."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(str(number))
+        self.number = number
+
+
+def token(value: object) -> str:
+    """Any text as one subject token, and different texts as different ones."""
+    text = str(value)
+    return text if _TOKEN.fullmatch(text) else "~" + base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A message to store: the last token of its subject, its headers and body. ``expect``: the subject's last position, None for any."""
+
+    subject: str
+    data: bytes
+    headers: Mapping[str, str]
+    expect: int | None = None
+
+
+class RecorderStream:
+    """The stream ``name`` with the subjects ``name.>``."""
+
+    def __init__(self, bridge: Bridge, name: str, replicas: int, **settings: Any) -> None:
+        self.bridge = bridge
+        self.name = name
+        self._replicas = replicas
+        bridge.call(self._ensure(settings))
+
+    async def _ensure(self, settings: dict[str, Any]) -> None:
+        config = {
+            "name": self.name,
+            "subjects": [f"{self.name}.>"],
+            "storage": "file",
+            "num_replicas": self._replicas,
+            "allow_direct": True,
+            "allow_atomic": True,
+            "duplicate_window": 120_000_000_000,
+            **settings,
+        }
+        try:
+            await call(self.bridge.nc, f"STREAM.CREATE.{self.name}", config)
+        except ApiError as error:
+            if error.number != NAME_IN_USE:
+                raise OperationalError(str(error)) from error
+        await self._led()
+
+    async def _led(self) -> None:
+        """A new replicated stream has no leader for about 100 ms, and answers nobody until then."""
+        for _ in range(200):
+            info = await call(self.bridge.nc, f"STREAM.INFO.{self.name}")
+            cluster = info.get("cluster")
+            if cluster is None or cluster.get("leader"):
+                return
+            await asyncio.sleep(0.05)
+        raise OperationalError(f"stream {self.name} has no leader")
+
+    def subject(self, *parts: object) -> str:
+        """``<name>.<part>...``."""
+        return ".".join([self.name, *(str(part) for part in parts)])
+
+    async def last(self, subject: str) -> Found | None:
+        """The last message on ``subject``, as the leader has it: versions are counted from it."""
+        return await direct.get(self.bridge.nc, self.name, last_by_subj=subject, leader=True)
+
+    async def position(self) -> int:
+        """The stream's last sequence."""
+        info = await call(self.bridge.nc, f"STREAM.INFO.{self.name}")
+        return int(info["state"]["last_seq"])
+
+    async def scan(
+        self, subject: str, seq: int = 1, limit: int | None = None, stop: int | None = None, keep: Callable[[Found], bool] | None = None
+    ) -> list[Found]:
+        """Messages on ``subject`` from ``seq`` to ``stop`` that ``keep`` wants, at most ``limit``."""
+        found: list[Found] = []
+        while limit is None or len(found) < limit:
+            count = PAGE if limit is None or keep is not None else min(PAGE, limit - len(found))
+            page = await direct.batch(self.bridge.nc, self.name, subject, max(seq, 1), count)
+            for message in page.messages:
+                if stop is not None and message.seq > stop:
+                    return found
+                if keep is None or keep(message):
+                    found.append(message)
+            if not page.messages or not page.pending:
+                break
+            seq = page.last + 1
+        return found if limit is None else found[:limit]
+
+    async def put(self, records: Sequence[Record]) -> list[int]:
+        """Store all or none; their positions. Raises ``ConflictError``, ``OperationalError``."""
+        batch = uuid.uuid4().hex
+        messages = [self._message(record, f"{batch}-{n}") for n, record in enumerate(records)]
+        pause = 0.01
+        for _ in range(TRIES):
+            try:
+                ack = await self._publish(messages)
+            except UnansweredError:
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, 1.0)
+                continue
+            except RejectedError as error:
+                if error.err_code in CONFLICTS:
+                    return await self._ours(messages, error.err_code)
+                if not error.passing:
+                    raise OperationalError(str(error)) from error
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, 1.0)
+                continue
+            return list(range(ack.seq - len(messages) + 1, ack.seq + 1))
+        raise OperationalError(f"stream {self.name} does not answer")
+
+    async def _publish(self, messages: Sequence[Message]) -> Ack:
+        publisher = self.bridge.publisher
+        if len(messages) == 1:
+            return await publisher.publish(*messages[0])
+        return await publisher.publish_batch(messages)
+
+    async def _ours(self, messages: Sequence[Message], number: int) -> list[int]:
+        """A conflict with what an earlier sending of ours stored is success."""
+        first = messages[-1]
+        stored = await self.last(first.subject)
+        if stored is not None and stored.headers.get(MSG_ID) == (first.headers or {})[MSG_ID]:
+            return list(range(stored.seq - len(messages) + 1, stored.seq + 1))
+        raise ConflictError(number)
+
+    def _message(self, record: Record, msg_id: str) -> Message:
+        headers = {**record.headers, MSG_ID: msg_id}
+        if record.expect is not None:
+            headers[EXPECT] = str(record.expect)
+        return Message(record.subject, record.data, headers)
