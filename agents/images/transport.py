@@ -11,7 +11,7 @@ import ipaddress
 import socket
 import ssl
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from typing import Final
 from urllib.parse import SplitResult, urljoin, urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -92,7 +92,7 @@ class Transport:
     @contextmanager
     def get(self, url: str, headers: Mapping[str, str]) -> Iterator[Response]:
         """Raises ``Dropped``, ``image.untrusted-registry``, ``image.insecure``, ``Stopped``; a status of 4xx or 5xx is an answer."""
-        at, sent = urlsplit(url), dict(headers)
+        at, sent = _split(url), dict(headers)
         for _ in range(_MAX_REDIRECTS + 1):
             with ExitStack() as open_now:
                 response = open_now.enter_context(self._once(at, sent))
@@ -100,7 +100,7 @@ class Transport:
                 if response.status not in _MOVED or not location:
                     yield response
                     return
-                following = urlsplit(urljoin(at.geturl(), location))
+                following = _split(at.geturl(), location)
             if _origin(following) != _origin(at):
                 sent.pop("Authorization", None)
             if (at.scheme, following.scheme) == ("https", "http"):
@@ -118,22 +118,20 @@ class Transport:
                 with self._stop.breaking(lambda: sock.shutdown(socket.SHUT_RDWR)):
                     target = (at.path or "/") + (f"?{at.query}" if at.query else "")
                     connection.request("GET", target, headers={"User-Agent": _AGENT, "Accept-Encoding": "identity", **headers})
-                    response = Response(connection.getresponse(), self._stop)
+                    raw = connection.getresponse()
             except ssl.SSLCertVerificationError as error:
                 raise ImageFault("image.untrusted-registry", f"{at.hostname}: {error.verify_message}") from error
             except (OSError, http.client.HTTPException) as error:
                 self._stop.check()
                 raise Dropped(f"{at.hostname}: {error or type(error).__name__}") from error
-            with self._stop.breaking(lambda: sock.shutdown(socket.SHUT_RDWR)):
-                yield response
+            # the response keeps the socket open, also after its connection was closed
+            with closing(raw), self._stop.breaking(lambda: sock.shutdown(socket.SHUT_RDWR)):
+                yield Response(raw, self._stop)
         finally:
             connection.close()
 
     def _connection(self, at: SplitResult) -> http.client.HTTPConnection:
-        try:
-            host, port = at.hostname or "", at.port
-        except ValueError as error:
-            raise ImageFault("image.bad-reference", f"bad port in {at.netloc!r}") from error
+        host, port = at.hostname or "", at.port
         if at.scheme == "http" and self.may_be_plain(at.netloc):
             return http.client.HTTPConnection(host, port, timeout=self._timeout_s)
         if at.scheme != "https":
@@ -152,6 +150,16 @@ def is_loopback(name: str) -> bool:
         return ipaddress.ip_address(name).is_loopback
     except ValueError:
         return name == "localhost"
+
+
+def _split(base: str, location: str = "") -> SplitResult:
+    """Where a request goes, or a redirect from it. Raises ``image.registry-error`` for what is no URL."""
+    try:
+        url = urlsplit(urljoin(base, location))
+        _ = url.port  # looked at here, because looking raises
+    except ValueError as error:
+        raise ImageFault("image.registry-error", f"{(location or base)[:200]!r} is no URL: {error}") from error
+    return url
 
 
 def _origin(url: SplitResult) -> tuple[str, str | None, int | None]:

@@ -7,7 +7,8 @@ Rules (OCI image layer specification, "Applying Changesets"; where it is silent,
 1. An entry replaces what an earlier entry put there; a directory over a directory keeps its children.
 2. Parents are resolved through symbolic links. Missing ones are made (0755, root). One that climbs out of the root is refused.
 3. A whiteout hides only what lower layers left, whatever the order of entries within its own layer.
-4. A hard link shares the node of its target; replacing one of its names leaves the others as they are.
+4. A hard link shares the node of its target; replacing one of its names leaves the others as they are. A hard link to a symbolic link is
+   one more symbolic link: nothing can tell them apart by use, and ``mke2fs -d`` makes two of them anyway.
 """
 
 from __future__ import annotations
@@ -153,8 +154,16 @@ class Tree:
         entry = self.entry(target)
         if entry is None or entry.node.kind is Kind.DIRECTORY:
             raise ImageFault("image.bad-layer", f"hard link to {b'/'.join(target)[:300].decode(errors='replace')!r}, which is no file")
-        if path:
-            self.put(path, entry.node, layer)
+        node = entry.node
+        if node.kind is Kind.SYMLINK:
+            node = Node(node.kind, node.mode)
+            node.target, node.size = entry.node.target, entry.node.size
+            _describe(node, entry.node)
+        node.links += 1  # held: making room for the new name may take the old one away
+        try:
+            self.put(path, node, layer)
+        finally:
+            node.links -= 1
 
     def hide(self, path: Sequence[bytes], layer: int) -> None:
         """Rule 3, for one name."""
