@@ -11,7 +11,7 @@ import asyncio
 import copy
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import Enum
@@ -88,33 +88,36 @@ class Locks:
     @asynccontextmanager
     async def hold(self, keys: Iterable[Key]) -> AsyncIterator[None]:
         """Hold all of ``keys``, taken in order so that two holders cannot wait for each other."""
-        async with AsyncExitStack() as stack:
-            for key in sorted(keys):
-                await stack.enter_async_context(self._one(key))
-            yield
-
-    @asynccontextmanager
-    async def _one(self, key: Key) -> AsyncIterator[None]:
-        lock = self._locks.setdefault(key, _Lock())
-        lock.users += 1
+        held: list[tuple[Key, _Lock]] = []
         try:
-            async with lock.lock:
-                yield
+            for key in sorted(keys):
+                lock = self._locks.setdefault(key, _Lock())
+                lock.users += 1
+                try:
+                    await lock.acquire()
+                except BaseException:
+                    self._leave(key, lock)
+                    raise
+                held.append((key, lock))
+            yield
         finally:
-            lock.users -= 1
-            if not lock.users:
-                del self._locks[key]
+            for key, lock in held:
+                lock.release()
+                self._leave(key, lock)
+
+    def _leave(self, key: Key, lock: _Lock) -> None:
+        lock.users -= 1
+        if not lock.users:
+            del self._locks[key]
 
     def __len__(self) -> int:
         return len(self._locks)
 
 
-class _Lock:
-    __slots__ = ("lock", "users")
+class _Lock(asyncio.Lock):
+    """A lock that counts who holds it or waits for it."""
 
-    def __init__(self) -> None:
-        self.lock = asyncio.Lock()
-        self.users = 0
+    users = 0
 
 
 _SHARED: Final = (str, int, float, bool, bytes, type(None), datetime, timedelta, Enum, Record)

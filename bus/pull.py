@@ -1,139 +1,174 @@
-"""One durable consumer, read by one long pull after another, delivered to a callback (reference/jetstream-eventstore.md §1.5).
+"""A long pull on one consumer, read by callback and watched: what both kinds of subscription stand on.
 
-nats-py's ``fetch`` polls, blocks on full ack windows and hides why a pull ended. Here the server's own words decide: expired pulls and
-changes of leader are re-issued, a missing consumer is attached again, and silence beyond two heartbeats counts as a lost pull.
+nats-py's own ``fetch`` and ``next_msg`` cost three times as much and stay silent about a consumer that is gone
+(reference/jetstream-eventstore.md §3.3, §4 pitfall 7). A :class:`Pull` never mends itself: it says that it is ``broken``, and its owner
+makes a new consumer from where it knows it is.
 """
 
 from __future__ import annotations
 
 import asyncio
-import random
-import time
 from collections.abc import Awaitable, Callable
-from typing import Final
+from typing import Any, Final, NamedTuple
 
+import nats.errors
 import orjson
-import structlog
 from nats.aio.client import Client
 from nats.aio.msg import Msg
-from nats.errors import Error as NatsError
+from nats.aio.subscription import Subscription
 
-from bus.requests import ApiError
-from domain.kernel.errors import Refused
+from bus.connection import Connection
+from bus.publishing import RejectedError, UnansweredError
 
-log = structlog.get_logger(__name__)
+EXPIRES_S: Final = 30
+HEARTBEAT_S: Final = 2
+SILENCE_S: Final = 5.0
+"""Two heartbeats missed, and a bit."""
+NANO: Final = 1_000_000_000
 
-EXPIRES_S: Final = 30.0
-HEARTBEAT_S: Final = 5.0
-_LOOK_S: Final = 0.25
-"""How often silence and reconnects are looked for; nats-py tells only one callback of a reconnect, and it is not ours."""
-_NS: Final = 1_000_000_000
-_STATUS_EXPIRED: Final = "408"
-_STATUS_HEARTBEAT: Final = "100"
+
+class Delivery(NamedTuple):
+    """A message of a consumer: its position in the stream, how many are still to come, and where acknowledgements go."""
+
+    seq: int
+    pending: int
+    subject: str
+    reply: str
+    data: bytes
 
 
 class Pull:
-    """Keeps a pull open until it is cancelled. At most ``batch`` messages are on their way; the consumer's ack window bounds the rest.
+    """One consumer's messages, at most ``window`` of them asked for and not yet taken off.
 
-    ``attach(fresh)`` makes sure that the consumer exists; ``fresh`` is true once, before the first pull. ``take`` must not wait.
+    ``receive`` is called with each, in order, and returns how many the owner has not taken care of yet.
     """
 
-    def __init__(
-        self,
-        nc: Client,
-        stream: str,
-        durable: str,
-        attach: Callable[[bool], Awaitable[None]],
-        take: Callable[[Msg], None],
-        *,
-        batch: int = 256,
-        expires: float = EXPIRES_S,
-        heartbeat: float = HEARTBEAT_S,
-    ) -> None:
+    def __init__(self, nc: Client, stream: str, consumer: str, receive: Callable[[Delivery], int], *, window: int) -> None:
         self._nc = nc
-        self._next = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{durable}"
-        self._body = orjson.dumps({"batch": batch, "expires": int(expires * _NS), "idle_heartbeat": int(heartbeat * _NS)})
-        self._attach = attach
-        self._take = take
-        self._batch = batch
-        self._silence = heartbeat * 2 + 1
-        self._number = 0
-        self._left = 0
+        self._subject = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}"
+        self._receive = receive
+        self._window = window
+        self._asked = 0
+        self._consumer_seq = 0
         self._heard = 0.0
-        self._ended: asyncio.Future[str] | None = None
-        self.attached = asyncio.Event()
+        self._subscription: Subscription | None = None
+        self._inbox = nc.new_inbox()
+        self._unlisten = nc.on_reconnect(lambda: self.fail("reconnected")) if isinstance(nc, Connection) else None
+        self.broken = asyncio.Event()
+        self.why = ""
 
-    async def run(self) -> None:
-        """Pull for ever."""
-        inbox = self._nc.new_inbox()
-        subscription = await self._nc.subscribe(f"{inbox}.*", cb=self._receive)
+    async def open(self) -> None:
+        """Begin to receive."""
+        self._heard = asyncio.get_running_loop().time()
+        self._subscription = await self._nc.subscribe(self._inbox, cb=self._on_message, pending_msgs_limit=0, pending_bytes_limit=0)
+        await self.ask(0)
+
+    async def close(self) -> None:
+        if self._unlisten is not None:
+            self._unlisten()
+            self._unlisten = None
+        if self._subscription is not None and not self._nc.is_closed:
+            await self._subscription.unsubscribe()
+        self._subscription = None
+
+    async def ask(self, backlog: int) -> None:
+        """Ask for more, when at least half of the window is free. ``backlog`` is what the owner has not taken care of yet."""
+        free = self._window - self._asked - backlog
+        if free * 2 < self._window or self.broken.is_set():
+            return
+        self._asked += free
+        body = {"batch": free, "expires": EXPIRES_S * NANO, "idle_heartbeat": HEARTBEAT_S * NANO}
         try:
-            fresh, failures = True, 0
-            while True:
-                try:
-                    await self._attach(fresh)
-                    fresh = False
-                    self.attached.set()
-                    reason = await self._pull_until_gone(inbox)
-                    failures = 0 if reason == "gone after work" else failures + 1
-                except (Refused, ApiError, NatsError, OSError) as error:
-                    failures += 1
-                    log.warning("pull.detached", subject=self._next, error=repr(error), failures=failures)
-                self.attached.clear()
-                await asyncio.sleep(_pause(failures))
-        finally:
-            if not self._nc.is_closed:
-                await subscription.unsubscribe()
+            await self._nc.publish(self._subject, orjson.dumps(body), reply=self._inbox)
+        except (nats.errors.Error, OSError) as error:
+            self.fail(repr(error))
 
-    async def _pull_until_gone(self, inbox: str) -> str:
-        """Re-issue the pull until the consumer is not there any more."""
-        failures, worked = 0, False
-        while True:
-            self._number += 1
-            self._left = self._batch
-            self._heard = time.monotonic()
-            self._ended = asyncio.get_running_loop().create_future()
-            await self._nc.publish(self._next, self._body, reply=f"{inbox}.{self._number}")
-            why = await self._end_of_pull(self._ended)
-            worked = worked or self._left < self._batch
-            if why in {"full", _STATUS_EXPIRED}:
-                failures = 0
-                continue
-            log.info("pull.ended", subject=self._next, why=why)
-            if why.startswith(("404", "503", "409 Consumer Deleted", "409 Consumer is push")):
-                return "gone after work" if worked else "gone"
-            failures += 1
-            await asyncio.sleep(_pause(failures))
-
-    async def _end_of_pull(self, ended: asyncio.Future[str]) -> str:
-        connections = self._nc.stats["reconnects"]
-        while True:
+    async def watch(self) -> str:
+        """Returns the reason when this pull is broken: silence while something was asked for is one."""
+        loop = asyncio.get_running_loop()
+        while not self.broken.is_set():
             try:
-                return await asyncio.wait_for(asyncio.shield(ended), _LOOK_S)
+                async with asyncio.timeout(SILENCE_S / 2):
+                    await self.broken.wait()
             except TimeoutError:
-                if self._nc.stats["reconnects"] != connections:
-                    return "reconnected"
-                if time.monotonic() - self._heard >= self._silence:
-                    return "silence"
+                if self._asked and loop.time() - self._heard > SILENCE_S:
+                    self.fail("silence")
+        return self.why
 
-    async def _receive(self, message: Msg) -> None:
-        if message.reply.startswith("$JS.ACK."):
-            # of whichever pull: its subject does not say; a straggler of a lost pull only makes the next one come early
-            self._heard = time.monotonic()
-            self._take(message)
-            self._left -= 1
-            if self._left == 0:
-                self._end("full")
-        elif message.headers and message.subject.endswith(f".{self._number}"):
-            self._heard = time.monotonic()
-            status = message.headers.get("Status", _STATUS_HEARTBEAT)
-            if status != _STATUS_HEARTBEAT:
-                self._end(status if status == _STATUS_EXPIRED else f"{status} {message.headers.get('Description', '')}")
+    def fail(self, why: str) -> None:
+        """Say that nothing more is to be expected."""
+        if not self.broken.is_set():
+            self.why = why
+            self.broken.set()
 
-    def _end(self, why: str) -> None:
-        if self._ended is not None and not self._ended.done():
-            self._ended.set_result(why)
+    async def _on_message(self, message: Msg) -> None:
+        if self.broken.is_set():
+            return
+        self._heard = asyncio.get_running_loop().time()
+        if message.headers and "Status" in message.headers and not message.data:
+            backlog = self._on_status(message.headers)
+        else:
+            backlog = self._on_delivery(message)
+        if backlog is not None:
+            await self.ask(backlog)
+
+    def _on_delivery(self, message: Msg) -> int | None:
+        # $JS.ACK.<stream>.<consumer>.<deliveries>.<stream seq>.<consumer seq>.<time>.<pending>
+        _, seq, consumer_seq, _, pending = message.reply.rsplit(".", 4)
+        number = int(consumer_seq)
+        if number != self._consumer_seq + 1:  # both kinds of owner begin with a consumer that has delivered nothing
+            self.fail(f"delivery {self._consumer_seq + 1} is missing")
+            return None
+        self._consumer_seq = number
+        self._asked -= 1
+        return self._receive(Delivery(int(seq), int(pending), message.subject, message.reply, message.data))
+
+    def _on_status(self, headers: dict[str, str]) -> int | None:
+        status = headers["Status"]
+        if status == "100":
+            return None
+        if status == "408":
+            self._asked -= int(headers.get("Nats-Pending-Messages", self._asked))
+            return 0 if self._asked == 0 else None
+        self.fail(f"{status} {headers.get('Description', '')}")
+        return None
 
 
-def _pause(failures: int) -> float:
-    return min(0.05 * 2**failures, 2.0) * random.uniform(0.5, 1.0) if failures else 0.0  # noqa: S311 - spreads readers, guards nothing
+async def api(nc: Client, verb: str, body: dict[str, Any], timeout: float = 5) -> dict[str, Any]:
+    """One JetStream API request. Raises ``RejectedError``, ``UnansweredError``."""
+    try:
+        reply = await nc.request(f"$JS.API.{verb}", orjson.dumps(body), timeout=timeout)
+    except (nats.errors.Error, OSError, TimeoutError) as error:
+        raise UnansweredError(repr(error)) from error
+    said: dict[str, Any] = orjson.loads(reply.data)
+    refusal = said.get("error")
+    if refusal is not None:
+        raise RejectedError(refusal.get("code", 500), refusal.get("err_code", 0), refusal.get("description", "refused"))
+    return said
+
+
+async def kept_open(make: Callable[[], Awaitable[Pull]], report: Callable[[str], None]) -> None:
+    """Pulls for ever: makes one, watches it, and makes the next when it breaks. ``report`` hears why."""
+    pause = 0.02
+    while True:
+        pull: Pull | None = None
+        try:
+            pull = await make()
+            await pull.open()
+            why = await pull.watch()
+            pause = 0.02
+        except (UnansweredError, RejectedError, nats.errors.Error) as error:
+            why = repr(error)
+        finally:
+            if pull is not None:
+                await _quietly(pull)
+        report(why)
+        await asyncio.sleep(pause)
+        pause = min(pause * 2, 1.0)
+
+
+async def _quietly(pull: Pull) -> None:
+    try:
+        await pull.close()
+    except (nats.errors.Error, OSError):
+        return

@@ -1,0 +1,196 @@
+"""Reacting to the log with a position that the server keeps: what process managers stand on.
+
+Every commit is handled at least once. Commits of one aggregate are handled in order and one after the other, also across a crash: on start
+the consumer is reset to its acknowledged floor, because a redelivery by timer would come after newer commits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict, deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Self
+
+import nats.errors
+import structlog
+from nats.aio.client import Client
+
+from bus import subjects
+from bus.commit import Commit, Corrupt, decode
+from bus.pull import NANO, Delivery, Pull, api, kept_open
+from domain.kernel.errors import Refused
+
+log = structlog.get_logger(__name__)
+
+ACK_WAIT_S: Final = 30
+IN_FLIGHT: Final = 64
+WINDOW: Final = 512
+"""Commits delivered and not acknowledged, those waiting behind another of their aggregate included."""
+ATTEMPTS: Final = 8
+FIRST_PAUSE_S: Final = 0.05
+LONGEST_PAUSE_S: Final = 5.0
+REMEMBERED: Final = 4 * WINDOW
+
+
+@dataclass(slots=True)
+class _Work:
+    """A commit being handled. ``reply`` is where its acknowledgement goes, which changes when it is delivered again."""
+
+    seq: int
+    reply: str
+    data: bytes
+
+
+class DurableReader:
+    """Hands the commits on ``filters`` to ``handle``, several at a time, and remembers on the server how far it came.
+
+    A refusal that is retryable is tried again until it works; anything else ``attempts`` times, and then the commit ends in stream DEAD
+    with the reason. One reader per ``durable`` name may run at a time.
+    """
+
+    def __init__(
+        self,
+        nc: Client,
+        durable: str,
+        filters: Sequence[str],
+        handle: Callable[[Commit], Awaitable[None]],
+        *,
+        stream: str = subjects.EVENTS,
+        in_flight: int = IN_FLIGHT,
+        attempts: int = ATTEMPTS,
+        first_pause_s: float = FIRST_PAUSE_S,
+    ) -> None:
+        self._nc = nc
+        self._durable = subjects.token(durable)
+        self._filters = list(filters)
+        self._handle = handle
+        self._stream = stream
+        self._attempts = attempts
+        self._first_pause_s = first_pause_s
+        self._slots = asyncio.Semaphore(in_flight)
+        self._work: dict[int, _Work] = {}
+        self._queues: dict[str, deque[_Work]] = {}
+        self._done: OrderedDict[int, None] = OrderedDict()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._background: list[asyncio.Task[None]] = []
+        self._pull: Pull | None = None
+
+    async def start(self) -> Self:
+        """Begin, in the background."""
+        self._background = [
+            asyncio.create_task(kept_open(self._open, self._broken), name=f"durable {self._durable}"),
+            asyncio.create_task(self._keep_alive(), name=f"durable {self._durable} in progress"),
+        ]
+        return self
+
+    async def stop(self) -> None:
+        """End it. What is being handled is cancelled and will be delivered again."""
+        tasks = [*self._background, *self._tasks]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def __aenter__(self) -> Self:
+        return await self.start()
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.stop()
+
+    @property
+    def idle(self) -> bool:
+        """True when nothing that was delivered is left to do."""
+        return not self._work
+
+    async def _open(self) -> Pull:
+        config: dict[str, Any] = {
+            "durable_name": self._durable,
+            "deliver_policy": "all",
+            "ack_policy": "explicit",
+            "ack_wait": ACK_WAIT_S * NANO,
+            "max_deliver": -1,
+            "max_ack_pending": WINDOW,
+            "filter_subjects": self._filters,
+        }
+        where = f"{self._stream}.{self._durable}"
+        await api(self._nc, f"CONSUMER.CREATE.{where}", {"stream_name": self._stream, "config": config})
+        await api(self._nc, f"CONSUMER.RESET.{where}", {})
+        self._pull = Pull(self._nc, self._stream, self._durable, self._receive, window=WINDOW)
+        return self._pull
+
+    def _broken(self, why: str) -> None:
+        log.info("durable.resumed", durable=self._durable, why=why)
+
+    def _receive(self, delivery: Delivery) -> int:
+        if delivery.seq in self._done:
+            self._spawn(self._say(delivery.reply, b"+ACK"))
+        elif (known := self._work.get(delivery.seq)) is not None:
+            known.reply = delivery.reply
+        else:
+            work = self._work[delivery.seq] = _Work(delivery.seq, delivery.reply, delivery.data)
+            queue = self._queues.get(delivery.subject)
+            if queue is None:
+                self._queues[delivery.subject] = deque([work])
+                self._spawn(self._drain(delivery.subject))
+            else:
+                queue.append(work)
+        return len(self._work)
+
+    def _spawn(self, coroutine: Any) -> None:
+        task = asyncio.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _drain(self, subject: str) -> None:
+        """Handle one aggregate's commits, oldest first."""
+        queue = self._queues[subject]
+        while queue:
+            work = queue[0]
+            async with self._slots:
+                answer = await self._until_settled(work)
+            queue.popleft()
+            del self._work[work.seq]
+            self._done[work.seq] = None
+            if len(self._done) > REMEMBERED:
+                self._done.popitem(last=False)
+            await self._say(work.reply, answer)
+            if self._pull is not None:
+                await self._pull.ask(len(self._work))
+        del self._queues[subject]
+
+    async def _until_settled(self, work: _Work) -> bytes:
+        """Handle one commit, again and again if need be; the acknowledgement it has earned."""
+        pause, failures = self._first_pause_s, 0
+        while True:
+            try:
+                await self._handle(decode(work.data, work.seq))
+            except Corrupt as error:
+                log.error("durable.corrupt", durable=self._durable, seq=work.seq, error=str(error))  # noqa: TRY400 - nothing in the trace
+                return f"+TERM {error}".encode()
+            except Refused as refusal:
+                failures += not refusal.retryable
+                why = f"{refusal.code}: {refusal.message}"
+                log.warning("durable.refused", durable=self._durable, seq=work.seq, why=why)
+            except Exception as error:
+                failures += 1
+                why = repr(error)
+                log.exception("durable.failed", durable=self._durable, seq=work.seq, failures=failures)
+            else:
+                return b"+ACK"
+            if failures >= self._attempts:
+                return f"+TERM {why}"[:1000].replace("\n", " ").encode()
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, LONGEST_PAUSE_S)
+
+    async def _say(self, reply: str, answer: bytes) -> None:
+        try:
+            await self._nc.publish(reply, answer)
+        except (nats.errors.Error, OSError) as error:
+            log.warning("durable.not-acknowledged", durable=self._durable, error=repr(error))
+
+    async def _keep_alive(self) -> None:
+        """Tell the server that what is being handled still is, lest it deliver it again."""
+        while True:
+            await asyncio.sleep(ACK_WAIT_S / 3)
+            for work in list(self._work.values()):
+                await self._say(work.reply, b"+WPI")

@@ -1,0 +1,160 @@
+"""Following the log from a position on, for as long as the process lives: what views and indexes are made from."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final, Generic, Self, TypeVar
+
+import structlog
+from nats.aio.client import Client
+
+from bus import subjects
+from bus.commit import Commit, decode
+from bus.pull import NANO, Delivery, Pull, api, kept_open
+
+T = TypeVar("T")
+
+log = structlog.get_logger(__name__)
+
+WINDOW: Final = 4000
+"""Messages asked for ahead of the handler."""
+BATCH: Final = 1000
+FORGOTTEN_S: Final = 60
+"""After this long without its reader, the server drops the consumer."""
+
+
+class Tail(Generic[T]):
+    """Hands over what is stored after position ``after`` on ``filters``, in order, in batches; each message once per ``Tail``.
+
+    It lives through disconnects, restarts and lost consumers, resuming after the last message received. ``handle_batch`` is called with
+    one batch at a time; what it raises ends the tail, and comes out of ``wait``. ``seq`` is the last position handled. ``caught_up`` is set
+    when everything that was stored at the start has been handled. ``decode`` turns (data, seq) into what a batch is made of.
+    """
+
+    def __init__(
+        self,
+        nc: Client,
+        after: int,
+        filters: Sequence[str],
+        handle_batch: Callable[[Sequence[T]], Awaitable[None]],
+        *,
+        decode: Callable[[bytes, int], T] = decode,  # type: ignore[assignment]  # T is Commit unless the caller says otherwise
+        stream: str = subjects.EVENTS,
+        batch: int = BATCH,
+    ) -> None:
+        self._nc = nc
+        self._filters = list(filters)
+        self._handle_batch = handle_batch
+        self._decode = decode
+        self._stream = stream
+        self._batch = batch
+        self._received = after
+        self._buffer: list[Delivery] = []
+        self._left = -1
+        self._count = 0
+        self._handled = 0
+        self._goal = 0
+        self._arrived = asyncio.Event()
+        self._pull: Pull | None = None
+        self._task: asyncio.Task[None] | None = None
+        self.seq = after
+        self.caught_up = asyncio.Event()
+
+    async def start(self) -> Self:
+        """Begin, in the background."""
+        self._task = asyncio.create_task(self._run(), name=f"tail of {self._stream}")
+        self._task.add_done_callback(_report_end)
+        return self
+
+    async def wait(self) -> None:
+        """Until the end, which is ``stop`` or an exception of the handler."""
+        if self._task is not None:
+            await asyncio.wait([self._task])
+            if not self._task.cancelled():
+                self._task.result()
+
+    async def stop(self) -> None:
+        """End it. A batch being handled is cancelled."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+
+    async def __aenter__(self) -> Self:
+        return await self.start()
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.stop()
+
+    async def _run(self) -> None:
+        receiving = asyncio.create_task(kept_open(self._open, self._broken), name="tail pull")
+        handling = asyncio.create_task(self._handle(), name="tail handler")
+        try:
+            await asyncio.wait([receiving, handling], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            receiving.cancel()
+            handling.cancel()
+            await asyncio.gather(receiving, handling, return_exceptions=True)
+        for task in (handling, receiving):
+            if not task.cancelled():
+                task.result()
+
+    async def _open(self) -> Pull:
+        """A consumer from where we are. It keeps no state on disk, and the server forgets it by itself."""
+        name = f"tail-{secrets.token_hex(8)}"
+        config: dict[str, Any] = {
+            "name": name,
+            "deliver_policy": "by_start_sequence",
+            "opt_start_seq": self._received + 1,
+            "ack_policy": "none",
+            "filter_subjects": self._filters,
+            "mem_storage": True,
+            "num_replicas": 1,
+            "inactive_threshold": FORGOTTEN_S * NANO,
+        }
+        made = await api(self._nc, f"CONSUMER.CREATE.{self._stream}.{name}", {"stream_name": self._stream, "config": config})
+        self._left = int(made["num_pending"])
+        self._goal = self._count + self._left
+        self._arrived.set()
+        self._pull = Pull(self._nc, self._stream, name, self._receive, window=WINDOW)
+        return self._pull
+
+    def _broken(self, why: str) -> None:
+        log.info("tail.resumed", stream=self._stream, after=self._received, why=why)
+
+    def _receive(self, delivery: Delivery) -> int:
+        self._received = delivery.seq
+        self._left = delivery.pending
+        self._count += 1
+        self._buffer.append(delivery)
+        self._arrived.set()
+        return len(self._buffer)
+
+    async def _handle(self) -> None:
+        while True:
+            await self._arrived.wait()
+            self._arrived.clear()
+            while self._buffer:
+                taken = self._buffer[: self._batch]
+                del self._buffer[: len(taken)]
+                await self._handle_batch([self._decode(delivery.data, delivery.seq) for delivery in taken])
+                self.seq = taken[-1].seq
+                self._handled += len(taken)
+                if self._pull is not None:
+                    await self._pull.ask(len(self._buffer))
+                self._look()
+            self._look()
+
+    def _look(self) -> None:
+        """Caught up: as much is handled as there was when the consumer was made, or nothing more is to come."""
+        if (self._left >= 0 and self._handled >= self._goal) or (self._left == 0 and not self._buffer):
+            self.caught_up.set()
+
+
+def _report_end(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and task.exception() is not None:
+        log.error("tail.ended", task=task.get_name(), exc_info=task.exception())
+
+
+CommitTail = Tail[Commit]
