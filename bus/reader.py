@@ -18,7 +18,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 
-from bus.pull import Pull
+from bus.standing_pull import Pull
 from bus.requests import call
 from domain.kernel.errors import Refused
 
