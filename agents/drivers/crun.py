@@ -1,0 +1,113 @@
+"""The command line of an OCI runtime: crun, or runc where crun is missing. Knows how they complain, nothing of sandboxes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from agents.drivers.driver import RuntimeFault
+from agents.host import processes, spawn
+
+_START_S: Final = 30.0
+_NOT_FOUND: Final = ("not found", "no such file or directory")
+_NOT_EXECUTABLE: Final = ("permission denied", "exec format error", "is a directory")
+
+
+def find(name: str | None = None) -> str | None:
+    """The runtime's absolute path: the one asked for, else crun, else runc."""
+    for candidate in (name,) if name else ("crun", "runc"):
+        if (found := shutil.which(candidate, path=spawn.HOST_ENV["PATH"])) is not None:
+            return found
+    return None
+
+
+class Runtime:
+    """``root`` is where the runtime keeps its state: one per agent, so that container ids of several agents never meet."""
+
+    def __init__(self, program: str, root: Path) -> None:
+        self.program = program
+        self.root = root
+
+    def _argv(self, *words: str) -> list[str]:
+        return [self.program, "--root", str(self.root), *words]
+
+    async def version(self) -> str:
+        return (await spawn.run([self.program, "--version"])).stdout.decode().splitlines()[0].replace(" version", "")
+
+    async def launch(self, container: str, bundle: Path, stdio: tuple[int, int, int]) -> int:
+        """Create and start, detached. Returns the pid of the container's first process once it has been executed."""
+        pid_file, log = bundle / "pid", bundle / "log"
+        words = (
+            "--log",
+            str(log),
+            "--log-format",
+            "json",
+            "run",
+            "--detach",
+            "--bundle",
+            str(bundle),
+            "--pid-file",
+            str(pid_file),
+            container,
+        )
+        code = await spawn.wait_for(self._argv(*words), stdio, _START_S)
+        if code != 0:
+            raise RuntimeFault("sandbox.start-failed", complaint(_text(log)) or f"exit code {code}")
+        pid = int(pid_file.read_text(encoding="ascii"))
+        if (said := complaint(_text(log))) and ((seen := processes.stat(pid)) is None or seen.state == "Z"):
+            raise RuntimeFault("sandbox.start-failed", said)  # the last step, execve, can fail after the runtime has ended
+        return pid
+
+    async def exec(
+        self,
+        container: str,
+        process: Mapping[str, Any],
+        stdin: bytes,
+        timeout_s: float,
+        max_output: int,
+        on_kill: Callable[[], Awaitable[object]],
+    ) -> spawn.Finished:
+        """One more process. Its environment may be secret, so it goes through a memfd; what the runtime complains about comes by one."""
+        order, log = os.memfd_create("process"), os.memfd_create("log")
+        try:
+            os.write(order, json.dumps(process).encode())
+            argv = self._argv(
+                "--log", f"/proc/self/fd/{log}", "--log-format", "json", "exec", "--process", f"/proc/self/fd/{order}", container
+            )
+            done = await spawn.run(argv, stdin=stdin, timeout_s=timeout_s, max_output=max_output, keep=(order, log), on_kill=on_kill)
+            said = complaint(os.pread(log, 1 << 16, 0).decode(errors="replace"))
+        finally:
+            os.close(order)
+            os.close(log)
+        return _translate(done, said) if said and done.code in (1, 255) else done
+
+    def forget(self, container: str) -> None:
+        """Remove what the runtime remembers. With its processes and cgroups gone, ``delete`` would do no more, in 5 ms instead of 0.1."""
+        shutil.rmtree(self.root / container, ignore_errors=True)
+
+
+def complaint(log: str) -> str:
+    """The last error of a JSON log."""
+    for line in reversed(log.splitlines()):
+        try:
+            value = json.loads(line)
+        except ValueError:
+            continue
+        if value.get("level") == "error":
+            return str(value["msg"])
+    return ""
+
+
+def _text(log: Path) -> str:
+    return log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
+
+
+def _translate(done: spawn.Finished, said: str) -> spawn.Finished:
+    """The runtime's own failures as a shell would number them: 127 not found, 126 not executable, and what else it may be."""
+    lower = said.lower()
+    code = 126 if any(text in lower for text in _NOT_EXECUTABLE) else 127 if any(text in lower for text in _NOT_FOUND) else 126
+    return spawn.Finished(code, done.stdout, done.stderr or said.encode(), done.truncated, done.timed_out)

@@ -1,0 +1,65 @@
+"""The agent's private mount namespace, where crun works on hosts with both cgroup versions mounted.
+
+crun refuses a v2 hierarchy beside v1 ones ("cgroups in hybrid mode not supported", reference/runtimes.md §1). An empty tmpfs over the v2
+half, in a mount namespace of the agent's own, leaves the host as it was; what crun writes there vanishes with the agent. Mounts that must
+outlive the agent - sandbox roots, network namespaces - lie under its data directory, which stays shared with the host: the next agent
+process finds them mounted.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Final
+
+from agents.host import cgroups, syscalls
+
+_UNIFIED: Final = cgroups.MOUNT / "unified"
+
+
+def needed() -> bool:
+    """Whether this process may, and must, leave the host's mount namespace for crun to work."""
+    if os.geteuid() != 0 or cgroups.layout() is not cgroups.Layout.HYBRID:
+        return False
+    return bool((_UNIFIED / "cgroup.controllers").read_text(encoding="ascii").strip())
+
+
+def enter(data: Path) -> bool:
+    """Enter a private mount namespace if the host needs one; ``data`` is the agent's data directory. True: entered.
+
+    To be called once, first thing, from the main thread: threads that run already would stay outside.
+    """
+    if not needed():
+        return False
+    data.mkdir(parents=True, exist_ok=True)
+    data = data.resolve()
+    if not _shared(data):
+        syscalls.mount(str(data), data, "", syscalls.MS_BIND)
+        syscalls.mount("none", data, "", syscalls.MS_SHARED)
+    syscalls.unshare(syscalls.CLONE_NEWNS)
+    syscalls.mount("none", cgroups.MOUNT, "", syscalls.MS_PRIVATE | syscalls.MS_REC)
+    syscalls.mount("strandline", _UNIFIED, "tmpfs", syscalls.MS_NOSUID | syscalls.MS_NODEV, "size=1m,mode=755")
+    return True
+
+
+def leave(data: Path) -> None:
+    """Undo what ``enter`` did to the host: the bind mount of ``data`` onto itself. For a purge, when nothing is mounted below it."""
+    data = data.resolve()
+    while str(data) in (point for point, _ in _mounts()):
+        syscalls.umount(data, syscalls.MNT_DETACH)
+
+
+def _shared(data: Path) -> bool:
+    """Whether mounts below ``data`` reach the other members of its peer group."""
+    above = [(point, fields) for point, fields in _mounts() if data.is_relative_to(point)]
+    _, fields = max(above, key=lambda item: len(item[0]))
+    return any(field.startswith("shared:") for field in fields)
+
+
+def _mounts() -> list[tuple[str, list[str]]]:
+    """Mount points of this process with their propagation fields, in mount order (proc_pid_mountinfo(5))."""
+    found: list[tuple[str, list[str]]] = []
+    for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape").splitlines():
+        words = line.split()
+        found.append((words[4].encode().decode("unicode_escape"), words[6 : words.index("-", 6)]))
+    return found

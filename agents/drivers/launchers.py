@@ -1,0 +1,217 @@
+"""How the process driver puts a workload into namespaces: bubblewrap, or ``unshare`` where it is missing. Neither needs root.
+
+A launcher builds the command; its contract with the driver is one pipe ("info": JSON with the host pid of the namespace's first process),
+one pipe that holds the workload back until limits are set ("block"), and one file ("status") that ends with ``{"exit-code": n}`` whoever
+is alive to see it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Protocol
+
+from agents.drivers.driver import Fault, RuntimeFault, Spec
+from agents.drivers.identity import Who
+from agents.host import processes, spawn
+
+_EXECUTED_S: Final = 5.0
+_PIVOT: Final = Path(__file__).with_name("pivot.py")
+_MONITOR: Final = 'status=$1; shift; exec 9>&2 2>/dev/null; "$@" 2>&9 9>&-; printf "{ \\"exit-code\\": %d }\\n" $? >>"$status"'
+"""Outlives the agent, waits, and writes how it ended. Its own stderr is closed: shells comment on killed children."""
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """What a launcher is asked to start, with the descriptors that it passes on."""
+
+    spec: Spec
+    who: Who
+    env: Mapping[str, str]
+    status: Path
+    info_fd: int
+    block_fd: int
+    status_fd: int
+    order_fd: int
+    """A memfd for what must not stand in argv: the environment holds secrets."""
+
+
+class Launcher(Protocol):
+    name: str
+    has_init: bool
+    """Whether process 1 of the namespace is the launcher's, and the workload its oldest child."""
+
+    async def version(self) -> str: ...
+
+    async def check(self) -> list[Fault]: ...
+
+    def command(self, launch: Launch) -> list[str]: ...
+
+    async def executed(self, info_fd: int, first: int, monitor: tuple[int, int]) -> None:
+        """Wait until the workload itself runs (or has run already). Raises ``sandbox.start-failed``."""
+        ...
+
+
+def rlimits(spec: Spec) -> dict[int, int]:
+    """What setrlimit(2) can bound, per process. DATA, not AS: runtimes reserve address space that they never touch.
+
+    NPROC counts per user and user namespace, but never for real root, so it says nothing when the agent is root.
+    """
+    limits = {resource.RLIMIT_CORE: 0, resource.RLIMIT_DATA: spec.limits.memory_mb << 20}
+    return limits if os.geteuid() == 0 else {**limits, resource.RLIMIT_NPROC: spec.limits.pids}
+
+
+def tool(name: str) -> str:
+    """The absolute path of a host program."""
+    found = shutil.which(name, path=spawn.HOST_ENV["PATH"])
+    if found is None:
+        raise RuntimeFault("driver.missing-program", f"{name} is not installed")
+    return found
+
+
+async def _works(argv: Sequence[str], what: str, mend: str) -> list[Fault]:
+    try:
+        tried = await spawn.run(argv, timeout_s=10)
+    except OSError as error:
+        return [Fault(f"{what}: {error}", mend)]
+    return [] if tried.code == 0 else [Fault(f"{what}: {tried.complaint()}", mend)]
+
+
+def _in_netns(spec: Spec, argv: list[str]) -> list[str]:
+    return argv if spec.netns is None else [tool("nsenter"), f"--net={spec.netns}", "--", *argv]
+
+
+class Bubblewrap:
+    """bwrap: 5 ms from nothing to running (reference/runtimes.md §2). Its own process 1 in the namespace buries orphans."""
+
+    name = "bwrap"
+    has_init = True
+
+    async def version(self) -> str:
+        return (await spawn.run([tool("bwrap"), "--version"])).stdout.decode().removeprefix("bubblewrap").strip()
+
+    async def check(self) -> list[Fault]:
+        argv = ["bwrap", "--ro-bind", "/", "/", "--unshare-all", "--proc", "/proc", "--dev", "/dev", "--", "/bin/true"]
+        return await _works(argv, "bubblewrap cannot make namespaces", "apt-get install bubblewrap; sysctl user.max_user_namespaces=15000")
+
+    def command(self, launch: Launch) -> list[str]:
+        spec, who = launch.spec, launch.who
+        order = ["--unshare-user", "--unshare-ipc", "--unshare-pid", "--unshare-uts", "--unshare-cgroup-try", "--new-session", "--clearenv"]
+        order += [] if spec.netns else ["--unshare-net"]
+        order += ["--hostname", spec.hostname, "--uid", str(who.uid), "--gid", str(who.gid), "--cap-drop", "ALL"]
+        order += ["--bind", str(spec.root), "/", "--proc", "/proc", "--dev", "/dev", "--chdir", spec.cwd]  # applied in order: root first
+        for name, value in launch.env.items():
+            order += ["--setenv", name, value]
+        order += ["--info-fd", str(launch.info_fd), "--json-status-fd", str(launch.status_fd), "--block-fd", str(launch.block_fd)]
+        _fill(launch.order_fd, "\0".join(order).encode() + b"\0")
+        return _in_netns(spec, [tool("bwrap"), "--args", str(launch.order_fd), "--", *spec.argv])
+
+    async def executed(self, info_fd: int, first: int, monitor: tuple[int, int]) -> None:  # noqa: ARG002  # its end says nothing
+        """Process 1 is bwrap; it forks, and the fork executes: the program file changes. Nothing else tells."""
+        await _until(lambda: any(_other_program(child, first) for child in processes.children(first)), monitor)
+
+
+class Unshare:
+    """``unshare`` of util-linux and a short Python program (``pivot``): some 40 ms, but nothing to install."""
+
+    name = "unshare"
+    has_init = False
+
+    async def version(self) -> str:
+        return (await spawn.run([tool("unshare"), "--version"])).stdout.decode().rpartition(" ")[2].strip()
+
+    async def check(self) -> list[Fault]:
+        argv = [
+            "unshare",
+            "--user",
+            "--map-root-user",
+            "--mount",
+            "--pid",
+            "--ipc",
+            "--uts",
+            "--net",
+            "--fork",
+            "--mount-proc",
+            "/bin/true",
+        ]
+        return await _works(
+            argv, "unshare cannot make namespaces", "sysctl user.max_user_namespaces=15000 kernel.unprivileged_userns_clone=1"
+        )
+
+    def command(self, launch: Launch) -> list[str]:
+        spec, who = launch.spec, launch.who
+        order = {
+            "root": str(spec.root),
+            "cwd": spec.cwd,
+            "hostname": spec.hostname,
+            "argv": list(spec.argv),
+            "env": dict(launch.env),
+            "rlimits": {str(number): value for number, value in rlimits(spec).items()},
+            "network": spec.netns is None,
+            "info_fd": launch.info_fd,
+            "block_fd": launch.block_fd,
+        }
+        _fill(launch.order_fd, json.dumps(order).encode())
+        argv = [tool("unshare"), "--user", f"--map-user={who.uid}", f"--map-group={who.gid}", "--keep-caps"]
+        argv += ["--mount", "--ipc", "--uts", "--pid", "--cgroup", "--fork", *([] if spec.netns else ["--net"])]
+        argv = [*argv, "--", sys.executable, "-I", "-S", str(_PIVOT), str(launch.order_fd)]
+        return [tool("sh"), "-c", _MONITOR, "sh", str(launch.status), *_in_netns(spec, argv)]
+
+    async def executed(self, info_fd: int, first: int, monitor: tuple[int, int]) -> None:
+        """Process 1 stops being Python, or says why it could not."""
+        os.set_blocking(info_fd, False)
+        said = b""
+
+        def settled() -> bool:
+            nonlocal said
+            with contextlib.suppress(BlockingIOError):
+                said += os.read(info_fd, 4096)
+            return said != b"" or _other_program(first, os.getpid())
+
+        await _until(settled, monitor)
+        if said:
+            raise RuntimeFault("sandbox.start-failed", str(json.loads(said)["error"]))
+
+
+def _other_program(pid: int, reference: int) -> bool:
+    try:
+        return not os.path.samestat(os.stat(f"/proc/{pid}/exe"), os.stat(f"/proc/{reference}/exe"))  # noqa: PTH116  # magic links
+    except OSError:
+        return False
+
+
+async def _until(settled: Callable[[], bool], monitor: tuple[int, int]) -> None:
+    """Look every 0.3 ms: it takes one or two."""
+    deadline = time.monotonic() + _EXECUTED_S
+    while not settled() and processes.alive(*monitor) and time.monotonic() < deadline:  # noqa: ASYNC110  # the kernel tells nobody
+        await asyncio.sleep(0.0003)
+
+
+async def read_info(fd: int) -> dict[str, object]:
+    """The next JSON line of an info pipe; empty at its end."""
+    data = b""
+    while await processes.readable(fd, _EXECUTED_S):
+        chunk = os.read(fd, 4096)
+        data += chunk
+        try:
+            value: dict[str, object] = json.loads(data)
+        except ValueError:
+            if not chunk:
+                break
+        else:
+            return value
+    return {}
+
+
+def _fill(fd: int, data: bytes) -> None:
+    os.write(fd, data)
+    os.lseek(fd, 0, os.SEEK_SET)

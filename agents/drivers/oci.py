@@ -1,0 +1,255 @@
+"""The OCI driver: containers by crun or runc, with limits, seccomp, freezer and a network namespace. Needs root.
+
+Everything of it lies under its own directory, and every container and cgroup carries a short digest of that directory's name, so that
+several agents share a host. Exits are seen by the agent itself, which has to be child subreaper: the runtime is gone by then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import secrets
+import signal
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Final
+
+from agents.drivers import ocispec, streams
+from agents.drivers.crun import Runtime, find
+from agents.drivers.driver import Condition, ExecRequest, ExecResult, Exit, Fault, Handle, Limits, Observed, RuntimeFault, Spec
+from agents.drivers.identity import Who, check_program, environment, resolve, why_not
+from agents.drivers.ocicheck import check
+from agents.drivers.statedir import StateDir
+from agents.host import cgroups, processes, reaper
+from agents.host.ports import Ports
+
+_GONE: Final = Observed(Condition.GONE)
+_END_S: Final = 10.0
+_KILLED: Final = 128 + signal.SIGKILL
+_LIVING: Final = (Condition.RUNNING, Condition.PAUSED)
+
+
+class OciDriver:
+    """``directory`` is the driver's own; ``runtime`` names another runtime than the one that is found."""
+
+    name = "oci"
+
+    def __init__(self, directory: Path, runtime: str | None = None, starts: int | None = None) -> None:
+        self._state = StateDir(directory)
+        self._prefix = f"strandline-{self._state.mark}-"
+        self._runtime = Runtime(find(runtime) or runtime or "crun", self._state.directory / ".runtime")
+        self._starts = asyncio.Semaphore(starts or os.cpu_count() or 1)
+        self._ports = Ports()
+        self._swap = (cgroups.MOUNT / "memory" / "memory.memsw.limit_in_bytes").exists() or cgroups.layout() is cgroups.Layout.V2
+        flags = "exec limits live-limits network pause ports seccomp stream usage users"
+        self.flags: tuple[str, ...] = tuple(flags.split()) if os.geteuid() == 0 else ()
+
+    async def version(self) -> str:
+        return await self._runtime.version()
+
+    async def check(self) -> list[Fault]:
+        return await check(self._runtime, self._state.directory)
+
+    def _container(self, sandbox_id: str) -> str:
+        self._state.of(sandbox_id)
+        return self._prefix + sandbox_id
+
+    def _cgroup(self, sandbox_id: str) -> cgroups.Cgroup:
+        return cgroups.Cgroup(self._container(sandbox_id))
+
+    # ------------------------------------------------------------------------------------------------------------- start
+
+    async def start(self, spec: Spec) -> Handle:
+        if (running := self._state.adopt(spec)) is not None:
+            return running
+        await self.destroy(spec.sandbox_id)  # an older generation, or what a crash left of this one
+        who = resolve(spec.root, spec.user)
+        env = environment(who, spec.env)
+        check_program(spec.root, spec.argv[0], spec.cwd, env["PATH"])
+        async with self._starts:
+            try:
+                return await self._launch(spec, who, env)
+            except BaseException:
+                await self.destroy(spec.sandbox_id)
+                raise
+
+    async def _launch(self, spec: Spec, who: Who, env: Mapping[str, str]) -> Handle:
+        bundle = self._state.create(spec)
+        container = self._container(spec.sandbox_id)
+        self._state.write(spec.sandbox_id, "config", ocispec.config(spec, who, env, container, swap=self._swap))
+        with streams.Descriptors() as fds:
+            pid = await self._runtime.launch(container, bundle, fds.stdio(spec))
+        seen = processes.stat(pid)
+        started = 0 if seen is None else seen.started  # 0: it has ended already, and somebody else has buried it
+        state = {
+            "boot": processes.boot_id(),
+            "container": container,
+            "pid": pid,
+            "started": started,
+            "namespace": processes.pid_namespace(pid),
+        }
+        handle = Handle(self.name, spec.sandbox_id, spec.generation, 1, state)
+        self._state.write_handle(handle)
+        return handle
+
+    # ----------------------------------------------------------------------------------------------------------- observe
+
+    @staticmethod
+    def _main(handle: Handle) -> tuple[int, int]:
+        return handle.state["pid"], handle.state["started"]
+
+    async def recover(self, handle: Handle) -> Observed:
+        return self._observe(handle)
+
+    async def inspect(self, handle: Handle) -> Observed:
+        return self._observe(handle)
+
+    def _observe(self, handle: Handle) -> Observed:
+        known = self._state.handle(handle.sandbox_id)
+        if known is None or known.generation != handle.generation:
+            return _GONE
+        if (ended := self._note_exit(known)) is not None:
+            return Observed(Condition.EXITED, ended)
+        frozen = self._cgroup(handle.sandbox_id).frozen()
+        return Observed(Condition.PAUSED if frozen else Condition.RUNNING, pid=known.state["pid"])
+
+    def _note_exit(self, handle: Handle) -> Exit | None:
+        """How it ended, None while it runs. With the first process of a pid namespace all others have ended."""
+        if (ended := self._state.exit(handle.sandbox_id)) is not None:
+            return ended
+        if handle.state["boot"] == processes.boot_id() and processes.alive(*self._main(handle)):
+            return None
+        self._ports.forget(*self._main(handle))
+        code = reaper.collect(*self._main(handle))
+        return self._state.write_exit(handle.sandbox_id, Exit(code, self._reason(handle.sandbox_id, code)))
+
+    def _reason(self, sandbox_id: str, code: int | None) -> str:
+        if self._state.has_mark(sandbox_id, "killed"):
+            return "killed"
+        if code in (None, _KILLED) and self._cgroup(sandbox_id).oom_kills() > 0:
+            return "oom"
+        return "lost" if code is None else "exited"
+
+    async def wait(self, handle: Handle) -> Exit:
+        while (seen := self._observe(handle)).condition in _LIVING:
+            await processes.ended(*self._main(self._state.handle(handle.sandbox_id) or handle))
+        return seen.exit or Exit(None, "lost")
+
+    async def list(self) -> Mapping[str, Observed]:
+        """Also what has no handle: a start that was cut short, or a cgroup whose directory is gone."""
+        handles = {sandbox_id: self._state.handle(sandbox_id) for sandbox_id in self._state.ids()}
+        orphans = {name.removeprefix(self._prefix): None for name in cgroups.names(self._prefix)}
+        return {sandbox_id: _GONE if handle is None else self._observe(handle) for sandbox_id, handle in (orphans | handles).items()}
+
+    # --------------------------------------------------------------------------------------------------------------- act
+
+    def _running(self, handle: Handle) -> tuple[Handle, Spec]:
+        known, spec = self._state.handle(handle.sandbox_id), self._state.spec(handle.sandbox_id)
+        if known is None or spec is None or self._observe(handle).condition not in _LIVING:
+            raise RuntimeFault("sandbox.not-running", f"{handle.sandbox_id} does not run")
+        return known, spec
+
+    async def exec(self, handle: Handle, request: ExecRequest) -> ExecResult:
+        known, spec = self._running(handle)
+        group = self._cgroup(handle.sandbox_id)
+        if group.frozen():
+            raise RuntimeFault("sandbox.paused", f"{handle.sandbox_id} is paused")
+        root = Path(f"/proc/{known.state['pid']}/root")
+        who = resolve(root, request.user or spec.user)
+        token = secrets.token_hex(8)
+        env = environment(who, spec.env, request.env, {"STRANDLINE_EXEC": token})
+        cwd = request.cwd or spec.cwd
+        if (reason := why_not(root, request.argv[0], cwd, env["PATH"])) is not None:
+            return ExecResult(reason[0], b"", f"{reason[1]}\n".encode())
+
+        async def kill() -> None:
+            """With everything else standing still, nothing can be missed."""
+            with contextlib.suppress(OSError, TimeoutError):
+                await group.freeze(True)
+            for pid in processes.family(group.members(), f"STRANDLINE_EXEC={token}".encode()):
+                processes.send(pid, signal.SIGKILL)
+            with contextlib.suppress(OSError, TimeoutError):
+                await group.freeze(False)
+
+        process = ocispec.process(request.argv, env, cwd, who)
+        done = await self._runtime.exec(known.state["container"], process, request.stdin, request.timeout_s, request.max_output, kill)
+        return ExecResult(done.code, done.stdout, done.stderr, done.truncated, done.timed_out)
+
+    async def pause(self, handle: Handle) -> None:
+        await self._freeze(handle, on=True)
+
+    async def resume(self, handle: Handle) -> None:
+        await self._freeze(handle, on=False)
+
+    async def _freeze(self, handle: Handle, *, on: bool) -> None:
+        self._running(handle)
+        try:
+            await self._cgroup(handle.sandbox_id).freeze(on)
+        except (OSError, TimeoutError) as error:
+            raise RuntimeFault("sandbox.pause-failed", str(error), retryable=True) from error
+
+    async def set_limits(self, handle: Handle, limits: Limits) -> None:
+        self._running(handle)
+        try:
+            self._cgroup(handle.sandbox_id).limit(limits.cpu, limits.memory_mb, limits.pids)
+        except OSError as error:
+            if error.errno == errno.EBUSY:
+                raise RuntimeFault("limits.in-use", "more memory is in use than the new limit allows", retryable=True) from error
+            raise RuntimeFault("limits.refused", str(error)) from error
+
+    async def stop(self, handle: Handle, grace_s: float) -> Exit:
+        known = self._state.handle(handle.sandbox_id)
+        if known is None or self._observe(handle).condition not in _LIVING:
+            return self._observe(handle).exit or Exit(None, "lost")
+        processes.send(known.state["pid"], signal.SIGTERM)
+        group = self._cgroup(handle.sandbox_id)
+        if group.frozen():
+            await group.freeze(False)
+        if not await processes.ended(*self._main(known), grace_s):
+            self._state.set_mark(handle.sandbox_id, "killed", on=True)
+            processes.send(known.state["pid"], signal.SIGKILL)
+            await processes.ended(*self._main(known), _END_S)
+        return self._observe(handle).exit or Exit(None, "lost")
+
+    async def destroy(self, sandbox_id: str) -> None:
+        """By name alone: the runtime's memory, the cgroup and our directory are looked at each for itself."""
+        container = self._container(sandbox_id)
+        group = self._cgroup(sandbox_id)
+        if not (self._state.of(sandbox_id).exists() or group.exists() or (self._runtime.root / container).exists()):
+            return
+        if not await group.remove():
+            raise RuntimeFault("sandbox.will-not-die", f"a process of {sandbox_id} ignores SIGKILL", retryable=True)
+        handle = self._state.handle(sandbox_id)
+        if handle is not None:
+            self._ports.forget(*self._main(handle))
+            reaper.collect(*self._main(handle))
+        self._runtime.forget(container)
+        reaper.sweep()
+        self._state.remove(sandbox_id)
+
+    # ----------------------------------------------------------------------------------------------------------- measure
+
+    async def usage(self, handle: Handle) -> Mapping[str, float]:
+        self._running(handle)
+        seen = self._cgroup(handle.sandbox_id).usage()
+        return {"cpu_s": seen.cpu_s, "memory_bytes": seen.memory_bytes, "pids": seen.pids}
+
+    async def listening(self, handle: Handle) -> frozenset[int]:
+        known, _ = self._running(handle)
+        return await self._ports.listening(*self._main(known))
+
+    async def follow(self, handle: Handle) -> AsyncIterator[tuple[str, bytes]]:
+        spec = self._state.spec(handle.sandbox_id)
+        if spec is None:
+            return
+        ended = asyncio.ensure_future(self.wait(handle))
+        try:
+            async for item in streams.follow(spec.logs, ended):
+                yield item
+        finally:
+            ended.cancel()
+
+    async def close(self) -> None:
+        self._ports.close()

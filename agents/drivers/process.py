@@ -1,0 +1,305 @@
+"""The process driver: workloads in namespaces of their own, without root, daemon or image machinery. The newcomer's default.
+
+Has what the kernel gives to any user: namespaces, resource limits per process, SIGSTOP. Has no cgroups, so memory and processor of the
+whole sandbox are not bounded, and says so by the flags that it lacks (reference/runtimes.md §2, §11).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import resource
+import secrets
+import signal
+from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+from agents.drivers import streams
+from agents.drivers.driver import Condition, ExecRequest, ExecResult, Exit, Fault, Handle, Observed, RuntimeFault, Spec
+from agents.drivers.identity import Who, check_program, environment, resolve, why_not
+from agents.drivers.launchers import Bubblewrap, Launch, Launcher, read_info, rlimits
+from agents.drivers.nsenter import enter_command
+from agents.drivers.statedir import StateDir
+from agents.host import processes, reaper, spawn
+from agents.host.ports import Ports
+
+_GONE: Final = Observed(Condition.GONE)
+_RLIMIT_NAMES: Final = {resource.RLIMIT_CORE: "core", resource.RLIMIT_DATA: "data", resource.RLIMIT_NPROC: "nproc"}
+_END_S: Final = 10.0
+
+
+class ProcessDriver:
+    """``directory`` is the driver's own; ``launcher`` decides who makes the namespaces."""
+
+    name = "process"
+
+    def __init__(self, directory: Path, launcher: Launcher | None = None, starts: int | None = None) -> None:
+        self._state = StateDir(directory)
+        self._launcher: Launcher = launcher or Bubblewrap()
+        self._starts = asyncio.Semaphore(starts or os.cpu_count() or 1)
+        self._ports = Ports()
+        own = ("network",) if os.geteuid() == 0 else ("rlimit-pids",)
+        self.flags: tuple[str, ...] = tuple(sorted(("exec", "pause", "ports", "rlimit-memory", "stream", "usage", "userns", *own)))
+
+    async def version(self) -> str:
+        return f"{self._launcher.name} {await self._launcher.version()}"
+
+    async def check(self) -> list[Fault]:
+        return await self._launcher.check()
+
+    # ------------------------------------------------------------------------------------------------------------- start
+
+    async def start(self, spec: Spec) -> Handle:
+        if (running := self._state.adopt(spec)) is not None:
+            return running
+        await self.destroy(spec.sandbox_id)  # an older generation, or what a crash left of this one
+        who = resolve(spec.root, spec.user)
+        env = environment(who, spec.env)
+        check_program(spec.root, spec.argv[0], spec.cwd, env["PATH"])
+        async with self._starts:
+            try:
+                return await self._launch(spec, who, env)
+            except BaseException:
+                await self.destroy(spec.sandbox_id)
+                raise
+
+    async def _launch(self, spec: Spec, who: Who, env: Mapping[str, str]) -> Handle:
+        status = self._state.create(spec) / "status"
+        with streams.Descriptors() as fds:
+            stdio = fds.stdio(spec)
+            info, info_child = fds.pipe()
+            block_child, block = fds.pipe()
+            status_fd = fds.keep(os.open(status, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600))
+            order = fds.keep(os.memfd_create("order"))
+            argv = self._launcher.command(Launch(spec, who, env, status, info_child, block_child, status_fd, order))
+            monitor = spawn.start(argv, spawn.HOST_ENV | self._mark(spec.sandbox_id), stdio, (info_child, block_child, status_fd, order))
+            fds.close(info_child, block_child)
+            handle = await self._take_hold(spec, info, monitor)
+            os.write(block, b"x")
+            fds.close(block)
+            await self._launcher.executed(info, handle.state["first"], (monitor, handle.state["monitor_started"]))
+        self._refuse_failed_execution(handle)
+        return handle
+
+    async def _take_hold(self, spec: Spec, info: int, monitor: int) -> Handle:
+        """Learn who was started and write it down, while the workload is still held back."""
+        first = (await read_info(info)).get("child-pid")
+        seen, watcher = processes.stat(first) if isinstance(first, int) else None, processes.stat(monitor)
+        if seen is None or watcher is None:
+            raise RuntimeFault("sandbox.start-failed", self._last_words(spec))
+        for number, value in rlimits(spec).items():
+            resource.prlimit(seen.pid, number, (value, value))
+        state = {
+            "boot": processes.boot_id(),
+            "first": seen.pid,
+            "first_started": seen.started,
+            "monitor": monitor,
+            "monitor_started": watcher.started,
+            "namespace": processes.pid_namespace(seen.pid),
+            "has_init": self._launcher.has_init,
+        }
+        handle = Handle(self.name, spec.sandbox_id, spec.generation, 1, state)
+        self._state.write_handle(handle)
+        return handle
+
+    def _refuse_failed_execution(self, handle: Handle) -> None:
+        """The launcher ends with 1 and a line of its own when it cannot execute the program; only then that line is the last one."""
+        spec = self._state.spec(handle.sandbox_id)
+        if spec is not None and not processes.alive(*self._monitor(handle)) and self._last_words(spec).startswith("bwrap: "):
+            raise RuntimeFault("sandbox.start-failed", self._last_words(spec))
+
+    @staticmethod
+    def _last_words(spec: Spec) -> str:
+        with contextlib.suppress(OSError):
+            lines = (spec.logs / "stderr").read_bytes()[-2000:].decode(errors="replace").splitlines()
+            return lines[-1] if lines else ""
+        return ""
+
+    def _mark(self, sandbox_id: str) -> dict[str, str]:
+        """In the environment of the launcher (not of the workload): finds processes of a start that was never written down."""
+        return {"STRANDLINE_SANDBOX": f"{self._state.mark}.{sandbox_id}"}
+
+    # ----------------------------------------------------------------------------------------------------------- observe
+
+    @staticmethod
+    def _monitor(handle: Handle) -> tuple[int, int]:
+        return handle.state["monitor"], handle.state["monitor_started"]
+
+    @staticmethod
+    def _first(handle: Handle) -> tuple[int, int]:
+        return handle.state["first"], handle.state["first_started"]
+
+    async def recover(self, handle: Handle) -> Observed:
+        return self._observe(handle)
+
+    async def inspect(self, handle: Handle) -> Observed:
+        return self._observe(handle)
+
+    def _observe(self, handle: Handle) -> Observed:
+        known = self._state.handle(handle.sandbox_id)
+        if known is None or known.generation != handle.generation:
+            return _GONE
+        if (ended := self._note_exit(known)) is not None:
+            return Observed(Condition.EXITED, ended)
+        condition = Condition.PAUSED if self._state.has_mark(handle.sandbox_id, "paused") else Condition.RUNNING
+        return Observed(condition, pid=known.state["first"])
+
+    def _note_exit(self, handle: Handle) -> Exit | None:
+        """How it ended, None while it runs. The monitor ends with the main process; what that leaves behind is killed."""
+        if (ended := self._state.exit(handle.sandbox_id)) is not None:
+            return ended
+        same_boot = handle.state["boot"] == processes.boot_id()
+        if same_boot and processes.alive(*self._monitor(handle)):
+            return None
+        if same_boot and processes.alive(*self._first(handle)):
+            processes.send(handle.state["first"], signal.SIGKILL)
+        reaper.collect(*self._monitor(handle))
+        self._ports.forget(*self._first(handle))
+        code = self._status(handle.sandbox_id)
+        reason = "killed" if self._state.has_mark(handle.sandbox_id, "killed") else "exited" if code is not None else "lost"
+        return self._state.write_exit(handle.sandbox_id, Exit(code, reason))
+
+    def _status(self, sandbox_id: str) -> int | None:
+        """The exit code that the monitor wrote, if it came so far."""
+        code: int | None = None
+        with contextlib.suppress(OSError):
+            for line in (self._state.of(sandbox_id) / "status").read_text(encoding="utf-8").splitlines():
+                with contextlib.suppress(ValueError):
+                    code = json.loads(line).get("exit-code", code)
+        return code
+
+    async def wait(self, handle: Handle) -> Exit:
+        while (seen := self._observe(handle)).condition in (Condition.RUNNING, Condition.PAUSED):
+            await processes.ended(*self._monitor(handle))
+        return seen.exit or Exit(None, "lost")
+
+    async def list(self) -> Mapping[str, Observed]:
+        handles = {sandbox_id: self._state.handle(sandbox_id) for sandbox_id in self._state.ids()}
+        return {sandbox_id: _GONE if handle is None else self._observe(handle) for sandbox_id, handle in handles.items()}
+
+    # --------------------------------------------------------------------------------------------------------------- act
+
+    def _running(self, handle: Handle, *, paused: bool = False) -> Handle:
+        seen = self._observe(handle)
+        if seen.condition is Condition.PAUSED and not paused:
+            raise RuntimeFault("sandbox.paused", f"{handle.sandbox_id} is paused")
+        if seen.condition not in (Condition.RUNNING, Condition.PAUSED):
+            raise RuntimeFault("sandbox.not-running", f"{handle.sandbox_id} does not run")
+        return self._state.handle(handle.sandbox_id) or handle
+
+    async def exec(self, handle: Handle, request: ExecRequest) -> ExecResult:
+        known = self._running(handle)
+        spec = self._state.spec(handle.sandbox_id)
+        if spec is None:
+            raise RuntimeFault("sandbox.not-running", f"{handle.sandbox_id} does not run")
+        who = resolve(spec.root, spec.user)
+        if request.user and resolve(spec.root, request.user).uid != who.uid:
+            raise RuntimeFault("exec.user-unsupported", f"the sandbox has one user, {who.uid}")
+        token = f"STRANDLINE_EXEC={secrets.token_hex(8)}"
+        env = environment(who, spec.env, request.env, dict([token.split("=")]))
+        if (
+            reason := why_not(Path(f"/proc/{known.state['first']}/root"), request.argv[0], request.cwd or spec.cwd, env["PATH"])
+        ) is not None:
+            return ExecResult(reason[0], b"", f"{reason[1]}\n".encode())
+        limits = {_RLIMIT_NAMES[number]: value for number, value in rlimits(spec).items()}
+        argv, host_env = enter_command(known.state["first"], request.cwd or spec.cwd, request.argv, env, limits)
+
+        def started() -> set[int]:
+            return processes.family(processes.members(known.state["namespace"]), token.encode())
+
+        done = await spawn.run(
+            argv,
+            env=host_env,
+            stdin=request.stdin,
+            timeout_s=request.timeout_s,
+            max_output=request.max_output,
+            on_kill=lambda: processes.kill_all(started),
+        )
+        return ExecResult(done.code, done.stdout, done.stderr, done.truncated, done.timed_out)
+
+    async def pause(self, handle: Handle) -> None:
+        """SIGSTOP to every process, again until none is found running: a fork may slip through one round."""
+        known = self._running(handle, paused=True)
+        self._state.set_mark(handle.sandbox_id, "paused", on=True)
+        for _ in range(100):
+            moving = [pid for pid in processes.members(known.state["namespace"]) if (s := processes.stat(pid)) and s.state not in "TtZX"]
+            if not moving:
+                return
+            for pid in moving:
+                processes.send(pid, signal.SIGSTOP)
+            await asyncio.sleep(0.001)
+        raise RuntimeFault("sandbox.pause-failed", f"processes of {handle.sandbox_id} do not stop", retryable=True)
+
+    async def resume(self, handle: Handle) -> None:
+        known = self._running(handle, paused=True)
+        for pid in processes.members(known.state["namespace"]):
+            processes.send(pid, signal.SIGCONT)
+        self._state.set_mark(handle.sandbox_id, "paused", on=False)
+
+    async def stop(self, handle: Handle, grace_s: float) -> Exit:
+        seen = self._observe(handle)
+        if seen.condition not in (Condition.RUNNING, Condition.PAUSED):
+            return seen.exit or Exit(None, "lost")
+        known = self._state.handle(handle.sandbox_id) or handle
+        for pid in self._main(known):
+            processes.send(pid, signal.SIGTERM)
+        if seen.condition is Condition.PAUSED:
+            await self.resume(handle)
+        if not await processes.ended(*self._monitor(known), grace_s):
+            self._state.set_mark(handle.sandbox_id, "killed", on=True)
+            processes.send(known.state["first"], signal.SIGKILL)
+            await processes.ended(*self._monitor(known), _END_S)
+        return self._observe(handle).exit or Exit(None, "lost")
+
+    @staticmethod
+    def _main(handle: Handle) -> Sequence[int]:
+        """Who gets SIGTERM: under bwrap's process 1 its oldest child, which is the workload; under ``unshare`` process 1 itself."""
+        first = handle.state["first"]
+        below = [seen for pid in processes.children(first) if (seen := processes.stat(pid)) is not None]
+        return [min(below, key=lambda seen: seen.started).pid] if handle.state["has_init"] and below else [first]
+
+    async def destroy(self, sandbox_id: str) -> None:
+        directory = self._state.of(sandbox_id)
+        if not directory.exists():
+            return
+        handle = self._state.handle(sandbox_id)
+        if handle is not None and handle.state["boot"] == processes.boot_id():
+            for pid, started in (self._first(handle), self._monitor(handle)):
+                if processes.alive(pid, started):
+                    processes.send(pid, signal.SIGKILL)
+                if not await processes.ended(pid, started, _END_S):
+                    raise RuntimeFault("sandbox.will-not-die", f"process {pid} of {sandbox_id} ignores SIGKILL", retryable=True)
+                reaper.collect(pid, started)
+            self._ports.forget(*self._first(handle))
+        else:
+            [variable] = [f"{name}={value}".encode() for name, value in self._mark(sandbox_id).items()]
+            await processes.kill_all(lambda: [pid for pid in processes.pids() if processes.carries(pid, variable)])
+        reaper.sweep()
+        self._state.remove(sandbox_id)
+
+    # ----------------------------------------------------------------------------------------------------------- measure
+
+    async def usage(self, handle: Handle) -> Mapping[str, float]:
+        known = self._running(handle, paused=True)
+        seen = [found for pid in processes.members(known.state["namespace"]) if (found := processes.stat(pid)) is not None]
+        return {"cpu_s": sum(s.cpu_s for s in seen), "memory_bytes": sum(s.rss for s in seen), "pids": len(seen)}
+
+    async def listening(self, handle: Handle) -> frozenset[int]:
+        return await self._ports.listening(*self._first(self._running(handle, paused=True)))
+
+    async def follow(self, handle: Handle) -> AsyncIterator[tuple[str, bytes]]:
+        spec = self._state.spec(handle.sandbox_id)
+        if spec is None:
+            return
+        ended = asyncio.ensure_future(self.wait(handle))
+        try:
+            async for item in streams.follow(spec.logs, ended):
+                yield item
+        finally:
+            ended.cancel()
+
+    async def close(self) -> None:
+        self._ports.close()

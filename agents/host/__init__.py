@@ -1,0 +1,1 @@
+"""The host underneath: system calls, processes, cgroups, children. Knows nothing of sandboxes, drivers or the bus."""

@@ -1,0 +1,59 @@
+"""Burial of orphans: the agent inherits what sandboxes leave behind, and learns how it ended.
+
+Without a subreaper every killed sandbox stays a zombie until PID 1 looks, about two seconds later (reference/runtimes.md §1, rule a).
+Only processes of nested pid namespaces are collected: those are never children that asyncio or ``subprocess`` wait for, so no exit is
+stolen from them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from typing import Final
+
+from agents.host import processes
+from agents.host.syscalls import become_subreaper, is_subreaper
+
+__all__ = ["become_subreaper", "collect", "is_subreaper", "sweep"]
+
+_REMEMBERED: Final = 4096
+_codes: OrderedDict[tuple[int, int], int] = OrderedDict()  # children are the process's, so this is too
+
+
+def shell_code(status: int) -> int:
+    """A wait status as a shell would say it: 128+n for signal n."""
+    code = os.waitstatus_to_exitcode(status)
+    return 128 - code if code < 0 else code
+
+
+def collect(pid: int, started: int) -> int | None:
+    """How a process ended: its code, if it was our child and has ended; None when it lives or nobody here can know."""
+    if (known := _codes.get((pid, started))) is not None:
+        return known
+    seen = processes.stat(pid)
+    if seen is None or seen.started != started or seen.ppid != os.getpid():
+        return None
+    try:
+        reaped, status = os.waitpid(pid, os.WNOHANG)
+    except ChildProcessError:
+        return None
+    if reaped == 0:
+        return None
+    return _remember(pid, started, shell_code(status))
+
+
+def sweep() -> int:
+    """Collect every dead orphan out of a sandbox. To be called now and then, and after a kill. Returns how many there were."""
+    buried = 0
+    for pid in processes.children(os.getpid()):
+        seen = processes.stat(pid)
+        if seen is not None and seen.state == "Z" and processes.nested(pid) and collect(pid, seen.started) is not None:
+            buried += 1
+    return buried
+
+
+def _remember(pid: int, started: int, code: int) -> int:
+    _codes[pid, started] = code
+    while len(_codes) > _REMEMBERED:
+        _codes.popitem(last=False)
+    return code
