@@ -60,9 +60,10 @@ class Verifier:
             commit = verify(message.data, message.seq, head)
         except Corrupt as error:
             self._find(message, str(error))
-            commit = self._as_it_stands(message)
-            if commit is None:
+            standing = _as_it_stands(message)
+            if standing is None:
                 return
+            commit = standing
         else:
             self._compare(message, commit, version)
         if message.subject not in self._ends:
@@ -82,15 +83,16 @@ class Verifier:
             self._find(message, f"command {commit.command} acted before")
         commands.add(commit.command)
 
-    def _as_it_stands(self, message: Stored) -> Commit | None:
-        try:
-            commit = decode(message.data, message.seq)
-        except Corrupt:
-            return None
-        return commit if commit.events else None
-
     def _find(self, message: Stored, what: str) -> None:
         self.verdict.findings.append(Finding(message.seq, message.subject, what))
+
+
+def _as_it_stands(message: Stored) -> Commit | None:
+    try:
+        commit = decode(message.data, message.seq)
+    except Corrupt:
+        return None
+    return commit if commit.events else None
 
 
 def verify_messages(messages: Iterable[Stored], *, gapless: bool = True) -> Verdict:

@@ -94,7 +94,7 @@ def test_a_tail_of_an_empty_log_is_caught_up_at_once(server):
 @pytest.mark.quick
 def test_a_slow_handler_gets_larger_batches_and_a_bounded_buffer(server):
     async def body(nc, store, seen) -> None:
-        await asyncio.gather(*[store.publisher.publish(f"strand.evt.p.x.c{i % 100}", b"%d" % i) for i in range(9000)])
+        await asyncio.gather(*[store.publisher.publish(f"strand.evt.p.x.c{i % 100}", b"%d" % i, timeout=20) for i in range(9000)])
         gate, highest = asyncio.Event(), 0
 
         async def slow(batch) -> None:
