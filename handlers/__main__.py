@@ -27,7 +27,7 @@ async def run(directory: Path, replicas: int) -> None:
     connection = await connect_from(directory, "control", timeout=None)
     async with connection:
         await ensure_streams(connection, replicas=replicas)
-        plane = ControlPlane(connection)
+        plane = await ControlPlane.open(connection)
         await plane.start()
         await stopping.wait()
         log.info("control.stopping")

@@ -38,6 +38,10 @@ class Liveness:
         cause = self._control.own_cause(SYSTEM_PROJECT, "node", node_id, "offline", last_seen.isoformat())
         await self._try(node_id, cause, lambda n: n.go_offline(cause.at, last_seen))
 
+    def expected(self) -> list[str]:
+        """Nodes that are thought online: one of them that is never heard has to be noticed too."""
+        return [node.node_id for node in self._control.fleet.nodes.values() if node.online and not node.evicted]
+
     async def _try(self, node_id: str, cause: Cause, decide: Callable[[Node], object]) -> None:
         try:
             await self._control.change(Node, SYSTEM_PROJECT, node_id, cause, decide)

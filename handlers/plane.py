@@ -8,14 +8,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Sequence
+from typing import Self
 
 import structlog
-from bus.fast import Publisher
-from bus.receipts import Receipts
-from bus.store import Store
 from bus.submit import SubmitWorker
-from bus.subscription import DurableReader, Tail
-from bus.timers import Due, DueReader
 
 from bus import heartbeat, objects
 from bus.broadcast import Broadcast
@@ -23,8 +19,12 @@ from bus.commit import Commit
 from bus.connection import Client
 from bus.endpoints import serve_commands
 from bus.lanes import LaneKeeper
+from bus.receipts import Receipts
 from bus.reports import ReportReader
+from bus.store import Store
 from bus.subjects import ALL_EVENTS, ARTIFACTS_BUCKET
+from bus.subscription import DurableReader, Tail
+from bus.timers import Due, DueReader
 from domain.kernel.command import Command
 from domain.nodes import commands as node_commands
 from domain.nodes.orders import Report
@@ -75,15 +75,20 @@ HANDLERS: dict[type[Command], Handler] = {
 class ControlPlane:
     """Everything that one control-plane process runs. ``start`` returns when it can be used; ``close`` drains."""
 
-    def __init__(self, nc: Client, *, deadlines: Deadlines | None = None) -> None:
+    @classmethod
+    async def open(cls, nc: Client, *, deadlines: Deadlines | None = None) -> Self:
+        """A control plane with a store of its own; not started yet."""
+        return cls(nc, await Store.open(nc), deadlines or Deadlines())
+
+    def __init__(self, nc: Client, store: Store, deadlines: Deadlines) -> None:
         self._nc = nc
         self.control = Control(
             nc=nc,
-            store=Store(nc, Publisher(nc)),
+            store=store,
             fleet=Fleet(),
             waiting=Waiting(),
             results=Results(Broadcast(nc)),
-            deadlines=deadlines or Deadlines(),
+            deadlines=deadlines,
         )
         pumps = {
             "job": jobs.pump,
@@ -100,32 +105,36 @@ class ControlPlane:
 
     async def start(self) -> None:
         """Fold the log, then take events, reports, timers and heartbeats, and last of all commands."""
+        run = self._running.enter_async_context
         await self.control.results.start()
-        tail = Tail(self._nc, after=0, filters=[ALL_EVENTS], handle_batch=self._fold)
-        await self._running.enter_async_context(tail)
+        tail: Tail[Commit] = Tail(self._nc, 0, [ALL_EVENTS], self._fold)
+        await run(tail)
         await tail.caught_up.wait()
-        await self._running.enter_async_context(LaneKeeper(self._nc, self._admits))
-        await self._running.enter_async_context(DurableReader(self._nc, "processes", [ALL_EVENTS], self._on_commit))
-        await self._running.enter_async_context(ReportReader(self._nc, self._on_report))
-        await self._running.enter_async_context(DueReader(self._nc, self._on_due))
-        await self._running.enter_async_context(
-            heartbeat.watch(self._nc, self._liveness.seen, self._liveness.expired, self.control.deadlines.node_dead_s)
+        await run(LaneKeeper(self._nc, self._admits))
+        await run(DurableReader(self._nc, "processes", [ALL_EVENTS], self._on_commit))
+        await run(ReportReader(self._nc, self._on_report))
+        await run(DueReader(self._nc, self._on_due))
+        await run(
+            heartbeat.watch(
+                self._nc, self._liveness.seen, self._liveness.expired, self.control.deadlines.node_dead_s, expected=self._liveness.expected
+            )
         )
         watchdog = asyncio.create_task(self.processes.watch(), name="watchdog")
         self._running.callback(watchdog.cancel)
-        await self._running.enter_async_context(SubmitWorker(self._nc, self._dispatcher.handle))
-        self._endpoints = await serve_commands(self._nc, self._dispatcher.commands, self._dispatcher.handle)
-        self._running.push_async_callback(self._endpoints.close)
+        await run(SubmitWorker(self._nc, self._dispatcher.handle))
+        endpoints = await serve_commands(self._nc, self._dispatcher.commands, self._dispatcher.handle)
+        self._running.push_async_callback(endpoints.close)
         log.info("control.ready", seq=self.control.fleet.seq)
 
     async def close(self) -> None:
         """Take nothing new, finish what was begun."""
         await self._running.aclose()
         await self._receipts.flush()
+        await self.control.store.close()
 
     async def _fold(self, commits: Sequence[Commit]) -> None:
         for commit in commits:
-            self.control.store.observe(commit)
+            self.control.store.saw(commit)
             self.control.fleet.apply(commit)
             self.control.waiting.notify(commit)
 

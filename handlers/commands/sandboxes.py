@@ -20,7 +20,7 @@ from domain.templates.compat import Compat, evaluate
 from domain.templates.snapshot import Snapshot, SnapshotState
 from domain.templates.template import Template
 from handlers.commands.aliases import resolve_template
-from handlers.control import Control, existing, unchanged
+from handlers.control import Control, Parts, existing, unchanged
 from handlers.dispatch import Asked
 from handlers.fleet import NodeEntry
 from handlers.processes.sandboxes import STARTING
@@ -52,7 +52,7 @@ async def _request(control: Control, asked: Asked, command: c.SandboxCreate, san
     if spec.snapshot_id is None:
         return await control.store.transact(Sandbox, asked.project, sandbox_id, decide, asked.cause, _created)
     attach = existing(Snapshot, spec.snapshot_id, lambda s: s.attach(asked.cause.at, sandbox_id, node_id, 0))
-    parts = [
+    parts: Parts = [
         Part(Sandbox, asked.project, sandbox_id, decide, _created),
         Part(Snapshot, asked.project, spec.snapshot_id, attach),
     ]

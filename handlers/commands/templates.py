@@ -18,7 +18,7 @@ from domain.templates.job import Job, Operation, next_attempt
 from domain.templates.replica import Replica
 from domain.templates.template import Template, TemplateRequest, TemplateState
 from handlers.commands.aliases import resolve_template
-from handlers.control import Control, part, unchanged
+from handlers.control import Control, Parts, part, unchanged
 from handlers.dispatch import Asked
 
 CREATE_FIELDS = set(TemplateRequest.model_fields)
@@ -33,7 +33,7 @@ async def create(control: Control, asked: Asked, command: c.TemplateCreate) -> R
     if await control.find(Template, asked.project, template_id) is None:
         targets = select_targets(command.nodes, [n.node_id for n in control.fleet.healthy_nodes()])
         request = TemplateRequest(**{k: v for k, v in command.model_dump(exclude_none=True).items() if k in CREATE_FIELDS})
-        parts = [
+        parts: Parts = [
             Part(
                 Template,
                 asked.project,
@@ -93,7 +93,7 @@ async def redo(control: Control, asked: Asked, command: c.TemplateRedo) -> Reply
                 resume,
             )
 
-        parts = [
+        parts: Parts = [
             part(Template, asked.project, template.id, lambda t: t.begin_job(asked.cause.at, job_id, command.mode)),
             Part(Job, asked.project, job_id, begin),
         ]

@@ -1,0 +1,124 @@
+"""A node that does what it is told at once, and has no host: it speaks the real lane and the real reports, and remembers what it did.
+
+For tests of the control plane alone; the real agent is tested against the same orders in tests/agents and end to end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+from bus.heartbeat import beat
+from bus.lanes import LaneReader
+from bus.reports import report
+from domain.nodes.orders import (
+    Capacity,
+    DriverInfo,
+    Failure,
+    NodeHello,
+    Observation,
+    Order,
+    Report,
+    ReportKind,
+    Verb,
+    Versions,
+)
+
+DIGEST = "sha256:" + "1" * 64
+
+
+def answer(node: ScriptedNode, order: Order) -> dict[str, Any]:
+    """What an honest node says when it has done the order."""
+    body = order.body
+    match order.verb:
+        case Verb.IMAGE_RESOLVE:
+            return {"digest": DIGEST, "size_bytes": 1000, "layers": 2, "config": {"Cmd": ["/bin/sh"], "Env": ["PATH=/bin"]}}
+        case Verb.ARTIFACT_BUILD:
+            return {"sha256": "2" * 64, "size_bytes": 4096, "image_config": {"Cmd": ["/bin/sh"]}}
+        case Verb.REPLICA_PREPARE:
+            return {"versions": node.versions.model_dump(), "driver": "sim"}
+        case Verb.SANDBOX_PROVISION | Verb.SANDBOX_ROLLBACK | Verb.SANDBOX_RESUME:
+            return {"driver": "sim", "address": "10.0.0.2", "generation": body.get("generation", 0)}
+        case Verb.SANDBOX_EXEC:
+            return {"exit_code": 0, "stdout": "aGk=", "stderr": ""}
+        case Verb.SANDBOX_SNAPSHOT:
+            return {"size_bytes": 10, "holds": ["disk"], "versions": node.versions.model_dump()}
+        case Verb.SANDBOX_DESTROY:
+            return {"exit_code": 0}
+        case _:
+            return {}
+
+
+class ScriptedNode:
+    """``refuse`` says which orders fail, and how; ``hold`` which are not answered at all."""
+
+    def __init__(self, nc: Any, node_id: str = "node-1") -> None:
+        self._nc = nc
+        self.node_id = node_id
+        self.orders: list[Order] = []
+        self.versions = Versions(guest_image="1", agent="1", kernel="6")
+        self.refuse: Callable[[Order], Failure | None] = lambda order: None
+        self.hold: Callable[[Order], bool] = lambda order: False
+        self._reader = LaneReader(nc, node_id, self._carry_out)
+        self._reports = 0
+
+    async def __aenter__(self) -> ScriptedNode:
+        await self.hello()
+        await self._reader.start()
+        await self._reader.ready()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self._reader.close()
+
+    async def hello(self, **capacity: Any) -> None:
+        """Say what this node is, and beat once."""
+        said = NodeHello(
+            boot="b1",
+            versions=self.versions,
+            drivers=(DriverInfo(name="sim"),),
+            capacity=Capacity(**{"cpu": 64, "memory_mb": 65536, "disk_mb": 100_000, "sandboxes": 1000, **capacity}),
+        )
+        await self._say(Observation.NODE_HELLO, ReportKind.OBSERVED, "system", said.model_dump(mode="json"))
+        await beat(self._nc, self.node_id)
+
+    async def exited(self, project: str, sandbox_id: str, generation: int = 0, code: int = 1) -> None:
+        """Say that a main process has ended."""
+        body = {"sandbox_id": sandbox_id, "generation": generation, "exit_code": code, "reason": "exited"}
+        await self._say(Observation.SANDBOX_EXITED, ReportKind.OBSERVED, project, body)
+
+    def did(self, verb: Verb) -> list[Order]:
+        """The orders of that verb, each id once."""
+        return list({order.id: order for order in self.orders if order.verb == verb}.values())
+
+    async def _say(self, verb: str, kind: ReportKind, project: str, body: dict[str, Any], **more: Any) -> None:
+        self._reports += 1
+        identifier = more.pop("id", f"{self.node_id}-{self._reports}:{kind}")
+        await report(
+            self._nc,
+            Report(id=identifier, node=self.node_id, verb=verb, kind=kind, project=project, at=datetime.now(UTC), body=body, **more),
+        )
+
+    async def _carry_out(self, order: Order, ack: Any) -> None:
+        del ack
+        self.orders.append(order)
+        if self.hold(order):
+            return
+        if order.verb == Verb.NODE_INSPECT:
+            await self.hello()
+        failure = self.refuse(order)
+        kind = ReportKind.DONE if failure is None else ReportKind.FAILED
+        body = answer(self, order) if failure is None else {}
+        await self._say(
+            order.verb,
+            kind,
+            order.project,
+            body,
+            id=f"{order.id}:{kind}",
+            order=order.id,
+            process=order.process,
+            process_id=order.process_id,
+            attempt=order.attempt,
+            error=failure,
+        )
