@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
 
+from agents.drivers import streams
 from agents.drivers.driver import Condition, ExecRequest, ExecResult, Exit, Fault, Handle, Limits, Observed, RuntimeFault, Spec
 from agents.drivers.identity import Who, environment, resolve
 from agents.drivers.simshell import FOREVER, Outcome, Shell
