@@ -1,7 +1,8 @@
 """The front door: commands and queries as request/reply, discoverable as the nats.micro service ``strandline`` (design.md §3).
 
 One wildcard subscription in a queue group takes every request and routes it by its subject, so that a name nobody knows gets an answer
-too. A request is handed to a task at once: at most ``limit`` work at the same time, ``queue`` more wait, the rest is told to come back.
+too. Commands that another process serves (``view.rebuild``: the projector) are left to it; that one subscribes to them by name.
+A request is handed to a task at once: at most ``limit`` work at the same time, ``queue`` more wait, the rest is told to come back.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from bus.micro import QUEUE, Discovery, Tally
 from domain.kernel.command import MAX_BODY, Command
 from domain.kernel.errors import Invalid, Refused
 from domain.kernel.ids import COMMAND_ID, NAME_PATTERN
+from domain.kernel.registry import COMMANDS
 
 log = structlog.get_logger(__name__)
 
@@ -89,7 +91,7 @@ Handler = Callable[[Request], Awaitable[Reply]]
 class Endpoints:
     """All endpoints of one kind (commands, or queries) of this process. ``close`` drains."""
 
-    def __init__(self, nc: Client, kind: str, handle: Handler, limit: int, queue: int) -> None:
+    def __init__(self, nc: Client, kind: str, handle: Handler, limit: int, queue: int, group: str = "") -> None:
         self._nc = nc
         self._kind = kind
         self._handle = handle
@@ -97,7 +99,8 @@ class Endpoints:
         self._most = limit + queue
         self._tasks: set[asyncio.Task[None]] = set()
         self._running: dict[tuple[str, str, bytes] | None, list[Msg]] = {}
-        self._subscription: Subscription | None = None
+        self._group = group
+        self._subscriptions: list[Subscription] = []
         self._discovery = Discovery(nc, SERVICE, VERSION, f"Strandline {'commands' if kind == 'cmd' else 'queries'}")
         self._tallies: dict[str, Tally] = {}
         self._unknown = Tally("unknown", f"strand.v1.{kind}.>")
@@ -113,19 +116,22 @@ class Endpoints:
 
     async def start(self) -> None:
         """Begin to take requests; when this returns the server knows of it."""
-        self._subscription = await self._nc.subscribe(
-            f"strand.v1.{self._kind}.>", queue=QUEUE, cb=self._take, pending_bytes_limit=_PENDING_BYTES
-        )
+        subjects = [f"strand.v1.{self._kind}.*.{name}" for name in self._tallies] if self._group else [f"strand.v1.{self._kind}.>"]
+        self._subscriptions = [
+            await self._nc.subscribe(subject, queue=self._group or QUEUE, cb=self._take, pending_bytes_limit=_PENDING_BYTES)
+            for subject in subjects
+        ]
         await self._discovery.start()
         await self._nc.flush()
 
     async def close(self, grace: float = 10) -> None:
         """Take nothing new, finish what was begun; what is not finished after ``grace`` seconds is told to come back."""
-        if self._subscription is not None:
+        if self._subscriptions:
             with contextlib.suppress(NatsError):
                 await self._discovery.stop()
-                await self._subscription.drain()  # type: ignore[no-untyped-call]  # nats-py left this one unannotated
-            self._subscription = None
+                for subscription in self._subscriptions:
+                    await subscription.drain()  # type: ignore[no-untyped-call]  # nats-py left this one unannotated
+            self._subscriptions = []
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=grace)
         rest = list(self._tasks)
@@ -153,6 +159,11 @@ class Endpoints:
             task = asyncio.create_task(self._serve(message))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
+
+    def _is_others(self, subject: str) -> bool:
+        """A command that exists and is not served here is served by another process, which has this message too."""
+        name = ".".join(subject.split(".")[4:])
+        return self._kind == "cmd" and name in COMMANDS and name not in self._tallies
 
     async def _serve(self, message: Msg) -> None:
         """Work on one request, and answer it and everybody who repeated it meanwhile."""
@@ -264,10 +275,14 @@ def _trace(headers: Mapping[str, str]) -> str | None:
 
 
 async def serve_commands(
-    nc: Client, commands: Mapping[str, type[Command]], handle: Handler, *, limit: int = 256, queue: int = 2048
+    nc: Client, commands: Mapping[str, type[Command]], handle: Handler, *, limit: int = 256, queue: int = 2048, group: str = ""
 ) -> Endpoints:
-    """Serve every command of ``commands`` (``noun.verb`` -> class). ``handle`` parses the body; it runs in a task of its own."""
-    endpoints = Endpoints(nc, "cmd", handle, limit, queue)
+    """Serve every command of ``commands`` (``noun.verb`` -> class). ``handle`` parses the body; it runs in a task of its own.
+
+    Without ``group`` this is the front door, which also answers for names that nobody knows. With it, only these commands are taken, in a
+    queue group of that name: for another process than the control plane.
+    """
+    endpoints = Endpoints(nc, "cmd", handle, limit, queue, group)
     for name, cls in sorted(commands.items()):
         endpoints.announce(name, _describe(cls))
     await endpoints.start()
