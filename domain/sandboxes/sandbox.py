@@ -7,7 +7,7 @@ none because the thing is already so (or the report is older than what is known)
 from __future__ import annotations
 
 from datetime import datetime, timedelta
-from typing import ClassVar, Final, Self
+from typing import Any, ClassVar, Final, Self
 
 from domain.kernel.aggregate import Aggregate
 from domain.kernel.errors import Refused
@@ -78,13 +78,7 @@ class Sandbox(Aggregate):
             self.record(events.SandboxStarting, at, attempt=attempt)
 
     def mark_running(
-        self,
-        at: datetime,
-        attempt: int,
-        driver: str,
-        address: str = "",
-        ports: tuple[PortStatus, ...] = (),
-        generation: int = 0,
+        self, at: datetime, attempt: int, driver: str, address: str = "", ports: tuple[PortStatus, ...] = (), generation: int = 0
     ) -> None:
         """The node says that it runs. A sandbox that somebody stopped meanwhile stays stopped."""
         if attempt < self.attempt or not LIFECYCLE.admits("mark_running", self.state):
@@ -111,7 +105,7 @@ class Sandbox(Aggregate):
 
     def request_pause(self, at: datetime, command_id: str, deadline: datetime) -> None:
         if self._begins("request_pause", "pause", command_id):
-            self._begin(at, Operation(kind="pause", command=command_id, deadline=deadline))
+            self._begin(at, "pause", command_id, deadline)
 
     def paused(self, at: datetime, command_id: str) -> None:
         if self._answered("pause", command_id) and LIFECYCLE.admits("paused", self.state):
@@ -120,7 +114,7 @@ class Sandbox(Aggregate):
 
     def request_resume(self, at: datetime, command_id: str, deadline: datetime) -> None:
         if self._begins("request_resume", "resume", command_id):
-            self._begin(at, Operation(kind="resume", command=command_id, deadline=deadline))
+            self._begin(at, "resume", command_id, deadline)
 
     def resumed(
         self,
@@ -165,17 +159,8 @@ class Sandbox(Aggregate):
                     f"snapshot {snapshot_id} was taken of {snapshot_origin}, not of {self.id}",
                     details={"snapshot_id": snapshot_id, "origin": snapshot_origin},
                 )
-            self._begin(
-                at,
-                Operation(
-                    kind="rollback",
-                    command=command_id,
-                    deadline=deadline,
-                    snapshot_id=snapshot_id,
-                    generation=self.last_generation + 1,
-                    job_id=job_id,
-                ),
-            )
+            new = self.last_generation + 1
+            self._begin(at, "rollback", command_id, deadline, snapshot_id=snapshot_id, generation=new, job_id=job_id)
         return self.last_generation
 
     def rolled_back(
@@ -212,7 +197,7 @@ class Sandbox(Aggregate):
 
     def begin_snapshot(self, at: datetime, command_id: str, snapshot_id: str, deadline: datetime, job_id: str | None = None) -> None:
         if self._begins("begin_snapshot", "snapshot", command_id):
-            self._begin(at, Operation(kind="snapshot", command=command_id, deadline=deadline, snapshot_id=snapshot_id, job_id=job_id))
+            self._begin(at, "snapshot", command_id, deadline, snapshot_id=snapshot_id, job_id=job_id)
 
     def end_snapshot(self, at: datetime, snapshot_id: str, ok: bool, error: Why = None) -> None:
         operation = self.operation
@@ -338,7 +323,8 @@ class Sandbox(Aggregate):
             )
         return admitted
 
-    def _begin(self, at: datetime, operation: Operation) -> None:
+    def _begin(self, at: datetime, kind: OperationKind, command_id: str, deadline: datetime, **target: Any) -> None:
+        operation = Operation(kind=kind, command=command_id, deadline=deadline, **target)
         self.record(events.SandboxOperationBegun, at, operation=operation)
 
     def _answered(self, kind: OperationKind, command_id: str) -> bool:

@@ -116,6 +116,11 @@ def test_generations_only_ever_grow() -> None:
     assert done.when("request_rollback", "r3", SNAPSHOT, SANDBOX, JOB, LATER).answer == 3
 
 
+def test_other_operations_do_not_reset_the_generation() -> None:
+    past = (STARTED, ROLLBACK, did("rolled_back", 1), SNAP, did("end_snapshot", SNAPSHOT, True), PAUSE, PAUSED)
+    assert given(worlds.sandbox, *past).when("request_rollback", "r2", SNAPSHOT, SANDBOX, JOB, LATER).answer == 2
+
+
 def test_a_repeated_rollback_request_gets_the_same_generation() -> None:
     asked = given(worlds.sandbox, STARTED, ROLLBACK)
     again = asked.when("request_rollback", "rollback", SNAPSHOT, SANDBOX, JOB, LATER)
