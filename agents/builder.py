@@ -1,0 +1,116 @@
+"""Building artifacts: from an image to verified bytes in the object store, and in this node's own cache.
+
+What is stored already is not built again: a note beside the cache says what this node has built, the store says whether its bytes are
+still there. Another node's build is taken over with the image's configuration read anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import structlog
+
+from agents import images
+from agents.cache import Cache
+from agents.failures import fail
+from domain.nodes.orders import ArtifactBuild, ArtifactBuilt, BuildProgress, ImageResolve, ImageResolved
+
+log = structlog.get_logger(__name__)
+
+EGRESS_CA_FILE: Final = "egress-ca.pem"
+
+
+class Stored(Protocol):
+    """What the object store says of an artifact."""
+
+    @property
+    def sha256(self) -> str: ...
+    @property
+    def size(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Shelf:
+    """The object store's bucket of artifacts: ``stat`` by id, ``put`` a file of known digest, ``check`` that all bytes are there."""
+
+    stat: Callable[[str], Awaitable[Stored | None]]
+    put: Callable[[str, Path, str], Awaitable[Any]]
+    check: Callable[[str, str], Awaitable[bool]]
+
+
+class Builder:
+    """``work``: where builds happen, emptied at the start; ``base``: what relative image folders are relative to."""
+
+    def __init__(self, work: Path, cache: Cache, shelf: Shelf, base: Path, directories: tuple[Path, ...]) -> None:
+        self._work = work
+        self._cache = cache
+        self._shelf = shelf
+        self._base = base
+        self._directories = directories
+
+    def clean(self) -> None:
+        """Remove what builds of an earlier process left."""
+        shutil.rmtree(self._work, ignore_errors=True)
+        self._work.mkdir(mode=0o700, parents=True)
+
+    async def resolve(self, body: ImageResolve) -> ImageResolved:
+        """Raises ``ImageFault``."""
+        found = await images.resolve(body.image, _auth(body), base=self._base)
+        return ImageResolved(digest=found.digest, size_bytes=found.size_bytes, layers=found.layers, config=found.config)
+
+    async def build(self, body: ArtifactBuild, order_id: str, tell: Callable[[BuildProgress], None]) -> ArtifactBuilt:
+        """Raises ``ImageFault``, ``Refused`` of the bus, ``egress-ca.missing``."""
+        known = await self._stored(body)
+        if known is not None:
+            log.info("build.reused", artifact=body.artifact_id)
+            return known
+        certificate = await asyncio.to_thread(self._certificate) if body.egress_ca else None
+        work = self._work / order_id
+        work.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path = self._cache.path(body.artifact_id)
+        try:
+            built = await images.build(
+                body.image, body.digest, body.disk_mb, work, path, _auth(body), tell, base=self._base, egress_ca=certificate
+            )
+        finally:
+            await asyncio.to_thread(shutil.rmtree, work, ignore_errors=True)
+        await self._cache.adopt(body.artifact_id, built.sha256)
+        await self._shelf.put(body.artifact_id, path, built.sha256)
+        result = ArtifactBuilt(sha256=built.sha256, size_bytes=built.size_bytes, image_config=built.image_config)
+        self._note(body.artifact_id).write_text(result.model_dump_json())
+        return result
+
+    async def _stored(self, body: ArtifactBuild) -> ArtifactBuilt | None:
+        """What a build would give, if every byte of it is in the store."""
+        stat = await self._shelf.stat(body.artifact_id)
+        if stat is None or not await self._shelf.check(body.artifact_id, stat.sha256):
+            return None
+        with contextlib.suppress(OSError, ValueError):
+            noted = ArtifactBuilt.model_validate_json(await asyncio.to_thread(self._note(body.artifact_id).read_text))
+            if (noted.sha256, noted.size_bytes) == (stat.sha256, stat.size):
+                return noted
+        found = await images.resolve(body.image, _auth(body), base=self._base)
+        if found.digest != body.digest:
+            return None
+        return ArtifactBuilt(sha256=stat.sha256, size_bytes=stat.size, image_config=found.config)
+
+    def _note(self, artifact_id: str) -> Path:
+        return self._cache.path(artifact_id).with_suffix(".built")
+
+    def _certificate(self) -> bytes:
+        for directory in self._directories:
+            with contextlib.suppress(OSError):
+                return (directory / EGRESS_CA_FILE).read_bytes()
+        raise fail("egress-ca.missing", f"no {EGRESS_CA_FILE} on this node to bake in")
+
+
+def _auth(body: ImageResolve | ArtifactBuild) -> images.Auth | None:
+    if body.registry_user is None or body.registry_secret is None:
+        return None
+    return images.Auth(body.registry_user, body.registry_secret)

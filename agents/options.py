@@ -1,0 +1,73 @@
+"""What an agent is told on its command line."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import get_args
+
+from agents.fingerprint import MAX_SANDBOXES, Promise, Role
+from agents.node import Settings
+from domain.kernel.ids import NAME_PATTERN
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """``dir`` is the installation's directory; the agent's own is ``nodes/<node>`` in it unless ``data`` says otherwise."""
+
+    dir: Path
+    node: str
+    driver: str = "auto"
+    connect: Path | None = None
+    data: Path | None = None
+    shards: int = 1
+    stop_sandboxes: bool = False
+    purge: bool = False
+    promise: Promise = field(default_factory=Promise)
+    settings: Settings = field(default_factory=Settings)
+
+    @property
+    def own(self) -> Path:
+        return self.data or self.dir / "nodes" / self.node
+
+
+def parse(argv: Sequence[str] | None = None) -> Options:
+    """Exits with a message on what cannot be understood."""
+    parser = argparse.ArgumentParser(prog="python -m agents", description="The agent of one node: it runs sandboxes as ordered.")
+    parser.add_argument("--dir", type=Path, required=True, help="the installation's data directory, with connect.json")
+    parser.add_argument("--node", required=True, help="the node's name: lower-case letters, digits, dashes")
+    parser.add_argument("--driver", default="auto", help="auto, or names by commas, the default first: oci, process, sim")
+    parser.add_argument("--connect", type=Path, help="a directory with another connect.json")
+    parser.add_argument("--data", type=Path, help="the agent's own directory (DIR/nodes/NODE)")
+    parser.add_argument("--shards", type=int, default=1, help="how many streams carry the lanes")
+    parser.add_argument("--roles", default="builder,runner", help="what the node may be used for")
+    parser.add_argument("--cpu", type=float, help="cores to promise, instead of all")
+    parser.add_argument("--memory-mb", type=int, help="memory to promise, instead of all")
+    parser.add_argument("--max-sandboxes", type=int, default=MAX_SANDBOXES)
+    parser.add_argument("--port-wait", type=float, default=Settings().port_wait_s, help="seconds that a probe port may take")
+    parser.add_argument("--heartbeat", type=float, default=Settings().heartbeat_s, help="seconds between heartbeats")
+    parser.add_argument("--stop-sandboxes", action="store_true", help="when told to end, end all sandboxes too")
+    parser.add_argument("--purge", action="store_true", help="remove every trace of this node from the host, and exit")
+    said = parser.parse_args(argv)
+    roles = tuple(role for role in get_args(Role) if role in said.roles.split(","))
+    if not _is_name(said.node) or not roles:
+        parser.error("--node is no name" if roles else f"--roles are some of {', '.join(get_args(Role))}")
+    return Options(
+        dir=said.dir.absolute(),
+        node=said.node,
+        driver=said.driver,
+        connect=said.connect,
+        data=said.data and said.data.absolute(),
+        shards=said.shards,
+        stop_sandboxes=said.stop_sandboxes,
+        purge=said.purge,
+        promise=Promise(cpu=said.cpu, memory_mb=said.memory_mb, sandboxes=said.max_sandboxes, roles=roles),
+        settings=Settings(port_wait_s=said.port_wait, heartbeat_s=said.heartbeat),
+    )
+
+
+def _is_name(text: str) -> bool:
+    return re.fullmatch(NAME_PATTERN, text) is not None

@@ -1,0 +1,140 @@
+"""The steps that bring a sandbox up, each with its undo (reference/miren-sandbox.md §2.3).
+
+| step | does | undo |
+|---|---|---|
+| artifact | has the verified bytes and the lower made of them; usually both are there | none: they are shared |
+| root | the sandbox's own writable root, from the artifact or from a snapshot | removes it |
+| network | leases an address to the sandbox's id, makes its namespace | removes, releases |
+| logs | a directory for its output | removes it |
+| start | starts the main process; its handle is on record before anybody is told | destroys every generation |
+| ready | waits for the probe port; its exit beats the port | none: it only looks |
+
+Steps from ``root`` to ``start`` cost the host something and are bounded by its cores; waiting is not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final
+
+from agents.drivers.driver import Driver, Handle, Limits, Spec
+from agents.node import LocalNode
+from agents.readiness import port_statuses, wait_ready
+from agents.records import SandboxRecord
+from agents.steps import Account, Output, Step
+
+
+@dataclass(frozen=True, slots=True)
+class Bringup:
+    """What the steps work on. Outputs of earlier steps come from the account, so that a resumed saga has them too."""
+
+    node: LocalNode
+    record: SandboxRecord
+    driver: Driver
+    account: Account
+
+    @property
+    def handle(self) -> Handle:
+        return Handle(**self.account.outputs["start"]["handle"])
+
+
+async def _artifact(b: Bringup) -> Output:
+    ref = b.record.spec.artifact
+    path = await b.node.cache.ensure(ref)
+    async with b.node.creating:
+        await b.node.roots.prepare(ref.artifact_id, path)
+    return {}
+
+
+async def _root(b: Bringup) -> Output:
+    async with b.node.creating:
+        path = await b.node.roots.create(b.record.id, b.record.spec.artifact.artifact_id, b.record.spec.snapshot_id)
+    return {"path": str(path)}
+
+
+async def _remove_root(b: Bringup) -> None:
+    await b.node.roots.remove(b.record.id)
+
+
+async def _network(b: Bringup) -> Output:
+    async with b.node.creating:
+        attached = await b.node.network.attach(b.record.id)
+    return {"netns": None if attached.netns is None else str(attached.netns), "address": attached.address}
+
+
+async def _detach(b: Bringup) -> None:
+    await b.node.network.detach(b.record.id)
+
+
+async def _logs(b: Bringup) -> Output:
+    b.node.logs(b.record.id).mkdir(mode=0o700, parents=True, exist_ok=True)
+    return {}
+
+
+async def _remove_logs(b: Bringup) -> None:
+    await asyncio.to_thread(remove_tree, b.node.logs(b.record.id))
+
+
+async def _start(b: Bringup) -> Output:
+    netns = b.account.outputs["network"]["netns"]
+    spec = spec_of(b.node, b.record, Path(b.account.outputs["root"]["path"]), None if netns is None else Path(netns))
+    async with b.node.creating:
+        handle = await b.driver.start(spec)
+    return {"handle": asdict(handle)}
+
+
+async def _destroy(b: Bringup) -> None:
+    await b.driver.destroy(b.record.id)
+
+
+async def _ready(b: Bringup) -> Output:
+    recipe, address = b.record.spec.recipe, b.account.outputs["network"]["address"]
+    await wait_ready(b.driver, b.handle, recipe.probe_port, address, b.node.settings.port_wait_s)
+    return {"ports": [port.model_dump() for port in await port_statuses(b.driver, b.handle, recipe, address)]}
+
+
+async def _nothing(_: Bringup) -> None:
+    """What needs no undo: the step only looked, or what it made is shared."""
+
+
+PROVISION: Final = (
+    Step("artifact", _artifact, _nothing),
+    Step("root", _root, _remove_root),
+    Step("network", _network, _detach),
+    Step("logs", _logs, _remove_logs),
+    Step("start", _start, _destroy),
+    Step("ready", _ready, _nothing),
+)
+
+
+def spec_of(node: LocalNode, record: SandboxRecord, root: Path, netns: Path | None) -> Spec:
+    """What a driver is asked to start."""
+    recipe = record.spec.recipe
+    return Spec(
+        sandbox_id=record.id,
+        generation=record.generation,
+        root=root,
+        argv=recipe.cmd,
+        env=recipe.env,
+        logs=node.logs(record.id),
+        cwd=recipe.cwd or "/",
+        user=recipe.user,
+        hostname=_hostname(record),
+        limits=Limits(cpu=recipe.cpu, memory_mb=recipe.memory_mb, pids=recipe.pids),
+        netns=netns,
+    )
+
+
+def _hostname(record: SandboxRecord) -> str:
+    """The sandbox's name as far as it is a host name (RFC 1123), else its id."""
+    return re.sub(r"[^a-z0-9-]+", "-", record.spec.name.lower()).strip("-")[:63] or record.id
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a directory and everything in it; nothing there is fine. Raises ``OSError`` when something stays."""
+    if path.exists():
+        shutil.rmtree(path)

@@ -1,0 +1,47 @@
+"""The sweep: what could not be taken down is tried again, until nothing of it is left; then whoever waits for that is told."""
+
+from __future__ import annotations
+
+import asyncio
+
+import structlog
+
+from agents.node import LocalNode
+from agents.records import SandboxRecord
+from agents.teardown import take_down
+from domain.nodes.orders import Failure, Order, ProvisionFailed, ReportKind, SandboxStopped, Verb
+
+log = structlog.get_logger(__name__)
+
+
+async def sweeping(node: LocalNode) -> None:
+    """Sweep now and then, for ever."""
+    while True:
+        await sweep(node)
+        await asyncio.sleep(node.settings.sweep_s)
+
+
+async def sweep(node: LocalNode) -> None:
+    """Try every doomed sandbox once. One that an order is tearing down right now is left to that order."""
+    for record in [record for record in node.memory.sandboxes.values() if record.condition == "doomed"]:
+        if record.id in node.dooms:
+            continue
+        try:
+            await take_down(node, record.id, for_ever=record.owed is not None and record.owed.verb is Verb.SANDBOX_DESTROY)
+        except Exception as error:  # noqa: BLE001 - the next one, and the next time
+            log.warning("sweep.failed", sandbox=record.id, error=repr(error)[:500])
+            continue
+        if record.owed is not None:
+            await _tell(node, record, record.owed)
+
+
+async def _tell(node: LocalNode, record: SandboxRecord, owed: Order) -> None:
+    """The end of the order that had failed at this."""
+    if owed.verb is Verb.SANDBOX_DESTROY:
+        stopped = SandboxStopped(exit_code=record.exit_code, exited_at=record.exited_at or node.clock())
+        await node.reporter.end(owed, node.reporter.of(owed, ReportKind.DONE, stopped.model_dump(mode="json")))
+    elif owed.verb is Verb.SANDBOX_PROVISION:
+        failure = Failure(code="sandbox.startup-failed", message="what had been left behind is undone")
+        await node.reporter.end(
+            owed, node.reporter.of(owed, ReportKind.FAILED, ProvisionFailed().model_dump(mode="json"), failure, ":late")
+        )

@@ -1,0 +1,76 @@
+"""Taking a sandbox down to nothing: process, then network, then disk. Every part bears that nothing is there.
+
+The address is released only when what used it is gone, the root when nothing can write to it any more (reference/miren-sandbox.md §3.5).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Final
+
+import structlog
+
+from agents.drivers.driver import Driver, Exit, RuntimeFault
+from agents.node import LocalNode
+from agents.provisioning import remove_tree
+from agents.records import SandboxRecord
+from agents.watching import unwatch
+
+log = structlog.get_logger(__name__)
+
+_PROCESS_MAY_LIVE: Final = frozenset({"starting", "running", "paused", "replacing", "doomed"})
+
+
+async def take_down(
+    node: LocalNode, sandbox_id: str, grace_s: float = 0, hurry: asyncio.Event | None = None, *, for_ever: bool = True
+) -> Exit | None:
+    """Remove every trace of a sandbox and say how it ended, if that can be known.
+
+    ``grace_s``: between SIGTERM and SIGKILL; cut short when ``hurry`` is set. Raises what made it impossible; the record stays then.
+    """
+    unwatch(node, sandbox_id)
+    record = node.find(sandbox_id)
+    exit_ = None if record is None else await _stopped(node, record, grace_s, hurry)
+    for driver in _drivers_of(node, record):
+        await driver.destroy(sandbox_id)
+    await node.drain_logs(sandbox_id)
+    await node.network.detach(sandbox_id)
+    await node.roots.remove(sandbox_id)
+    await asyncio.to_thread(remove_tree, node.logs(sandbox_id))
+    if record is not None or for_ever:
+        node.drop(sandbox_id, for_ever=for_ever)
+    return exit_
+
+
+def _drivers_of(node: LocalNode, record: SandboxRecord | None) -> list[Driver]:
+    """The one that has it, or all when nobody knows."""
+    return list(node.drivers) if record is None else [node.drivers.pick(record.driver)]
+
+
+async def _stopped(node: LocalNode, record: SandboxRecord, grace_s: float, hurry: asyncio.Event | None) -> Exit | None:
+    if record.condition == "exited":
+        return Exit(record.exit_code)
+    if record.handle is None or record.condition not in _PROCESS_MAY_LIVE:
+        return None
+    driver, handle = node.drivers.pick(record.driver), node.handle(record)
+    seconds = 0 if record.condition == "paused" else grace_s  # a frozen process cannot heed SIGTERM
+    try:
+        stop = asyncio.ensure_future(driver.stop(handle, seconds))
+        return await _unless(stop, hurry) or await driver.stop(handle, 0)
+    except RuntimeFault as fault:
+        log.info("stop.failed", sandbox=record.id, code=fault.code, error=str(fault))  # destroying it does not need it
+        return None
+
+
+async def _unless(stop: asyncio.Future[Exit], hurry: asyncio.Event | None) -> Exit | None:
+    """The exit, or None when somebody is in a hurry."""
+    waiting = asyncio.ensure_future((hurry or asyncio.Event()).wait())
+    either: set[asyncio.Future[Any]] = {stop, waiting}
+    try:
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        return stop.result() if stop.done() else None
+    finally:
+        waiting.cancel()
+        if not stop.done():
+            stop.cancel()
+            await asyncio.wait({stop})

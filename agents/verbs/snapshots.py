@@ -1,0 +1,159 @@
+"""``sandbox-snapshot``, ``sandbox-rollback``, ``snapshot-remove``: disks at one moment, and the way back to it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from agents.drivers.driver import CanPause, Driver, Handle, RuntimeFault
+from agents.failures import FailedError, fail
+from agents.node import LocalNode
+from agents.provisioning import spec_of
+from agents.readiness import port_statuses, wait_ready
+from agents.records import SandboxRecord
+from agents.steps import Account, Output, Step, UnwoundError
+from agents.task import Task, attempt
+from agents.verbs.power import current
+from agents.verbs.provision import running
+from agents.watching import unwatch
+from domain.nodes.orders import PortStatus, SandboxRollback, SandboxRunning, SandboxSnapshot, SnapshotRemove, SnapshotTaken
+
+log = structlog.get_logger(__name__)
+
+
+async def snapshot(task: Task, body: SandboxSnapshot) -> SnapshotTaken:
+    """Copy the disk, frozen meanwhile where the driver can. A crash in between leaves it frozen, and adoption thaws it."""
+    node = task.node
+    record = current(node, body.sandbox_id, body.generation)
+
+    async def take() -> int:
+        async with _frozen(node, record):
+            return await node.roots.snapshot(record.id, body.snapshot_id)
+
+    try:
+        size = await task.guarded(record.id, take())
+    except BaseException:
+        if body.snapshot_id not in (await node.roots.list()).snapshots:
+            await attempt(node.roots.remove_snapshot(body.snapshot_id))  # half of one is none
+        raise
+    return SnapshotTaken(size_bytes=size, holds=("disk",), versions=node.versions())
+
+
+@asynccontextmanager
+async def _frozen(node: LocalNode, record: SandboxRecord) -> AsyncIterator[None]:
+    """Frozen inside the block, if it can be; as before afterwards, whatever happens to the block."""
+    driver = node.drivers.pick(record.driver)
+    if record.condition == "paused" or not isinstance(driver, CanPause) or "pause" not in driver.flags:
+        yield
+        return
+    handle = node.handle(record)
+    try:
+        await driver.pause(handle)
+        node.crash.here("freeze:after")
+        yield
+    finally:
+        await asyncio.shield(driver.resume(handle))
+
+
+async def remove(task: Task, body: SnapshotRemove) -> None:
+    """Forget it; one that is not here is forgotten already."""
+    await task.node.roots.remove_snapshot(body.snapshot_id)
+
+
+# ------------------------------------------------------------------------------------------------------------ rollback
+
+
+@dataclass(frozen=True, slots=True)
+class Return:
+    """What the steps of a rollback work on. ``record`` is already of the new generation."""
+
+    node: LocalNode
+    record: SandboxRecord
+    driver: Driver
+    account: Account
+    snapshot_id: str
+
+
+async def _halt(r: Return) -> Output:
+    """End the old machine. Its exit is our doing and nobody is told of it."""
+    unwatch(r.node, r.record.id)
+    await r.driver.destroy(r.record.id)
+    return {}
+
+
+async def _restore(r: Return) -> Output:
+    return {"path": str(await r.node.roots.rollback(r.record.id, r.snapshot_id))}
+
+
+async def _restart(r: Return) -> Output:
+    attached = await r.node.network.attach(r.record.id)
+    async with r.node.creating:
+        handle = await r.driver.start(spec_of(r.node, r.record, Path(r.account.outputs["restore"]["path"]), attached.netns))
+    return {"handle": asdict(handle), "address": attached.address}
+
+
+async def _ready(r: Return) -> Output:
+    recipe, started = r.record.spec.recipe, r.account.outputs["restart"]
+    handle = Handle(**started["handle"])
+    await wait_ready(r.driver, handle, recipe.probe_port, started["address"], r.node.settings.port_wait_s)
+    return {"ports": [port.model_dump() for port in await port_statuses(r.driver, handle, recipe, started["address"])]}
+
+
+async def _stays_ended(r: Return) -> None:
+    """There is no way back to the old machine: what half came up is ended, and the order says that this was fatal."""
+    await r.driver.destroy(r.record.id)
+
+
+async def _nothing(_: Return) -> None:
+    """The disk stays as it is: it goes with the sandbox."""
+
+
+ROLLBACK: Final = (
+    Step("halt", _halt, _nothing),
+    Step("restore", _restore, _nothing),
+    Step("restart", _restart, _stays_ended),
+    Step("ready", _ready, _nothing),
+)
+
+
+async def rollback(task: Task, body: SandboxRollback) -> SandboxRunning:
+    """The sandbox as it was at the snapshot, under a new generation. ``fatal`` in a failure: the old machine is gone, no new one came."""
+    node = task.node
+    record = node.get(body.sandbox_id)
+    if record.condition != "replacing":
+        record = await _begin(node, record, body)
+    elif record.generation != body.generation:
+        raise fail("sandbox.stale-generation", f"sandbox {record.id} is at generation {record.generation}", generation=record.generation)
+    returning = Return(node, record, node.drivers.pick(record.driver), task.account, body.snapshot_id)
+    try:
+        with node.fenced(record.id) as fence:
+            await task.saga(ROLLBACK, returning, fence)
+    except UnwoundError as unwound:
+        node.put(record.model_copy(update={"condition": "exited", "handle": None, "exit_code": None, "exited_at": node.clock()}))
+        raise FailedError(unwound.failure, {"fatal": True}) from unwound
+    started = task.account.outputs["restart"]
+    update = {"condition": "running", "handle": started["handle"], "address": started["address"], "snapshot_id": body.snapshot_id}
+    record = node.put(record.model_copy(update=update))
+    node.runtime_line(record.id, f"rolled back to {body.snapshot_id}, generation {record.generation}")
+    return running(record, tuple(PortStatus.model_validate(port) for port in task.account.outputs["ready"]["ports"]))
+
+
+async def _begin(node: LocalNode, record: SandboxRecord, body: SandboxRollback) -> SandboxRecord:
+    """Everything that can be refused is refused before anything is touched."""
+    if body.generation <= record.generation:
+        raise fail("sandbox.stale-generation", f"sandbox {record.id} is at generation {record.generation}", generation=record.generation)
+    if record.condition not in {"running", "paused"}:
+        raise fail("sandbox.not-running", f"sandbox {record.id} is {record.condition}", condition=record.condition)
+    try:
+        there = body.snapshot_id in (await node.roots.list()).snapshots
+    except RuntimeFault as fault:
+        raise fail(fault.code, str(fault), retryable=True) from fault
+    if not there:
+        raise fail("snapshot.not-found", f"snapshot {body.snapshot_id} is not on node {node.name}", id=body.snapshot_id)
+    return node.put(record.model_copy(update={"condition": "replacing", "generation": body.generation}))

@@ -1,0 +1,205 @@
+"""Carrying orders out: each at most once, at least to its end, and answered by exactly one final report.
+
+An order is written down before anything is done for it; its end is written down with its report; the lane forgets it when the bus has
+stored that report. So whatever dies in between, either the order is still on the lane, or its report is still in the outbox, or both.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, Protocol
+
+import structlog
+from pydantic import ValidationError
+
+from agents.account import OrderAccount
+from agents.failures import FailedError, fail, failure_of
+from agents.keyed import KeyedLocks
+from agents.node import LocalNode
+from agents.records import Trail, order_entry
+from agents.task import Task
+from agents.verbs import execute, images, inspect, power, provision, replicas, snapshots
+from agents.watching import ensure_watched
+from domain.kernel.aggregate import Record
+from domain.nodes.orders import BODIES, Order, Report, ReportKind, Steps, Verb
+
+log = structlog.get_logger(__name__)
+
+Perform = Callable[[Task, Any], Awaitable[Record | None]]
+
+VERBS: Final[dict[Verb, Perform]] = {
+    Verb.IMAGE_RESOLVE: images.resolve,
+    Verb.ARTIFACT_BUILD: images.build,
+    Verb.ARTIFACT_REMOVE: replicas.remove_artifact,
+    Verb.REPLICA_DISTRIBUTE: replicas.distribute,
+    Verb.REPLICA_PREPARE: replicas.prepare,
+    Verb.REPLICA_REMOVE: replicas.remove,
+    Verb.SANDBOX_PROVISION: provision.provision,
+    Verb.SANDBOX_PAUSE: power.pause,
+    Verb.SANDBOX_RESUME: power.resume,
+    Verb.SANDBOX_STOP: power.stop,
+    Verb.SANDBOX_DESTROY: provision.destroy,
+    Verb.SANDBOX_EXEC: execute.execute,
+    Verb.SANDBOX_SNAPSHOT: snapshots.snapshot,
+    Verb.SANDBOX_ROLLBACK: snapshots.rollback,
+    Verb.SNAPSHOT_REMOVE: snapshots.remove,
+    Verb.NODE_INSPECT: inspect.inspect,
+}
+CLEARING: Final = frozenset(
+    {Verb.SANDBOX_STOP, Verb.SANDBOX_DESTROY, Verb.REPLICA_REMOVE, Verb.ARTIFACT_REMOVE, Verb.SNAPSHOT_REMOVE, Verb.NODE_INSPECT}
+)
+"""Done however late: what is to go has to go."""
+REPEATABLE: Final = frozenset({Verb.SANDBOX_DESTROY, Verb.SNAPSHOT_REMOVE, Verb.NODE_INSPECT})
+"""Done again when they come again: their ids are never used for anything else, and the second time finds nothing."""
+MAX_BEGUN: Final = 3
+"""An order that was begun this often by agents that died is taken for the reason why they died."""
+_FROM_THE_LANE: Final = frozenset({Verb.IMAGE_RESOLVE, Verb.ARTIFACT_BUILD})
+"""Never carried out from the journal, which does not keep their credentials: the lane still has them."""
+_HIDDEN: Final = frozenset({"stdin", "env", "registry_user", "registry_secret"})
+
+
+class Ack(Protocol):
+    """The part of the lane's message that work needs."""
+
+    async def term(self, reason: str) -> None: ...
+
+
+class Work:
+    """The node's work. ``handle`` is given to the lane; ``resume`` takes up what an earlier process began."""
+
+    def __init__(self, node: LocalNode) -> None:
+        self._node = node
+        self._keys = KeyedLocks()
+        self._running: dict[str, asyncio.Task[Report]] = {}
+
+    # ------------------------------------------------------------------------------------------------------------- lane
+
+    def arrived(self, order: Order) -> None:
+        """An order was received; its turn may come much later. A destroy cuts what is in progress for its sandbox short at once."""
+        if order.verb is Verb.SANDBOX_DESTROY and isinstance(order.body.get("sandbox_id"), str):
+            self._node.doom(order.body["sandbox_id"], order)
+
+    async def handle(self, order: Order, ack: Ack) -> None:
+        """Carry it out, or find that it was; returns when its final report is stored on the bus."""
+        report = await self._once(order)
+        if report is not None and report.error is not None and report.error.code in {"order.invalid", "order.poisoned"}:
+            await ack.term(f"{order.id}: {report.error.code}: {report.error.message}")
+
+    async def _once(self, order: Order) -> Report | None:
+        memory = self._node.memory
+        running = self._running.get(order.id)
+        if running is not None:
+            return await asyncio.shield(running)
+        if order.id in memory.ended and order.verb not in REPEATABLE:
+            report = memory.answers.get(order.id)
+            if report is not None:
+                await self._node.reporter.again(report)
+            return report
+        return await asyncio.shield(self._begin(order))
+
+    def _begin(self, order: Order) -> asyncio.Task[Report]:
+        task = asyncio.create_task(self._carry_out(order), name=f"{order.verb} {order.id}")
+        self._running[order.id] = task
+        task.add_done_callback(lambda done: self._forget(order, done))
+        return task
+
+    def _forget(self, order: Order, done: asyncio.Task[Report]) -> None:
+        del self._running[order.id]
+        if not done.cancelled() and done.exception() is not None:
+            log.error("order.not-ended", order=order.id, verb=order.verb, error=repr(done.exception())[:500])
+
+    def resume(self) -> None:
+        """Take up every order that was begun and not ended. Those of one key keep their order."""
+        for trail in list(self._node.memory.orders.values()):
+            if trail.order.verb not in _FROM_THE_LANE:
+                self.arrived(trail.order)
+                self._begin(trail.order)
+
+    async def close(self, seconds: float) -> None:
+        """Let what is in progress come to its end for ``seconds``; what does not is taken up by the next process."""
+        if self._running:
+            await asyncio.wait(set(self._running.values()), timeout=seconds)
+        left = dict(self._running)
+        for identifier, task in left.items():
+            task.cancel()
+            if identifier in self._node.memory.orders:  # this end is no sign of anything being wrong with the order
+                self._node.journal.write({"k": "begun", "id": identifier, "n": 0})
+        await asyncio.gather(*left.values(), return_exceptions=True)
+
+    # ------------------------------------------------------------------------------------------------------------ orders
+
+    async def _carry_out(self, order: Order) -> Report:
+        if order.verb is Verb.SANDBOX_EXEC:  # holds nobody back
+            return await self._to_its_end(order)
+        async with self._keys(order.key):
+            return await self._to_its_end(order)
+
+    async def _to_its_end(self, order: Order) -> Report:
+        node, task = self._node, None
+        try:
+            task = await self._accept(order)
+            body = BODIES[order.verb].model_validate(order.body)
+            result = await VERBS[order.verb](task, body)
+            report = node.reporter.of(order, ReportKind.DONE, {} if result is None else result.model_dump(mode="json"))
+        except ValidationError as error:
+            faults = error.errors(include_input=False, include_url=False)
+            failed = fail("order.invalid", f"{order.verb}: {error.error_count()} faults, first: {faults[0]['loc']}: {faults[0]['msg']}")
+            report = self._failed(order, failed)
+        except Exception as error:  # noqa: BLE001 - whatever it is, somebody waits for the answer
+            report = self._failed(order, error)
+        finally:
+            if task is not None:
+                await task.account.close()
+        if order.verb is Verb.SANDBOX_DESTROY:
+            node.spare(order.body.get("sandbox_id", ""), order)
+        await node.reporter.end(order, report)
+        ensure_watched(node, str(order.body.get("sandbox_id", "")))
+        return report
+
+    def _failed(self, order: Order, error: Exception) -> Report:
+        failure = failure_of(error)
+        log.info("order.failed", order=order.id, verb=order.verb, code=failure.code, error=failure.message)
+        return self._node.reporter.of(order, ReportKind.FAILED, error.body if isinstance(error, FailedError) else {}, failure)
+
+    async def _accept(self, order: Order) -> Task:
+        """Write it down, unless it is already. Raises what speaks against beginning it."""
+        node, known = self._node, self._node.memory.orders.get(order.id)
+        if known is None:
+            if order.deadline is not None and node.clock() > order.deadline and order.verb not in CLEARING:
+                raise fail("order.deadline-exceeded", f"it arrived after its deadline {order.deadline.isoformat()}", retryable=True)
+            node.journal.room()
+            await node.journal.append(order_entry(_for_the_journal(order), node.clock()))
+        trail = node.memory.orders[order.id]
+        node.journal.write({"k": "begun", "id": order.id, "n": trail.begun + 1})
+        account = OrderAccount(trail, node.journal, node.clock, self._teller(order))
+        if trail.begun > MAX_BEGUN:
+            _give_up(trail, account)
+        return Task(node, order, trail, account)
+
+    def _teller(self, order: Order) -> Callable[[Steps], Awaitable[None]] | None:
+        """Only those who wait for a provisioning are told of its steps."""
+        if order.verb is not Verb.SANDBOX_PROVISION:
+            return None
+
+        async def tell(steps: Steps) -> None:
+            suffix = f":{steps.first}-{steps.first + len(steps.steps)}"
+            await self._node.reporter.steps(self._node.reporter.of(order, ReportKind.STEP, steps.model_dump(mode="json"), suffix=suffix))
+
+        return tell
+
+
+def _give_up(trail: Trail, account: OrderAccount) -> None:
+    """It seems to kill its agent. What it did is undone, unless that kills the agent too; then the sweep does it, later and alone."""
+    error = fail("order.poisoned", f"begun {trail.begun - 1} times and never ended; it seems to kill its agent")
+    if not trail.touched or trail.order.verb is Verb.SANDBOX_EXEC or trail.begun > 2 * MAX_BEGUN:
+        raise error
+    if account.failure is None:
+        account.failed(trail.touched[-1], error.failure, told=False)
+
+
+def _for_the_journal(order: Order) -> Order:
+    """Without credentials and input, where nothing is ever carried out from the journal."""
+    if order.verb is not Verb.SANDBOX_EXEC and order.verb not in _FROM_THE_LANE:
+        return order
+    return order.model_copy(update={"body": {key: value for key, value in order.body.items() if key not in _HIDDEN}})
