@@ -46,7 +46,7 @@ LIFECYCLE: Final = Lifecycle(
     fail_build       FAILED              =                =                =                =
     expire_build     FAILED              =                =                =                =
     lost             =                   FAILED           =                =                =
-    add_owner        BUILDING            READY            !                !                !
+    add_owner        BUILDING            READY            FAILED           !                !
     drop_owner       BUILDING            READY            FAILED           =                =
     request_cleanup  !artifact.building  CLEANUP_PENDING  CLEANUP_PENDING  =                =
     finish_cleanup   =                   =                =                DELETED          =
