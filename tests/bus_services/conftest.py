@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 
 import pytest
+import structlog
 from support.bus import connected
 
 from bus.connection import Connection
 
 Connecting = Callable[..., AbstractAsyncContextManager[Connection]]
+
+
+@pytest.fixture(autouse=True)
+def logs() -> Iterator[list[structlog.typing.EventDict]]:
+    """What is logged, instead of the console's tracebacks with every local variable in them."""
+    with structlog.testing.capture_logs() as entries:
+        yield entries
 
 
 @pytest.fixture
