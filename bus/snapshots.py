@@ -70,7 +70,7 @@ class Snapshots:
             if said["shape"] != shape(cls):
                 return None
             aggregate = restore_state(cls, key.id, said["version"], said["state"])
-            return Loaded(aggregate, said["version"], said["seq"], said["head"], said["commands"])
+            return Loaded(aggregate, said["version"], said["seq"], said["head"], dict(said["commands"]))
         except (UnansweredError, RejectedError, ValueError, KeyError, TypeError) as error:
             log.warning("snapshot.ignored", aggregate=key, error=repr(error))
             return None
