@@ -5,12 +5,11 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
-from bus.store import Committed, Part
-from domain.nodes.placement import Candidate, Need, choose
-
 from bus.endpoints import Reply
+from bus.store import Committed, Part
 from domain.kernel import ids
 from domain.kernel.errors import Refused
+from domain.nodes.placement import Candidate, Need, choose
 from domain.sandboxes import commands as c
 from domain.sandboxes.provisioning import Provisioning
 from domain.sandboxes.sandbox import Sandbox, SandboxState, Ttl

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from bus.store import Part
-
 from bus.endpoints import Reply
+from bus.store import Part
 from domain.kernel import ids
 from domain.kernel.errors import Refused
 from domain.sandboxes.commands import SandboxClone, SandboxRollback

@@ -5,17 +5,16 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from bus.store import Part
-from domain.templates.image_ref import parse_image
-from domain.templates.redo import ReplicaView, redo_targets, resume_phase
-from domain.templates.targets import select_targets
-
 from bus.endpoints import Reply
+from bus.store import Part
 from domain.kernel import ids
 from domain.kernel.errors import Refused
 from domain.templates import commands as c
+from domain.templates.image_ref import parse_image
 from domain.templates.job import Job, Operation, next_attempt
+from domain.templates.redo import ReplicaView, redo_targets, resume_phase
 from domain.templates.replica import Replica
+from domain.templates.targets import select_targets
 from domain.templates.template import Template, TemplateRequest, TemplateState
 from handlers.commands.aliases import resolve_template
 from handlers.control import Control, Parts, part, unchanged

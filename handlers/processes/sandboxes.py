@@ -7,7 +7,7 @@ from typing import Any
 
 from domain.nodes.orders import Failure, Order, Verb
 from domain.sandboxes.provisioning import Provisioning, ProvisioningState
-from domain.sandboxes.sandbox import Sandbox, SandboxState
+from domain.sandboxes.sandbox import Operation, Sandbox, SandboxState
 from domain.templates.snapshot import Snapshot
 from handlers.control import Control, Parts, part
 
@@ -37,29 +37,23 @@ def due(sandbox: Sandbox, attempt: int) -> Due | None:
             body = {"sandbox_id": sandbox.id, "generation": sandbox.generation, "grace_s": sandbox.grace_s}
             return Due(Verb.SANDBOX_DESTROY, body, "delete" if sandbox.deleting else "stop", 1)
         case SandboxState.RUNNING | SandboxState.PAUSED if sandbox.operation is not None:
-            return _operation(sandbox)
+            return due_for(sandbox, sandbox.operation)
         case _:
             return None
 
 
-def _operation(sandbox: Sandbox) -> Due | None:
-    operation = sandbox.operation
-    if operation is None:
-        return None
+def due_for(sandbox: Sandbox, operation: Operation) -> Due:
+    """The order of an operation."""
     target: dict[str, Any] = {"sandbox_id": sandbox.id}
     match operation.kind:
-        case "pause" | "resume":
-            return Due(
-                Verb(f"sandbox-{operation.kind}"), {**target, "generation": sandbox.generation}, operation.command, operation.attempt
-            )
         case "rollback":
             body = {**target, "snapshot_id": operation.snapshot_id, "generation": operation.generation}
             return Due(Verb.SANDBOX_ROLLBACK, body, operation.command, operation.attempt)
         case "snapshot":
             body = {**target, "snapshot_id": operation.snapshot_id, "generation": sandbox.generation}
             return Due(Verb.SANDBOX_SNAPSHOT, body, operation.command, operation.attempt, "snapshot", operation.snapshot_id or "")
-        case _:
-            return None
+        case kind:
+            return Due(Verb(f"sandbox-{kind}"), {**target, "generation": sandbox.generation}, operation.command, operation.attempt)
 
 
 async def pump(control: Control, project: str, sandbox_id: str) -> None:

@@ -11,6 +11,7 @@ from domain.kernel.command import Cause
 from domain.kernel.ids import SYSTEM_PROJECT
 from domain.nodes.orders import ProvisionFailed, Report, ReportKind, SandboxRunning, SandboxStopped, SnapshotTaken, Steps, Verb
 from domain.sandboxes.provisioning import Provisioning
+from domain.sandboxes.sandbox import Operation as SandboxOperation
 from domain.sandboxes.sandbox import Sandbox
 from domain.templates.artifact import Artifact
 from domain.templates.job import Job, Operation, Phase
@@ -65,10 +66,13 @@ async def _running(control: Control, report: Report, cause: Cause) -> None:
         )
 
 
-def _current(control: Control, report: Report, sandbox: Sandbox) -> bool:
-    """Whether the report answers what the sandbox is waiting for now."""
-    what = sandboxes.due(sandbox, report.attempt)
-    return what is not None and sandboxes.order_of(control, report.project, sandbox, what).id == report.order
+def _answered(control: Control, report: Report, sandbox: Sandbox) -> SandboxOperation | None:
+    """The operation that the report answers: the one in progress, or the one that expired last; a late answer is still the truth."""
+    for operation in filter(None, (sandbox.operation, sandbox.expired)):
+        what = sandboxes.due_for(sandbox, operation)
+        if sandboxes.order_of(control, report.project, sandbox, what).id == report.order:
+            return operation
+    return None
 
 
 async def _paused(control: Control, report: Report, cause: Cause) -> None:
@@ -81,8 +85,8 @@ async def _resumed(control: Control, report: Report, cause: Cause) -> None:
 
 async def _operated(control: Control, report: Report, cause: Cause, accept: Callable[[Sandbox, str], object]) -> None:
     sandbox = await control.get(Sandbox, report.project, report.process_id)
-    operation = sandbox.operation
-    if operation is None or not _current(control, report, sandbox):
+    operation = _answered(control, report, sandbox)
+    if operation is None:
         return
 
     def decide(s: Sandbox) -> None:
@@ -104,8 +108,8 @@ async def _destroyed(control: Control, report: Report, cause: Cause) -> None:
 
 async def _rolled_back(control: Control, report: Report, cause: Cause) -> None:
     sandbox = await control.get(Sandbox, report.project, report.process_id)
-    operation = sandbox.operation
-    if operation is None or operation.job_id is None or not _current(control, report, sandbox):
+    operation = _answered(control, report, sandbox)
+    if operation is None or operation.job_id is None:
         return
     generation = operation.generation or 0
 

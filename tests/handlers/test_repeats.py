@@ -1,0 +1,86 @@
+"""The same command id: one effect, one answer; with another body: a mismatch. And what a crash between the steps leaves."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from support.waiting import eventually
+
+from domain.kernel.errors import Refused
+from domain.nodes.orders import Verb
+from domain.sandboxes.sandbox import Sandbox
+from handlers.plane import ControlPlane
+
+pytestmark = pytest.mark.quick
+
+
+def test_a_repeated_command_id_gives_the_same_answer_and_acts_once(at) -> None:
+    async def test(place) -> None:
+        template = await place.template()
+        answers = [await place.caller.command("default", "sandbox.create", {"template": template}, command_id="once") for _ in range(3)]
+        assert answers[0] == answers[1] == answers[2]
+        await eventually(lambda: len(place.node.did(Verb.SANDBOX_PROVISION)) == 1)
+
+    at(test)
+
+
+def test_concurrent_duplicates_have_one_effect(at) -> None:
+    async def test(place) -> None:
+        template = await place.template()
+        asked = [place.caller.command("default", "sandbox.create", {"template": template}, command_id="same") for _ in range(20)]
+        assert len({answer["id"] for answer in await asyncio.gather(*asked)}) == 1
+        assert len(await place.plane.control.store.read("default", "sandbox", (await asked_id(place, "same")))) >= 1
+        assert len(place.plane.control.fleet.sandboxes) == 1
+
+    async def asked_id(place, command_id: str) -> str:
+        return (await place.plane._receipts.get("default", command_id)).reply["id"]
+
+    at(test)
+
+
+def test_the_same_id_with_another_body_is_a_mismatch(at) -> None:
+    async def test(place) -> None:
+        template = await place.template()
+        await place.caller.command("default", "sandbox.create", {"template": template}, command_id="mine")
+        for name, body in (("sandbox.create", {"template": template, "cpu": 2}), ("template.delete", {"template": template})):
+            with pytest.raises(Refused) as refused:
+                await place.caller.command("default", name, body, command_id="mine")
+            assert refused.value.code == "command.mismatch"
+
+    at(test)
+
+
+def test_the_answer_outlives_the_receipt_and_the_control_plane(at) -> None:
+    async def test(place) -> None:
+        template = await place.template()
+        first = await place.caller.command("default", "sandbox.create", {"template": template}, command_id="kept")
+        await place.nc.jetstream().purge_stream("RECEIPTS")
+        await place.plane.close()
+        place.plane = await ControlPlane.open(place.nc)
+        await place.plane.start()
+        again = await place.caller.command("default", "sandbox.create", {"template": template}, command_id="kept")
+        assert again["id"] == first["id"]
+        assert len(place.plane.control.fleet.sandboxes) == 1
+        with pytest.raises(Refused, match="another"):
+            await place.caller.command("default", "sandbox.create", {"template": template, "cpu": 3}, command_id="kept")
+
+    at(test)
+
+
+def test_exec_is_not_run_again_for_a_repeated_id(at) -> None:
+    async def test(place) -> None:
+        sandbox = await place.sandbox(await place.template())
+        body = {"sandbox_id": sandbox, "cmd": ["date"]}
+        first = await place.caller.command("default", "sandbox.exec", body, command_id="e1")
+        await place.nc.jetstream().purge_stream("RECEIPTS")
+        await place.plane._receipts.flush()
+        place.plane._receipts._known.clear()
+        again = await place.caller.command("default", "sandbox.exec", body, command_id="e1")
+        assert (first["result"]["exit_code"], again["result"]["exit_code"]) == (0, 0)
+        assert len(place.node.did(Verb.SANDBOX_EXEC)) == 1
+        events = [e["type"] for c in await place.plane.control.store.read("default", "sandbox", sandbox) for e in c.events]
+        assert events.count("sandbox.executed") == 1
+        assert (await place.get(Sandbox, sandbox)).state.value == "RUNNING"
+
+    at(test)
