@@ -1,0 +1,5 @@
+"""``python -m strandline.cli``."""
+
+from strandline.cli.main import main
+
+main()

@@ -1,0 +1,107 @@
+"""``strandline compat …``"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from strandline.cli import args, parse, shapes
+from strandline.cli.columns import EMPTY, Column, Shape
+from strandline.cli.output import Format
+from strandline.cli.verb import Run, verb
+
+app = typer.Typer(help="Do templates still fit what the nodes run?", no_args_is_help=True)
+
+
+@verb(
+    app,
+    "matrix",
+    aliases=("list", "ls"),
+    lists=True,
+    examples="""
+    strandline compat matrix
+    strandline compat matrix overall=STALE
+    strandline compat matrix -o json
+    """,
+)
+async def matrix(run: Run, as_of: args.AsOf = None) -> None:
+    """Templates down, nodes across: OK, STALE (redo it), UNKNOWN (adopt it) or MISSING."""
+    rows = run.s.compat.list(as_of=parse.moment(as_of) if as_of else None, limit=run.limit, **run.filters)
+    if run.out.format not in {Format.TABLE, Format.WIDE}:
+        await run.out.rows(rows, _shape([]))
+        return
+    found = [row.raw() async for row in rows]
+    nodes = sorted({cell["node_id"] for row in found for cell in row.get("nodes", ())})
+    run.out.all([_across(row) for row in found], _shape(nodes))
+
+
+def _across(row: dict[str, Any]) -> dict[str, Any]:
+    cells = {cell["node_id"]: cell["compat"] for cell in row.get("nodes", ())}
+    return {**row, "cell": cells}
+
+
+def _shape(nodes: list[str]) -> Shape:
+    across = [Column(node, f"cell.{node}", _cell, state=True) for node in nodes]
+    return Shape("template_id", (Column("TEMPLATE", "template_id"), Column("OVERALL", "overall", state=True), *across))
+
+
+def _cell(value: Any) -> str:
+    return EMPTY if value is None else str(value)
+
+
+@verb(
+    app,
+    "get",
+    aliases=("show",),
+    examples="""
+    strandline compat get python -o yaml
+    """,
+)
+async def get(run: Run, template: args.Template) -> None:
+    """One template's row: per node what it was made with and what the node runs now."""
+    row = await run.s.compat.get(await run.id("template", template))
+    if run.out.format in {Format.TABLE, Format.WIDE}:
+        cells = [cell.raw() for cell in row.nodes]
+        columns = [
+            Column("NODE", "node_id"),
+            Column("COMPAT", "compat", state=True),
+            Column("BOUND", "bound"),
+            Column("CURRENT", "current"),
+        ]
+        run.out.all(cells, Shape("node_id", columns))
+    else:
+        run.out.one(row, _shape([]))
+
+
+@verb(
+    app,
+    "summary",
+    examples="""
+    strandline compat summary
+    """,
+)
+async def summary(run: Run) -> None:
+    """How many replicas are stale, missing or unknown."""
+    run.out.one(await run.s.compat.summary(), shapes.SUMMARY)
+
+
+@verb(
+    app,
+    "rescan",
+    mutates=True,
+    waits=30,
+    examples="""
+    strandline compat rescan
+    strandline compat rescan n1 n2
+    """,
+)
+async def rescan(
+    run: Run,
+    nodes: Annotated[
+        list[str] | None, typer.Argument(metavar="NODE", help="Only these; all when none is named.", show_default=False)
+    ] = None,
+) -> None:
+    """Ask nodes what they run now."""
+    reply = await run.s.compat.rescan(nodes or None, **run.call)
+    run.out.one(reply, shapes.fields("changed", "seq"))

@@ -1,0 +1,122 @@
+"""``strandline node …``"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Annotated, Any
+
+import typer
+
+from strandline.cli import args, parse, shapes
+from strandline.cli.verb import Run, verb
+from strandline.cli.watching import watch
+
+app = typer.Typer(help="Machines that run sandboxes.", no_args_is_help=True)
+
+DONE = shapes.fields("node_id", "seq")
+
+
+@verb(
+    app,
+    "list",
+    aliases=("ls",),
+    lists=True,
+    watches=True,
+    examples="""
+    strandline node list
+    strandline node list status=ready -o wide
+    """,
+)
+async def list_(run: Run, as_of: args.AsOf = None) -> None:
+    """Nodes, what they have and what is used."""
+
+    def read() -> AsyncIterator[Any]:
+        return run.s.nodes.list(as_of=parse.moment(as_of) if as_of else None, limit=run.limit, **run.filters)
+
+    if run.watch:
+        await watch(run, shapes.NODE, ("node", "sandbox"), read)
+    else:
+        await run.out.rows(read(), shapes.NODE)
+
+
+@verb(
+    app,
+    "get",
+    aliases=("show",),
+    examples="""
+    strandline node get n1 -o yaml
+    """,
+)
+async def get(run: Run, node: args.Node) -> None:
+    """One node with all its fields."""
+    run.out.record(await run.s.nodes.get(await run.id("node", node)), shapes.NODE)
+
+
+@verb(
+    app,
+    "enroll",
+    mutates=True,
+    examples="""
+    strandline node enroll n2
+    """,
+)
+async def enroll(run: Run, node: Annotated[str, typer.Argument(metavar="NODE", help="The id it shall have.", show_default=False)]) -> None:
+    """Make a machine known, so that its agent may join."""
+    await _on(run, node, run.s.nodes.enroll)
+
+
+@verb(
+    app,
+    "evict",
+    mutates=True,
+    examples="""
+    strandline node evict n2
+    """,
+)
+async def evict(run: Run, node: args.Node) -> None:
+    """Disconnect a node and refuse it, until it is enrolled again."""
+    await _on(run, await run.id("node", node), run.s.nodes.evict)
+
+
+@verb(
+    app,
+    "cordon",
+    mutates=True,
+    examples="""
+    strandline node cordon n1
+    """,
+)
+async def cordon(run: Run, node: args.Node) -> None:
+    """No new sandboxes there."""
+    await _on(run, await run.id("node", node), run.s.nodes.cordon)
+
+
+@verb(
+    app,
+    "uncordon",
+    mutates=True,
+    examples="""
+    strandline node uncordon n1
+    """,
+)
+async def uncordon(run: Run, node: args.Node) -> None:
+    """New sandboxes again."""
+    await _on(run, await run.id("node", node), run.s.nodes.uncordon)
+
+
+@verb(
+    app,
+    "drain",
+    mutates=True,
+    examples="""
+    strandline node drain n1
+    """,
+)
+async def drain(run: Run, node: args.Node) -> None:
+    """No new sandboxes there, and those that it has shall go."""
+    await _on(run, await run.id("node", node), run.s.nodes.drain)
+
+
+async def _on(run: Run, node_id: str, send: Callable[..., Awaitable[Any]]) -> None:
+    reply = await send(node_id, **run.call)
+    run.out.one({"node_id": node_id, **reply.model_dump(exclude={"id"}, exclude_none=True)}, DONE)

@@ -1,0 +1,152 @@
+"""``strandline sandbox create`` and ``clone``: how sandboxes come to be."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import typer
+
+from domain.kernel.errors import Refused
+from strandline.cli import args, parse, shapes
+from strandline.cli.bulk import settled
+from strandline.cli.errors import UsageProblem
+from strandline.cli.nouns.sandbox.group import app
+from strandline.cli.resolve import GONE
+from strandline.cli.verb import Run, verb
+
+MADE = shapes.fields("sandbox_id", "state", "node_id")
+
+
+@verb(
+    app,
+    "create",
+    mutates=True,
+    waits=60,
+    raw=True,
+    examples="""
+    strandline sandbox create python
+    strandline sandbox create --name web --port 8080 --ttl 1h --on-ttl pause -l team=blue python
+    strandline sandbox create -o name python -- python -m http.server 8080
+    strandline sandbox create --snapshot before-upgrade
+    """,
+)
+async def create(
+    run: Run,
+    template: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="TEMPLATE",
+            help="Its id or alias; none with --snapshot.",
+            autocompletion=args.complete("template"),
+            show_default=False,
+        ),
+    ] = None,
+    command: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="-- COMMAND", help="Program to run instead of the template's own.", show_default=False),
+    ] = None,
+    snapshot: Annotated[
+        str | None,
+        typer.Option("--snapshot", help="Start from this snapshot.", autocompletion=args.complete("snapshot"), show_default=False),
+    ] = None,
+    name: Annotated[str | None, typer.Option("--name", help="A name for it.", show_default=False)] = None,
+    cpu: args.Cpu = None,
+    memory: args.Memory = None,
+    env: args.Env = None,
+    port: args.Ports = None,
+    label: Annotated[
+        list[str] | None, typer.Option("--label", "-l", metavar="KEY=VALUE", help="Label; repeatable.", show_default=False)
+    ] = None,
+    ttl: Annotated[
+        str | None, typer.Option("--ttl", metavar="DURATION", help="Time to live, e.g. 15m; never for none.", show_default=False)
+    ] = None,
+    ttl_kind: Annotated[
+        Literal["absolute", "idle"] | None,
+        typer.Option("--ttl-kind", help="Counted from the start, or from the last use.", show_default=False),
+    ] = None,
+    on_ttl: Annotated[
+        Literal["delete", "pause"] | None, typer.Option("--on-ttl", help="What happens at its end.", show_default=False)
+    ] = None,
+    auto_resume: Annotated[bool, typer.Option("--auto-resume", help="Wake up by itself when it is used.")] = False,
+    node: Annotated[
+        str | None, typer.Option("--node", help="On this node.", autocompletion=args.complete("node"), show_default=False)
+    ] = None,
+    if_not_exists: args.IfNotExists = False,
+) -> None:
+    """Start a sandbox from a template or a snapshot, and wait until it runs.
+
+    Options stand before the template; what follows it is the program.
+    """
+    if if_not_exists and await _existing(run, name):
+        return
+    reply = await run.s.sandboxes.create(
+        None if snapshot else await _template(run, template),
+        snapshot_id=await run.id("snapshot", snapshot) if snapshot else None,
+        name=name,
+        cpu=cpu,
+        memory_mb=parse.mebibytes(memory) if memory else None,
+        env=parse.pairs(env, "a variable"),
+        cmd=_program(command, template, from_snapshot=snapshot is not None),
+        ports=port or None,
+        labels=parse.pairs(label, "a label"),
+        ttl_s=parse.ttl(ttl) if ttl else None,
+        ttl_kind=ttl_kind,
+        on_ttl=on_ttl,
+        auto_resume=auto_resume or None,
+        node=node,
+        **run.call,
+    )
+    run.out.one(settled(run, reply, f"sandbox {reply.sandbox_id}", sandbox_id=reply.sandbox_id), MADE)
+
+
+async def _template(run: Run, text: str | None) -> str:
+    """An alias goes as it is: the control plane resolves it without a race; a prefix is looked up."""
+    if text is None:
+        raise UsageProblem("from what? name a template, or --snapshot", "strandline template list")
+    return await run.id("template", text)
+
+
+def _program(command: list[str] | None, first: str | None, *, from_snapshot: bool) -> list[str] | None:
+    """The words behind the template, without the ``--`` between; with ``--snapshot`` the first word is the program's too."""
+    words = list(command or ())
+    if from_snapshot:
+        words = [first, *words] if first else words
+    elif words[:1] == ["--"]:
+        words = words[1:]
+    return words or None
+
+
+async def _existing(run: Run, name: str | None) -> bool:
+    if name is None:
+        raise UsageProblem("--if-not-exists needs --name")
+    try:
+        known = await run.s.sandboxes.get(await run.id("sandbox", name))
+    except Refused as refused:
+        if refused.code == "sandbox.not-found":
+            return False
+        raise
+    if known.name != name or known.state in GONE:
+        return False
+    run.note(f"sandbox {name} exists")
+    run.out.one(known, MADE)
+    return True
+
+
+@verb(
+    app,
+    "clone",
+    aliases=("fork",),
+    mutates=True,
+    waits=120,
+    examples="""
+    strandline sandbox clone sb-k3f2 --count 3 -o name
+    """,
+)
+async def clone(
+    run: Run, sandbox: args.Sandbox, count: Annotated[int, typer.Option("--count", "-n", min=1, max=100, help="How many.")] = 1
+) -> None:
+    """Start sandboxes from what this one is now, memory included where the driver can."""
+    identifier = await run.id("sandbox", sandbox)
+    reply = settled(run, await run.s.sandboxes.clone(identifier, count, **run.call), f"clone of {identifier}", sandbox_id=identifier)
+    rows: list[dict[str, Any]] = [{"sandbox_id": one, "origin": identifier} for one in reply.sandbox_ids]
+    run.out.all(rows, shapes.fields("sandbox_id", "origin"))

@@ -1,0 +1,59 @@
+"""``--watch``: a list that goes on. Redrawn where a person looks on; one JSON line per change where a program reads."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from rich.live import Live
+from rich.text import Text
+
+from strandline.cli.columns import Row, Shape
+from strandline.cli.output import to_row
+from strandline.cli.style import console, interactive, out
+from strandline.cli.table import render
+from strandline.cli.verb import Run
+
+Read = Callable[[], AsyncIterator[Any]]
+
+
+async def watch(run: Run, shape: Shape, kinds: tuple[str, ...], read: Read) -> None:
+    """Show what ``read`` gives now and after every change of those kinds of aggregates, until interrupted."""
+    show = _draw if interactive(sys.stdout) and run.out.format in {"table", "wide"} else _lines
+    async with contextlib.aclosing(run.s.events.changes(*kinds)) as moves:
+        await show(run, shape, read, moves)
+
+
+async def _draw(run: Run, shape: Shape, read: Read, moves: AsyncIterator[int]) -> None:
+    screen = console(sys.stdout)
+    with Live(console=screen, auto_refresh=False, vertical_overflow="crop") as live:
+        async for _ in moves:
+            rows = [to_row(item) async for item in read()]
+            lines = render(run.out.columns(shape, rows[:1]), rows, headers=run.out.headers, width=screen.width)
+            live.update(Text("\n").join(lines[: max(screen.height - 1, 1)]), refresh=True)
+
+
+async def _lines(_run: Run, shape: Shape, read: Read, moves: AsyncIterator[int]) -> None:
+    known: dict[str, Row] = {}
+    async for _ in moves:
+        rows = {str(row.get(shape.key)): row async for row in _rows(read)}
+        for key, row in rows.items():
+            if key not in known:
+                _say("added", row)
+            elif known[key] != row:
+                _say("changed", row)
+        for key in known.keys() - rows.keys():
+            _say("removed", known[key])
+        known = rows
+
+
+async def _rows(read: Read) -> AsyncIterator[Row]:
+    async for item in read():
+        yield to_row(item)
+
+
+def _say(change: str, row: Row) -> None:
+    out(json.dumps({"change": change, **row}, ensure_ascii=False, default=str))

@@ -1,0 +1,33 @@
+"""Compat: does what each node holds of a template still fit what the node runs."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, Unpack
+
+from domain.templates.commands import CompatRescan
+from strandline.client.call import Call, item_of
+from strandline.client.items import CompatRow, CompatSummary
+from strandline.client.noun import Noun
+from strandline.client.replies import CompatRescanned
+
+
+class Compat(Noun):
+    """``compat.rescan`` and the view ``compat-matrix``."""
+
+    async def rescan(self, nodes: Sequence[str] | None = None, **call: Unpack[Call]) -> CompatRescanned:
+        """Ask these nodes, or all, what they run now."""
+        every = None if nodes else True
+        return await self._calls.command(CompatRescan, CompatRescanned, call, nodes=nodes or None, all=every)
+
+    def list(self, *, as_of: int | str | None = None, limit: int | None = None, **filters: Any) -> AsyncIterator[CompatRow]:
+        """The matrix, one row per template."""
+        return self._calls.each("compat-matrix", CompatRow, {**filters, "as_of": as_of}, limit=limit)
+
+    async def get(self, template: str, *, as_of: int | str | None = None) -> CompatRow:
+        """One template's row. Raises ``template.not-found``."""
+        return await self._calls.one("compat-matrix", CompatRow, "template", template, as_of)
+
+    async def summary(self) -> CompatSummary:
+        """How much is stale, missing or unknown."""
+        return CompatSummary.model_validate(item_of(await self._calls.query("compat-matrix", "summary")) or {})

@@ -1,0 +1,44 @@
+"""Nodes: machines that join, rest and leave."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any, Unpack
+
+from domain.nodes.commands import NodeCordon, NodeDrain, NodeEnroll, NodeEvict, NodeUncordon
+from strandline.client.call import Call
+from strandline.client.items import Node
+from strandline.client.noun import Noun
+from strandline.client.replies import Accepted
+
+
+class Nodes(Noun):
+    """``node.*`` and the view ``nodes``. Nodes belong to the installation, so every project sees the same."""
+
+    async def enroll(self, node_id: str, **call: Unpack[Call]) -> Accepted:
+        """Make a node known; its agent may then join."""
+        return await self._calls.command(NodeEnroll, Accepted, call, node_id=node_id)
+
+    async def evict(self, node_id: str, **call: Unpack[Call]) -> Accepted:
+        """Disconnect it and believe it no more, until it is enrolled again."""
+        return await self._calls.command(NodeEvict, Accepted, call, node_id=node_id)
+
+    async def cordon(self, node_id: str, **call: Unpack[Call]) -> Accepted:
+        """No new sandboxes there."""
+        return await self._calls.command(NodeCordon, Accepted, call, node_id=node_id)
+
+    async def uncordon(self, node_id: str, **call: Unpack[Call]) -> Accepted:
+        """New sandboxes again."""
+        return await self._calls.command(NodeUncordon, Accepted, call, node_id=node_id)
+
+    async def drain(self, node_id: str, **call: Unpack[Call]) -> Accepted:
+        """No new sandboxes there, and the ones it has end by themselves."""
+        return await self._calls.command(NodeDrain, Accepted, call, node_id=node_id)
+
+    async def get(self, node_id: str, *, as_of: int | str | None = None) -> Node:
+        """One node. Raises ``node.not-found``."""
+        return await self._calls.one("nodes", Node, "node", node_id, as_of)
+
+    def list(self, *, as_of: int | str | None = None, limit: int | None = None, **filters: Any) -> AsyncIterator[Node]:
+        """Nodes whose fields equal the filters."""
+        return self._calls.each("nodes", Node, {**filters, "as_of": as_of}, limit=limit)

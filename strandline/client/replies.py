@@ -1,0 +1,93 @@
+"""What commands answer, as types. Readers are tolerant: fields that a newer control plane adds are kept, not refused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Accepted(BaseModel):
+    """A command that was accepted. ``seq``: every query that has read up to it sees the effect. ``settled``: what it started has ended."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    command_id: str = ""
+    id: str | None = None
+    seq: int = 0
+    settled: bool | None = None
+
+    @classmethod
+    def read(cls, answer: Mapping[str, Any]) -> Self:
+        """From a whole reply: its envelope and its result in one object."""
+        envelope = {name: answer[name] for name in ("command_id", "id", "seq") if name in answer}
+        return cls.model_validate({**envelope, **(answer.get("result") or {})})
+
+
+class TemplateAccepted(Accepted):
+    template_id: str
+    job_id: str
+
+
+class JobAccepted(Accepted):
+    job_id: str
+
+
+class BaselineAdopted(Accepted):
+    updated: int
+
+
+class ArtifactsCollected(Accepted):
+    deleted: list[Any] | int = 0
+    kept: list[Any] | int = 0
+
+
+class CompatRescanned(Accepted):
+    changed: int
+
+
+class SnapshotAccepted(Accepted):
+    snapshot_id: str
+    job_id: str
+
+
+class SandboxAccepted(Accepted):
+    sandbox_id: str
+    node_id: str | None = None
+    state: str
+
+
+class SandboxState(Accepted):
+    state: str
+
+
+class RollbackAccepted(Accepted):
+    generation: int
+    job_id: str
+
+
+class SandboxesCloned(Accepted):
+    sandbox_ids: list[str]
+
+
+class TtlSet(Accepted):
+    ends_at: str | None = None
+
+
+class Executed(Accepted):
+    """``stdout`` and ``stderr`` are base64, at most 1 MiB each; ``truncated`` says when there was more."""
+
+    exit_code: int | None
+    stdout: str = ""
+    stderr: str = ""
+    truncated: bool = False
+    timed_out: bool = False
+
+
+class Abandoned(Accepted):
+    uncompensated: list[Any] = []
+
+
+class ViewRebuilt(Accepted):
+    generation: int | str | None = None

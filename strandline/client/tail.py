@@ -1,0 +1,43 @@
+"""The log as an iterator: commits behind a position as they are stored, for ever, over a consumer that survives disconnects."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Sequence
+from typing import Final
+
+from bus import subjects
+from bus.commit import Commit
+from bus.connection import Client
+from bus.requests import call
+from bus.subscription import Tail
+
+AHEAD: Final = 8
+"""Batches that may wait for the reader; then the tail stops asking for more."""
+
+
+async def position(nc: Client) -> int:
+    """Where the log ends now. Raises ``Refused`` or ``ApiError`` when this connection may not know."""
+    said = await call(nc, f"STREAM.INFO.{subjects.EVENTS}", within=5)
+    return int(said["state"]["last_seq"])
+
+
+async def commits(nc: Client, after: int, filters: Sequence[str]) -> AsyncGenerator[Sequence[Commit], None]:
+    """Batches of commits behind ``after`` on those subjects. Raises what ends the tail: a message that is no commit."""
+    batches: asyncio.Queue[Sequence[Commit]] = asyncio.Queue(AHEAD)
+    async with Tail[Commit](nc, after, filters, batches.put) as tail:
+        ended = asyncio.create_task(tail.wait())
+        try:
+            while True:
+                taken = asyncio.create_task(batches.get())
+                await asyncio.wait([taken, ended], return_when=asyncio.FIRST_COMPLETED)
+                if not taken.done():
+                    taken.cancel()
+                    await ended
+                    return
+                yield taken.result()
+        finally:
+            ended.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await ended

@@ -1,0 +1,86 @@
+"""Templates: made from an image or a sandbox, made again, looked at, deleted. Wherever a template is asked for, an alias will do."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any, Literal, Unpack
+
+from domain.templates.commands import TemplateAdoptBaseline, TemplateCommit, TemplateCreate, TemplateDelete, TemplateRedo
+from strandline.client.call import Call
+from strandline.client.items import Replica, Template
+from strandline.client.noun import Noun
+from strandline.client.replies import Accepted, BaselineAdopted, JobAccepted, TemplateAccepted
+
+RedoMode = Literal["ALL", "NODES", "FAILED_ONLY", "FAILED_NODES"]
+
+
+class Templates(Noun):
+    """``template.*`` and the views ``templates`` and ``replicas``."""
+
+    async def create(
+        self,
+        image: str,
+        *,
+        alias: str | None = None,
+        cpu: float | None = None,
+        memory_mb: int | None = None,
+        disk_mb: int | None = None,
+        env: Mapping[str, str] | None = None,
+        cmd: Sequence[str] | None = None,
+        ports: Sequence[int] | None = None,
+        probe_port: int | None = None,
+        driver: str | None = None,
+        nodes: Sequence[str] | None = None,
+        egress_ca: bool | None = None,
+        registry_user: str | None = None,
+        registry_secret: str | None = None,
+        **call: Unpack[Call],
+    ) -> TemplateAccepted:
+        """Make a template from an image: ``docker://host/name:tag``, ``oci:folder[:tag]`` or ``oci-archive:file``."""
+        return await self._calls.command(
+            TemplateCreate,
+            TemplateAccepted,
+            call,
+            image=image,
+            alias=alias,
+            cpu=cpu,
+            memory_mb=memory_mb,
+            disk_mb=disk_mb,
+            env=env,
+            cmd=cmd,
+            ports=ports,
+            probe_port=probe_port,
+            driver=driver,
+            nodes=nodes,
+            egress_ca=egress_ca,
+            registry_user=registry_user,
+            registry_secret=registry_secret,
+        )
+
+    async def commit(self, sandbox_id: str, *, alias: str | None = None, **call: Unpack[Call]) -> TemplateAccepted:
+        """Make a template from the disk of a running sandbox."""
+        return await self._calls.command(TemplateCommit, TemplateAccepted, call, sandbox_id=sandbox_id, alias=alias)
+
+    async def redo(self, template: str, mode: RedoMode = "ALL", *, nodes: Sequence[str] | None = None, **call: Unpack[Call]) -> JobAccepted:
+        """Make replicas again: all, those on ``nodes``, or only those that failed."""
+        return await self._calls.command(TemplateRedo, JobAccepted, call, template=template, mode=mode, nodes=nodes)
+
+    async def adopt_baseline(self, template: str, **call: Unpack[Call]) -> BaselineAdopted:
+        """Declare that replicas of unknown origin fit what their nodes run now."""
+        return await self._calls.command(TemplateAdoptBaseline, BaselineAdopted, call, template=template)
+
+    async def delete(self, template: str, *, force: bool = False, **call: Unpack[Call]) -> Accepted:
+        """Delete it. Refused as ``template.in-use`` while sandboxes of it live; ``force`` ends a running job first."""
+        return await self._calls.command(TemplateDelete, Accepted, call, template=template, force=force or None)
+
+    async def get(self, template: str, *, as_of: int | str | None = None) -> Template:
+        """One template by id or alias. Raises ``template.not-found``."""
+        return await self._calls.one("templates", Template, "template", template, as_of)
+
+    def list(self, *, as_of: int | str | None = None, limit: int | None = None, **filters: Any) -> AsyncIterator[Template]:
+        """Templates whose fields equal the filters."""
+        return self._calls.each("templates", Template, {**filters, "as_of": as_of}, limit=limit)
+
+    def replicas(self, template_id: str | None = None, **filters: Any) -> AsyncIterator[Replica]:
+        """What each node holds of a template, or of all."""
+        return self._calls.each("replicas", Replica, {**filters, "template_id": template_id})

@@ -1,0 +1,242 @@
+"""What the command line asks of the control plane: bodies, ids, keys, projects, waiting."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from support.command_line import JOB, SB, SB2, SB3, SNAP, TEMPLATE, TPL, TPL2, Cli, error_of, job, sandbox
+from support.responder import Scripted
+from typer.testing import CliRunner
+
+from domain.kernel.errors import Refused
+from strandline.cli.main import app
+
+pytestmark = pytest.mark.quick
+
+
+@pytest.fixture
+def fleet(control: Scripted) -> Scripted:
+    control.views["templates"] = [TEMPLATE, {**TEMPLATE, "template_id": TPL2, "alias": None}]
+    control.views["sandboxes"] = [sandbox(), sandbox(SB2, name="db"), sandbox(SB3, name="web", state="DEAD")]
+    control.views["snapshots"] = [{"snapshot_id": SNAP, "name": "before upgrade", "status": "READY"}]
+    control.views["jobs"] = [job()]
+    control.views["nodes"] = [{"node_id": "n1", "status": "ready"}]
+    control.replies["sandbox.create"] = {"sandbox_id": SB, "state": "RUNNING", "node_id": "n1", "settled": True}
+    control.replies["sandbox.delete"] = lambda body: {"sandbox_id": body["sandbox_id"], "state": "DEAD", "settled": True}
+    control.replies["template.create"] = {"template_id": TPL, "job_id": JOB, "settled": False}
+    return control
+
+
+def test_creating_a_sandbox_sends_exactly_what_was_said(cli: Cli, fleet: Scripted) -> None:
+    words = (
+        "--name web2 --cpu 2 --memory 1G --env A=1 -e B=x=y --port 80 --ttl 1h30m --ttl-kind idle --on-ttl pause --auto-resume -l team=blue"
+    )
+    result = cli("sandbox", "create", *words.split(), "python", "--", "sleep", "--for", "a while")
+    assert result.exit_code == 0, result.stderr
+    assert fleet.commands[-1].name == "sandbox.create"
+    assert fleet.commands[-1].body == {
+        "template": TPL,
+        "name": "web2",
+        "cpu": 2.0,
+        "memory_mb": 1024,
+        "env": {"A": "1", "B": "x=y"},
+        "cmd": ["sleep", "--for", "a while"],
+        "ports": [80],
+        "ttl_s": 5400.0,
+        "ttl_kind": "idle",
+        "on_ttl": "pause",
+        "auto_resume": True,
+        "labels": {"team": "blue"},
+        "wait_s": 60,
+    }
+
+
+def test_no_wait_asks_for_no_waiting(cli: Cli, fleet: Scripted) -> None:
+    cli("sandbox", "create", "--no-wait", "python")
+    assert "wait_s" not in fleet.commands[-1].body
+
+
+def test_a_sandbox_from_a_snapshot_takes_every_word_as_the_program(cli: Cli, fleet: Scripted) -> None:
+    cli("sandbox", "create", "--snapshot", "before upgrade", "--", "sleep", "9")
+    assert fleet.commands[-1].body == {"snapshot_id": SNAP, "cmd": ["sleep", "9"], "wait_s": 60}
+
+
+def test_the_idempotency_key_is_the_command_id(cli: Cli, fleet: Scripted) -> None:
+    cli("sandbox", "create", "--idempotency-key", "order-42", "python")
+    assert fleet.commands[-1].command_id == "order-42"
+
+
+def test_the_project_goes_into_the_subject(dir: Path, fleet: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: A002 - a fixture
+    CliRunner().invoke(app, ["--dir", str(dir), "sandbox", "list", "--project", "blue"])
+    assert fleet.asked[-1].project == "blue"
+    monkeypatch.setenv("STRANDLINE_PROJECT", "green")
+    monkeypatch.setenv("STRANDLINE_DIR", str(dir))
+    CliRunner().invoke(app, ["sandbox", "list"])
+    assert fleet.asked[-1].project == "green"
+    CliRunner().invoke(app, ["-p", "red", "sandbox", "list"])
+    assert fleet.asked[-1].project == "red"
+
+
+def test_names_aliases_and_unique_prefixes_mean_ids(cli: Cli, fleet: Scripted) -> None:
+    for word, expected in (("db", SB2), (SB2, SB2), ("k3f2b", SB2), ("sb-k3f2b", SB2), ("web", SB)):
+        assert cli("sandbox", "get", word, "-o", "name").stdout == expected + "\n", word
+
+
+def test_a_name_that_a_dead_one_had_too_means_the_living_one(cli: Cli, fleet: Scripted) -> None:
+    assert cli("sandbox", "get", "web", "-o", "name").stdout == SB + "\n"
+
+
+def test_an_ambiguous_prefix_is_refused_with_the_candidates(cli: Cli, fleet: Scripted) -> None:
+    result = cli("template", "get", "tpl-3f", "-o", "json")
+    assert result.exit_code == 2
+    assert error_of(result)["code"] == "template.ambiguous"
+    assert error_of(result)["details"]["candidates"] == [TPL, TPL2]
+    text = cli("sandbox", "delete", "k3f2").stderr
+    assert f"  candidate: {SB}\n  candidate: {SB2}\n" in text
+    assert fleet.commands == []
+
+
+def test_a_prefix_of_less_than_four_characters_means_nothing(cli: Cli, fleet: Scripted) -> None:
+    assert cli("sandbox", "get", "k3f").exit_code == 3
+
+
+def test_a_full_id_is_not_looked_up_first(cli: Cli, fleet: Scripted) -> None:
+    cli("sandbox", "delete", SB)
+    assert [asked.name for asked in fleet.asked] == ["sandbox.delete"]
+
+
+def test_a_prefix_is_found_behind_the_first_page(cli: Cli, fleet: Scripted) -> None:
+    letters = "abcdefghijklmnopqrstuvwxyz234567"
+    fleet.views["sandboxes"] = [sandbox(f"sb-aaaaaaaaaaaaaaaaa{a}{b}{c}") for a in letters[:2] for b in letters for c in letters]
+    fleet.views["sandboxes"].append(sandbox(SB3))
+    assert cli("sandbox", "get", "zzzz", "-o", "name").stdout == SB3 + "\n"
+    assert sum(asked.name == "sandboxes.list" and "name" not in asked.body for asked in fleet.asked) == 3
+
+
+def test_filters_and_limits_are_sent(cli: Cli, fleet: Scripted) -> None:
+    cli("template", "list", "status=READY", "--limit", "5", "--as-of", "1200")
+    assert fleet.asked[-1].body == {"status": "READY", "limit": 5, "as_of": 1200}
+    cli("template", "list", "--as-of", "1h")
+    assert fleet.asked[-1].body["as_of"] == "2026-11-20T11:00:00+00:00"
+
+
+def test_after_a_command_queries_ask_for_its_position(cli: Cli, fleet: Scripted) -> None:
+    cli("template", "create", "docker://registry.example/python:3.12")
+    assert fleet.asked[-1].name == "templates.get"
+    assert fleet.asked[-1].body == {"id": TPL, "min_seq": fleet.seq}
+
+
+def test_deleting_everything_needs_a_yes(cli: Cli, fleet: Scripted) -> None:
+    result = cli("sandbox", "delete", "--all")
+    assert result.exit_code == 2
+    assert "--yes" in result.stderr
+    assert fleet.commands == []
+    result = cli("sandbox", "delete", "--all", "--yes", "-o", "name")
+    assert result.exit_code == 0
+    assert result.stdout == f"{SB}\n{SB2}\n"
+    assert cli("sandbox", "delete", "--all", "web", "--yes").exit_code == 2
+    assert cli("sandbox", "delete", "node_id=n1").exit_code == 2
+
+
+def test_what_fails_among_several_is_said_and_the_rest_is_done(cli: Cli, fleet: Scripted) -> None:
+    result = cli("sandbox", "stop", "db", "nobody-has-this-name")
+    assert result.exit_code == 3
+    assert fleet.commands == []
+
+    def stop(body: dict[str, str]) -> dict[str, str]:
+        if body["sandbox_id"] == SB:
+            raise Refused("node.offline", "gone", retryable=True)
+        return {"sandbox_id": body["sandbox_id"], "state": "STOPPED"}
+
+    fleet.replies["sandbox.stop"] = stop
+    result = cli("sandbox", "stop", SB, SB2, "-o", "jsonl", "--idempotency-key", "night")
+    assert result.exit_code == 6
+    assert [json.loads(line)["sandbox_id"] for line in result.stdout.splitlines()] == [SB2]
+    assert json.loads(result.stderr)["error"]["code"] == "node.offline"
+    assert len({asked.command_id for asked in fleet.commands}) == 2
+
+
+def test_if_not_exists_answers_with_the_one_that_is_there(cli: Cli, fleet: Scripted) -> None:
+    result = cli("sandbox", "create", "--name", "db", "--if-not-exists", "-o", "name", "python")
+    assert result.stdout == SB2 + "\n"
+    result = cli("template", "create", "docker://x/y", "--alias", "python", "--if-not-exists", "-o", "json")
+    assert json.loads(result.stdout)["template_id"] == TPL
+    assert fleet.commands == []
+    cli("sandbox", "create", "--name", "new", "--if-not-exists", "python")
+    assert fleet.commands[-1].body["name"] == "new"
+
+
+def test_template_create_shows_phases_as_lines_when_piped_and_prints_the_template(cli: Cli, fleet: Scripted) -> None:
+    result = cli("template", "create", "docker://registry.example/python:3.12", "-o", "json")
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["template_id"] == TPL
+    assert result.stderr == "READY 100%\n"
+
+
+def test_other_verbs_reach_their_commands(cli: Cli, fleet: Scripted) -> None:
+    fleet.replies |= {
+        "sandbox.stop": {"state": "STOPPED"},
+        "sandbox.pause": {"state": "PAUSED", "settled": True},
+        "sandbox.resume": {"state": "RUNNING", "settled": True},
+        "sandbox.set-ttl": {"ends_at": None},
+        "sandbox.rollback": {"generation": 2, "job_id": JOB},
+        "sandbox.clone": {"sandbox_ids": [SB, SB2], "settled": True},
+        "snapshot.create": {"snapshot_id": SNAP, "job_id": JOB},
+        "snapshot.delete": {"settled": True},
+        "template.redo": {"job_id": JOB},
+        "template.adopt-baseline": {"updated": 3},
+        "artifact.collect": {"deleted": [], "kept": 4},
+        "compat.rescan": {"changed": 1},
+        "view.rebuild": {"generation": 2, "settled": True},
+        "sandbox.abandon": {"uncompensated": ["veth"]},
+    }
+    fleet.summaries["compat-matrix"] = {"stale_templates": 1, "stale_replicas": 2}
+    for words, name, body in (
+        ("sandbox pause web", "sandbox.pause", {"sandbox_id": SB, "wait_s": 60}),
+        ("sandbox resume web", "sandbox.resume", {"sandbox_id": SB, "wait_s": 60}),
+        ("sandbox stop web --grace 30s --no-wait", "sandbox.stop", {"sandbox_id": SB, "grace_s": 30}),
+        ("sandbox set-ttl web never", "sandbox.set-ttl", {"sandbox_id": SB, "ttl_s": -1}),
+        ("sandbox rollback web snap-0011", "sandbox.rollback", {"sandbox_id": SB, "snapshot_id": SNAP}),
+        ("sandbox clone web -n 2", "sandbox.clone", {"sandbox_id": SB, "count": 2, "wait_s": 120}),
+        ("sandbox snapshot web --name x", "snapshot.create", {"sandbox_id": SB, "name": "x"}),
+        ("sandbox abandon web", "sandbox.abandon", {"sandbox_id": SB}),
+        ("snapshot delete snap-0011", "snapshot.delete", {"snapshot_id": SNAP, "wait_s": 60}),
+        ("template redo python", "template.redo", {"template": TPL, "mode": "ALL"}),
+        ("template redo python --nodes n1,n2", "template.redo", {"template": TPL, "mode": "NODES", "nodes": ["n1", "n2"]}),
+        ("template adopt-baseline python", "template.adopt-baseline", {"template": TPL}),
+        ("template delete python --force", "template.delete", {"template": TPL, "force": True, "wait_s": 60}),
+        ("artifact collect --dry-run", "artifact.collect", {"dry_run": True}),
+        ("compat rescan", "compat.rescan", {"all": True, "wait_s": 30}),
+        ("compat rescan n1", "compat.rescan", {"nodes": ["n1"], "wait_s": 30}),
+        ("node enroll n2", "node.enroll", {"node_id": "n2"}),
+        ("node cordon n1", "node.cordon", {"node_id": "n1"}),
+        ("node uncordon n1", "node.uncordon", {"node_id": "n1"}),
+        ("node drain n1", "node.drain", {"node_id": "n1"}),
+        ("node evict n1", "node.evict", {"node_id": "n1"}),
+        ("view rebuild sandboxes --until 12", "view.rebuild", {"view": "sandboxes", "until": "12", "wait_s": 600}),
+    ):
+        result = cli(*words.split(), "-o", "json")
+        assert result.exit_code == 0, (words, result.stderr)
+        assert (fleet.commands[-1].name, fleet.commands[-1].body) == (name, body)
+        assert json.loads(result.stdout)
+    assert json.loads(cli("compat", "summary", "-o", "json").stdout)["stale_replicas"] == 2
+
+
+def test_raw_calls_pass_bodies_and_replies_through(cli: Cli, fleet: Scripted) -> None:
+    reply = json.loads(cli("api", "command", "sandbox.delete", f'{{"sandbox_id": "{SB}"}}').stdout)
+    assert reply["ok"] is True
+    assert reply["result"]["state"] == "DEAD"
+    found = json.loads(cli("api", "query", "sandboxes.list", "-", input='{"state": "DEAD"}').stdout)
+    assert [item["sandbox_id"] for item in found["items"]] == [SB3]
+    assert cli("api", "command", "sandbox.delete", "{").exit_code == 2
+    assert "nearest" in cli("api", "command", "sandbox.deleet", "-o", "json").stderr
+
+
+def test_digests_of_equal_views_are_equal(cli: Cli, fleet: Scripted) -> None:
+    first = json.loads(cli("view", "digest", "sandboxes", "-o", "json").stdout)
+    fleet.views["sandboxes"].reverse()
+    assert json.loads(cli("view", "digest", "sandboxes", "-o", "json").stdout) == first
+    fleet.views["sandboxes"].pop()
+    assert json.loads(cli("view", "digest", "sandboxes", "-o", "json").stdout)["sha256"] != first["sha256"]
