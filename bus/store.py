@@ -171,8 +171,12 @@ class Store:
         tried = False
         for _ in range(ATTEMPTS):
             loaded = [await self._load(part.cls, part.key, floor) for part, floor in zip(parts, floors, strict=True)]
-            if any(cause.command in entry.commands for entry in loaded):
-                return [await self._replayed(entry, cause, tried) for entry in loaded]
+            without = [cause.command not in entry.commands for entry in loaded]
+            if not all(without):
+                if newer := await self._newer(parts, loaded, floors, without):
+                    floors = newer
+                    continue
+                return [await self._replayed(part, entry, cause, tried) for part, entry in zip(parts, loaded, strict=True)]
             try:
                 decided = [_decide(part, entry, cause) for part, entry in zip(parts, loaded, strict=True)]
             except Refused:
@@ -208,11 +212,12 @@ class Store:
         self._snapshots.consider(d.part.key, entry, d.loaded.version)
         return Committed(d.aggregate, seq, changed=True, reply=d.reply)
 
-    async def _replayed(self, loaded: Loaded[Any], cause: Cause, tried: bool) -> Committed[Any]:
+    async def _replayed(self, part: Part[Any], loaded: Loaded[Any], cause: Cause, tried: bool) -> Committed[Any]:
         """The answer that the command got before. ``tried``: it was this very call, whose acknowledgement got lost."""
         seq = loaded.commands.get(cause.command)
-        if seq is None:
-            return Committed(loaded.aggregate, loaded.seq, replayed=not tried)
+        if seq is None:  # it recorded nothing here
+            reply = part.reply(loaded.aggregate) if part.reply and loaded.aggregate else {}
+            return Committed(loaded.aggregate, loaded.seq, replayed=not tried, reply=reply)
         stored = await self._patiently(partial(self._reader.leader_at, seq))
         commit = decode(stored.data, seq)
         if commit.digest != cause.digest:
