@@ -312,7 +312,7 @@ class SnapshotRemove(Record):
 
 
 class NodeInspect(Record):
-    """Say again what you are: answered by an observation of kind ``node-hello``."""
+    """Say again what you are: answered with a ``NodeHello``."""
 
 
 # ------------------------------------------------------------------------------------------------------- observations
@@ -405,5 +405,5 @@ RESULTS: Final[dict[Verb, type[Record] | None]] = {
     Verb.SANDBOX_SNAPSHOT: SnapshotTaken,
     Verb.SANDBOX_ROLLBACK: SandboxRunning,
     Verb.SNAPSHOT_REMOVE: None,
-    Verb.NODE_INSPECT: None,
+    Verb.NODE_INSPECT: NodeHello,
 }

@@ -64,12 +64,14 @@ async def rescan(control: Control, asked: Asked, command: CompatRescan) -> Reply
     before = _compat(control, wanted)
     answers = [(node_id, control.results.expect(_order_id(asked, node_id))) for node_id in wanted if node_id in healthy]
     for node_id, _ in answers:
-        order = control.new_order(Verb.NODE_INSPECT, SYSTEM_PROJECT, ("node", node_id), {}, key=node_id, salt=asked.command_id)
+        order = control.new_order(Verb.NODE_INSPECT, SYSTEM_PROJECT, ("node", node_id), {}, key=f"node/{node_id}", salt=asked.command_id)
         await control.order(node_id, order.model_copy(update={"id": _order_id(asked, node_id)}))
     seconds = command.wait_s or control.deadlines.exec_slack_s
     settled = await control.results.all_of([answer for _, answer in answers], seconds)
     for node_id, _ in answers:
         control.results.forget(_order_id(asked, node_id))
+    for node_id, _ in answers:
+        await control.fleet.reached(await control.position(Node, SYSTEM_PROJECT, node_id))
     after = _compat(control, wanted)
     changed = sum(1 for cell, compat in after.items() if before.get(cell) is not compat)
     return Reply({"changed": changed, "settled": settled}, None, control.fleet.seq)

@@ -7,7 +7,7 @@ from typing import Final
 from domain.kernel.command import Cause
 from domain.kernel.ids import SYSTEM_PROJECT, derived
 from domain.nodes.node import Node
-from domain.nodes.orders import NodeHello, Observation, Report, SandboxesSeen, SandboxExited
+from domain.nodes.orders import NodeHello, Observation, Report, ReportKind, SandboxesSeen, SandboxExited, Verb
 from domain.sandboxes.sandbox import Sandbox, SandboxState
 from handlers.control import SYSTEM_ACTOR, Control
 from handlers.fleet import SandboxEntry
@@ -15,6 +15,8 @@ from handlers.reporting.taking import Taker
 
 
 async def _hello(control: Control, report: Report, cause: Cause) -> None:
+    if report.kind is ReportKind.FAILED:
+        return
     hello = NodeHello.model_validate(report.body)
 
     def accept(node: Node) -> None:
@@ -53,6 +55,7 @@ async def _missing(control: Control, report: Report, cause: Cause, entry: Sandbo
 
 TAKERS: Final[dict[str, Taker]] = {
     Observation.NODE_HELLO: _hello,
+    Verb.NODE_INSPECT: _hello,
     Observation.NODE_BYE: _bye,
     Observation.SANDBOX_EXITED: _exited,
     Observation.SANDBOXES: _seen,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Self
 
 from bus.heartbeat import beat
 from bus.lanes import LaneReader
@@ -46,6 +46,8 @@ def answer(node: ScriptedNode, order: Order) -> dict[str, Any]:
             return {"size_bytes": 10, "holds": ["disk"], "versions": node.versions.model_dump()}
         case Verb.SANDBOX_DESTROY:
             return {"exit_code": 0}
+        case Verb.NODE_INSPECT:
+            return node.described()
         case _:
             return {}
 
@@ -57,13 +59,14 @@ class ScriptedNode:
         self._nc = nc
         self.node_id = node_id
         self.orders: list[Order] = []
+        self.capacity: dict[str, Any] = {"cpu": 64, "memory_mb": 65536, "disk_mb": 100_000, "sandboxes": 1000}
         self.versions = Versions(guest_image="1", agent="1", kernel="6")
         self.refuse: Callable[[Order], Failure | None] = lambda order: None
         self.hold: Callable[[Order], bool] = lambda order: False
         self._reader = LaneReader(nc, node_id, self._carry_out)
         self._reports = 0
 
-    async def __aenter__(self) -> ScriptedNode:
+    async def __aenter__(self) -> Self:
         await self.hello()
         await self._reader.start()
         await self._reader.ready()
@@ -74,14 +77,16 @@ class ScriptedNode:
 
     async def hello(self, **capacity: Any) -> None:
         """Say what this node is, and beat once."""
-        said = NodeHello(
-            boot="b1",
-            versions=self.versions,
-            drivers=(DriverInfo(name="sim"),),
-            capacity=Capacity(**{"cpu": 64, "memory_mb": 65536, "disk_mb": 100_000, "sandboxes": 1000, **capacity}),
-        )
-        await self._say(Observation.NODE_HELLO, ReportKind.OBSERVED, "system", said.model_dump(mode="json"))
+        self.capacity = {**self.capacity, **capacity}
+        await self._say(Observation.NODE_HELLO, ReportKind.OBSERVED, "system", self.described())
         await beat(self._nc, self.node_id)
+
+    def described(self) -> dict[str, Any]:
+        """Its ``NodeHello``."""
+        said = NodeHello(
+            boot="b1", versions=self.versions, drivers=(DriverInfo(name="sim"),), capacity=Capacity.model_validate(self.capacity)
+        )
+        return said.model_dump(mode="json")
 
     async def exited(self, project: str, sandbox_id: str, generation: int = 0, code: int = 1) -> None:
         """Say that a main process has ended."""
@@ -105,8 +110,6 @@ class ScriptedNode:
         self.orders.append(order)
         if self.hold(order):
             return
-        if order.verb == Verb.NODE_INSPECT:
-            await self.hello()
         failure = self.refuse(order)
         kind = ReportKind.DONE if failure is None else ReportKind.FAILED
         body = answer(self, order) if failure is None else {}
