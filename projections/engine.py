@@ -51,7 +51,8 @@ class Engine:
         self._views = {view.name: view for view in views}
         self.targets: dict[tuple[str, int], Target] = {}
         self._routes: dict[str, list[tuple[Target, Apply]]] = {}
-        self.applied = 0
+        self.cursor = 0
+        """The last position that was handed to ``apply``: what a target has to have seen to join."""
 
     def open(self) -> list[View]:
         """Take up the live generations. Returns the views that must be built first because the store has none, or one of other code.
@@ -72,6 +73,7 @@ class Engine:
                 self.attach(generation)
             else:
                 missing.append(view)
+        self.cursor = self.position
         return missing
 
     def _begin(self, live: dict[str, Generation]) -> None:
@@ -95,10 +97,12 @@ class Engine:
 
     def attach(self, generation: Generation) -> Target:
         """Bring this generation forward too, from where it is."""
-        view = self._views[generation.view]
         reader = self._store.current(generation.view, generation.number)
-        target = Target(view, generation, State(reader), generation.position)
-        self.targets[generation.view, generation.number] = target
+        return self.adopt(Target(self._views[generation.view], generation, State(reader), generation.position))
+
+    def adopt(self, target: Target) -> Target:
+        """Bring a target forward that another engine brought so far."""
+        self.targets[target.view.name, target.generation.number] = target
         self._reroute()
         return target
 
@@ -128,7 +132,7 @@ class Engine:
         for target in self.targets.values():
             if target.broken is None and target.seen < last:
                 target.seen = last
-        self.applied += len(batch)
+        self.cursor = last
 
     def _apply_commit(self, seq: int, body: Json) -> None:
         for event in body["events"]:
@@ -192,6 +196,7 @@ class Engine:
             if key in known:
                 target.position = target.seen = known[key]
                 target.state = State(self._store.current(*key))
+        self.cursor = self.position
         self._reroute()
 
 

@@ -83,6 +83,10 @@ class MemoryStore:
         self._tables: dict[tuple[str, int], _Table] = {}
         self._last: Counter[str] = Counter()
 
+    def __len__(self) -> int:
+        """How many items it holds altogether."""
+        return sum(len(table.rows) for table in self._tables.values())
+
     def generations(self) -> list[Generation]:
         return [self._tables[key].generation for key in sorted(self._tables)]
 

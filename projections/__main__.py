@@ -1,0 +1,50 @@
+"""``python -m projections``: one projector process, until SIGTERM."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import signal
+from pathlib import Path
+
+import structlog
+import uvloop
+
+from bus.connection import connect_from
+from bus.logging import configure
+from domain import catalogue
+from projections.buslog import BusLog
+from projections.projector import Projector
+from projections.settings import open_store, store_url
+from projections.views import VIEWS
+
+log = structlog.get_logger(__name__)
+
+
+async def run(directory: Path, url: str) -> None:
+    """Connect, bring the views up to date and serve until told to stop."""
+    stopping = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    store = open_store(url)
+    connection = await connect_from(directory, "projector", timeout=None)
+    async with connection, Projector(connection, store, BusLog(connection), VIEWS):
+        log.info("projector.serving")
+        await stopping.wait()
+        log.info("projector.stopping")
+    store.close()
+
+
+def main() -> None:
+    """Parse the command line and run."""
+    parser = argparse.ArgumentParser(prog="python -m projections", description=__doc__)
+    parser.add_argument("--dir", type=Path, required=True, help="data directory with connect.json")
+    parser.add_argument("--views", help="sqlite:<path> or postgresql://…; default: STRAND_VIEWS, else views.db in the data directory")
+    arguments = parser.parse_args()
+    configure()
+    catalogue.load()
+    uvloop.run(run(arguments.dir, arguments.views or store_url(arguments.dir)))
+
+
+if __name__ == "__main__":
+    main()

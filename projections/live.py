@@ -1,0 +1,150 @@
+"""The live views: one reader of the log, every view brought forward by it, each batch one transaction.
+
+While there is more to read than can be shown (start-up, a burst) batches are applied together and saved in large transactions; otherwise
+every batch is saved at once, so that what was written is seen in under a millisecond or two. When the store fails, nothing of the batch
+has happened: it is read again, after a pause that grows, and queries go on with what there is (design.md §10.6).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import aclosing
+from typing import Any, Final, TypeVar
+
+import structlog
+
+from projections.engine import Engine, Message, Target
+from projections.log import Batch, Log
+from projections.store import Generation, Store
+from projections.view import View
+
+log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+
+BULK_ITEMS: Final = 20_000
+"""Changed items, over all views, that are saved at the latest; what bounds memory while catching up."""
+BULK_S: Final = 0.5
+"""Seconds after which a batch is saved although more is waiting."""
+INLINE: Final = 64
+"""Commits that are applied on the event loop; more go to a thread, so that queries are answered meanwhile."""
+PAUSES_S: Final = (0.05, 0.2, 1.0, 5.0)
+
+
+class Live:
+    """Moves the live generations. ``lock`` guards the engine and the store's writing side."""
+
+    def __init__(self, store: Store, views: Iterable[View], log_: Log) -> None:
+        self.store = store
+        self.engine = Engine(store, views)
+        self.lock = asyncio.Lock()
+        self.caught_up = asyncio.Event()
+        self._log = log_
+        self._moved = asyncio.Event()
+        self._saved_at = time.monotonic()
+
+    def open(self) -> list[View]:
+        """Take up the generations that exist. Returns the views that have to be built before they can be asked."""
+        return self.engine.open()
+
+    def target(self, view: str) -> Target | None:
+        """The live generation of a view, if there is one that this process moves."""
+        return next((t for t in self.engine.targets.values() if t.view.name == view), None)
+
+    async def reached(self, view: str, seq: int, within: float) -> bool:
+        """Wait until the saved view has read up to ``seq``; false after ``within`` seconds."""
+        deadline = asyncio.get_running_loop().time() + within
+        while True:
+            target = self.target(view)
+            if target is not None and target.position >= seq:
+                return True
+            left = deadline - asyncio.get_running_loop().time()
+            if left <= 0 or (target is not None and target.broken is not None):
+                return False
+            moved = self._moved
+            try:
+                await asyncio.wait_for(moved.wait(), left)
+            except TimeoutError:
+                return False
+
+    def told(self) -> None:
+        """Positions moved: let those who wait look again."""
+        self._moved.set()
+        self._moved = asyncio.Event()
+
+    async def run(self) -> None:
+        """Follow the log until cancelled; nothing but cancellation ends it."""
+        failures = 0
+        while True:
+            try:
+                async with aclosing(self._log.batches(self.engine.position)) as batches:
+                    async for batch in batches:
+                        await self._take(batch)
+                        failures = 0
+            except Exception:
+                pause = PAUSES_S[min(failures, len(PAUSES_S) - 1)]
+                failures += 1
+                log.exception("views.paused", seconds=pause, failures=failures)
+                await asyncio.sleep(pause)
+                await self._reload()
+
+    async def _take(self, batch: Batch) -> None:
+        async with self.lock:
+            due = not batch.more or time.monotonic() - self._saved_at >= BULK_S
+            await self._work(batch.messages, due=due)
+        if not batch.more and not self.caught_up.is_set():
+            await self._index()
+            self.caught_up.set()
+            log.info("views.caught-up", position=self.engine.position)
+
+    async def _work(self, messages: Sequence[Message], *, due: bool) -> None:
+        def work() -> bool:
+            self.engine.apply(messages)
+            if not due and self.engine.dirty < BULK_ITEMS:
+                return False
+            self.engine.save()
+            return True
+
+        inline = len(messages) <= INLINE and self.engine.dirty <= INLINE * 8 and not self.store.remote
+        if work() if inline else await asyncio.to_thread(work):
+            self._saved_at = time.monotonic()
+            self.told()
+
+    async def flush(self) -> None:
+        """Save what was applied: at the end, so that the next start has less to read."""
+        try:
+            async with self.lock:
+                await self.blocking(self.engine.save)
+        except Exception as error:  # noqa: BLE001 - the log has it all
+            log.warning("views.not-saved", error=repr(error)[:300])
+
+    async def _index(self) -> None:
+        """Filters are made fast once the first replay is over; indexes would have made it slow."""
+        async with self.lock:
+            for target in list(self.engine.targets.values()):
+                await self.blocking(self.store.index, target.view.name, target.generation.number, target.view.indexed)
+
+    async def _reload(self) -> None:
+        try:
+            async with self.lock:
+                await self.blocking(self.engine.reload)
+        except Exception as error:  # noqa: BLE001 - the store is still not there; the next round tries again
+            log.warning("views.store-unavailable", error=repr(error)[:300])
+
+    async def blocking(self, call: Callable[..., T], *arguments: Any) -> T:
+        """Run a store's method where it may block. The caller holds the lock."""
+        return await asyncio.to_thread(call, *arguments)
+
+    async def replace(self, view: str, target: Target) -> list[Generation]:
+        """Make a rebuilt generation the live one: switch in the store, move that one from now on. The caller holds the lock.
+
+        Returns the generations that were live before.
+        """
+        former = await self.blocking(self.store.switch, view, target.generation.number)
+        for old in [t for t in self.engine.targets.values() if t.view.name == view]:
+            self.engine.detach(view, old.generation.number)
+        self.engine.adopt(target)
+        self.told()
+        return former

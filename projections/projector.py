@@ -1,0 +1,135 @@
+"""The projector: reads the log once for all views, keeps them, rebuilds them, and answers queries. A process of its own.
+
+What it has is derived: kill it, delete its store, start another beside it; the log makes all of it again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Iterable, Mapping
+from contextlib import AsyncExitStack
+from datetime import datetime
+from typing import Any, Final, Self
+
+import structlog
+
+from bus.connection import Client
+from bus.endpoints import Reply, Request, serve_commands, serve_queries
+from bus.receipts import Receipts
+from domain.kernel.command import canonical
+from domain.kernel.errors import Invalid, Refused
+from domain.views.commands import ViewRebuild, ViewRebuilt
+from projections.live import Live
+from projections.log import Log, position_at
+from projections.queries import Queries
+from projections.question import moment
+from projections.rebuild import Rebuilder
+from projections.store import Store
+from projections.view import View
+
+log = structlog.get_logger(__name__)
+
+GROUP: Final = "views"
+"""Queue group in which projectors share ``view.rebuild``."""
+
+
+class Projector:
+    """Everything the process does. ``async with`` it: it serves when the block is entered, whether or not it has caught up."""
+
+    def __init__(self, nc: Client, store: Store, log_: Log, views: Iterable[View]) -> None:
+        self._nc = nc
+        self._views: Mapping[str, View] = {view.name: view for view in views}
+        self._log = log_
+        self.store = store
+        self.live = Live(store, self._views.values(), log_)
+        self.rebuilder = Rebuilder(store, self._views, log_, self.live)
+        self.queries = Queries(store, self._views, log_, self)
+        self._receipts = Receipts(nc)
+        self._stack = AsyncExitStack()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def __aenter__(self) -> Self:
+        missing = self.live.open()
+        self._tasks = [asyncio.create_task(self.live.run(), name="live views")]
+        if missing:
+            self._tasks.append(asyncio.create_task(self._build(missing), name="missing views"))
+        endpoints = await serve_queries(self._nc, self.queries.verbs, self.queries.handle)
+        self._stack.push_async_callback(endpoints.close)
+        commands = await serve_commands(self._nc, {ViewRebuild.wire_name(): ViewRebuild}, self.rebuild, group=GROUP)
+        self._stack.push_async_callback(commands.close)
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        """Answer what was asked, save what was applied, stop."""
+        await self._stack.aclose()
+        await self.rebuilder.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.live.flush()
+        await self.queries.close()
+        await self._receipts.flush()
+
+    async def caught_up(self) -> None:
+        """Wait until everything that was in the log at the start is in the views."""
+        await self.live.caught_up.wait()
+
+    async def reached(self, view: str, seq: int, within: float) -> bool:
+        return await self.live.reached(view, seq, within)
+
+    def states(self) -> list[dict[str, Any]]:
+        """``views.list``: an item per view."""
+        items = []
+        for view in self._views.values():
+            target = self.live.target(view.name)
+            progress = self.rebuilder.progress.get(view.name)
+            items.append(
+                {
+                    "view": view.name,
+                    "verbs": list(view.verbs),
+                    "schema": view.schema,
+                    "state": "building" if target is None else "broken" if target.broken else "live",
+                    "generation": None if target is None else target.generation.number,
+                    "position": 0 if target is None else target.position,
+                    "error": None if target is None else target.broken,
+                    "rebuild": None if progress is None else progress.as_dict(),
+                }
+            )
+        return items
+
+    async def rebuild(self, request: Request) -> Reply:
+        """``view.rebuild``. The same command id starts one rebuild, and gets the same answer for ever."""
+        command = ViewRebuild.parse(request.body)
+        digest = hashlib.sha256(canonical([request.name, command.model_dump(exclude={"wait_s"})])).hexdigest()[:32]
+        if request.explicit and (known := await self._receipts.get(request.project, request.command_id)) is not None:
+            if known.digest != digest:
+                raise Refused("command.mismatch", "this command id was used for another command or another body")
+            return Reply(known.reply["result"], known.reply["id"], known.reply["seq"])
+        number, task = await self.rebuilder.start(command.view, await self._until(command.until))
+        settled = False
+        if command.wait_s:
+            async with request.waiting():
+                await asyncio.wait([task], timeout=command.wait_s)
+            settled = task.done() and task.result() is not None
+        result = ViewRebuilt(generation=number, settled=settled).model_dump()
+        if request.explicit:
+            self._receipts.put_soon(request.project, request.command_id, digest, {"result": result, "id": command.view, "seq": 0})
+        return Reply(result, command.view, 0)
+
+    async def _until(self, said: str | None) -> int | None:
+        until = moment(said)
+        if isinstance(until, datetime):
+            return await position_at(self._log, until)
+        if until is not None and until > (last := await self._log.last()):
+            raise Invalid("the log is shorter", {"until": f"the log ends at {last}"})
+        return until
+
+    async def _build(self, missing: list[View]) -> None:
+        """Make the views that are new, or whose code has changed, one after the other."""
+        for view in missing:
+            try:
+                _, task = await self.rebuilder.start(view.name)
+                await task
+            except Refused as refused:
+                log.warning("view.not-built", view=view.name, error=repr(refused))
