@@ -1,0 +1,88 @@
+"""What all kinds of root storage share: who uses what, and what may be removed when.
+
+Three shelves: artifacts (read-only, made once), roots (one per sandbox), snapshots (immutable). A snapshot that is removed while something
+lies over it is only marked, and goes when nothing does any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from weakref import WeakValueDictionary
+
+from agents.drivers.driver import RuntimeFault
+from agents.storage.shelf import Shelf
+
+
+@dataclass(frozen=True, slots=True)
+class Inventory:
+    """Ids of what is on disk. Snapshots that are only kept for others are not in it."""
+
+    roots: frozenset[str]
+    snapshots: frozenset[str]
+    artifacts: frozenset[str]
+
+
+class Storage:
+    """Base of the backends: bookkeeping and locks, no bytes."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory.absolute()
+        self._artifacts = Shelf(self.directory / "artifacts", "artifact")
+        self._roots = Shelf(self.directory / "roots", "root")
+        self._snapshots = Shelf(self.directory / "snapshots", "snapshot")
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        for shelf in (self._artifacts, self._roots, self._snapshots):
+            shelf.sweep()
+
+    def _lock(self, name: str) -> asyncio.Lock:
+        """One thing at a time per id; different ids in parallel."""
+        found = self._locks.get(name)
+        if found is None:
+            found = self._locks[name] = asyncio.Lock()
+        return found
+
+    async def list(self) -> Inventory:
+        kept = frozenset(name for name, manifest in self._snapshots.all().items() if not manifest.get("removed"))
+        return Inventory(self._roots.ids(), kept, self._artifacts.ids())
+
+    def _snapshot(self, snapshot_id: str, artifact_id: str) -> dict[str, Any]:
+        """A snapshot that may be used over this artifact."""
+        found = self._snapshots.need(snapshot_id)
+        if found.get("removed"):
+            raise RuntimeFault("snapshot.not-found", f"snapshot {snapshot_id} was removed")
+        if found["artifact"] != artifact_id:
+            raise RuntimeFault("snapshot.artifact-mismatch", f"snapshot {snapshot_id} lies over {found['artifact']}, not {artifact_id}")
+        return found
+
+    def _same(self, found: dict[str, Any], sandbox_id: str, artifact_id: str) -> None:
+        if found["artifact"] != artifact_id:
+            raise RuntimeFault("root.conflict", f"{sandbox_id} has a root over {found['artifact']} already")
+
+    def _refuse_in_use(self, artifact_id: str) -> None:
+        roots = [name for name, manifest in self._roots.all().items() if manifest["artifact"] == artifact_id]
+        snapshots = [name for name, manifest in self._snapshots.all().items() if manifest["artifact"] == artifact_id]
+        if roots or snapshots:
+            users = ", ".join(sorted([*roots, *snapshots])[:5])
+            raise RuntimeFault("artifact.in-use", f"{artifact_id} is used by {len(roots)} roots and {len(snapshots)} snapshots: {users}")
+
+    async def remove_snapshot(self, snapshot_id: str) -> None:
+        async with self._lock(snapshot_id):
+            found = self._snapshots.read(snapshot_id)
+            if found is not None and not found.get("removed"):
+                self._snapshots.write(snapshot_id, {**found, "removed": True})
+        await self._collect()
+
+    async def _collect(self) -> None:
+        """Take away marked snapshots that nothing lies over any more; that may free others."""
+        while True:
+            snapshots = self._snapshots.all()
+            used = {layer for manifest in self._roots.all().values() for layer in manifest.get("layers", ())}
+            used |= {layer for name, manifest in snapshots.items() for layer in manifest.get("layers", ()) if layer != name}
+            free = [name for name, manifest in snapshots.items() if manifest.get("removed") and name not in used]
+            for name in free:
+                await self._snapshots.discard(name)
+            if not free:
+                return
