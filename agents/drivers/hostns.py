@@ -9,12 +9,14 @@ process finds them mounted.
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 from typing import Final
 
 from agents.host import cgroups, syscalls
 
 _UNIFIED: Final = cgroups.MOUNT / "unified"
+_host: int | None = None
 
 
 def needed() -> bool:
@@ -36,6 +38,8 @@ def enter(data: Path) -> bool:
     if not _shared(data):
         syscalls.mount(str(data), data, "", syscalls.MS_BIND)
         syscalls.mount("none", data, "", syscalls.MS_SHARED)
+    global _host  # noqa: PLW0603  # a process has one way back, and it is this
+    _host = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
     syscalls.unshare(syscalls.CLONE_NEWNS)
     syscalls.mount("none", cgroups.MOUNT, "", syscalls.MS_PRIVATE | syscalls.MS_REC)
     syscalls.mount("strandline", _UNIFIED, "tmpfs", syscalls.MS_NOSUID | syscalls.MS_NODEV, "size=1m,mode=755")
@@ -43,8 +47,27 @@ def enter(data: Path) -> bool:
 
 
 def leave(data: Path) -> None:
-    """Undo what ``enter`` did to the host: the bind mount of ``data`` onto itself. For a purge, when nothing is mounted below it."""
+    """Undo what ``enter`` did to the host: the bind mount of ``data`` onto itself. For a purge, when nothing is mounted below it.
+
+    Works from any process of the host's mount namespace, and from the one that entered.
+    """
     data = data.resolve()
+    _unmount_all(data)
+    if _host is not None:
+        host = _host
+
+        def visit() -> None:
+            """In the host's namespace; a thread may only change over when it shares nothing of its file system view."""
+            syscalls.unshare(syscalls.CLONE_FS)
+            syscalls.setns(host, syscalls.CLONE_NEWNS)
+            _unmount_all(data)
+
+        thread = threading.Thread(target=visit)
+        thread.start()
+        thread.join()
+
+
+def _unmount_all(data: Path) -> None:
     while str(data) in (point for point, _ in _mounts()):
         syscalls.umount(data, syscalls.MNT_DETACH)
 
@@ -59,7 +82,7 @@ def _shared(data: Path) -> bool:
 def _mounts() -> list[tuple[str, list[str]]]:
     """Mount points of this process with their propagation fields, in mount order (proc_pid_mountinfo(5))."""
     found: list[tuple[str, list[str]]] = []
-    for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape").splitlines():
+    for line in Path("/proc/thread-self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape").splitlines():
         words = line.split()
         found.append((words[4].encode().decode("unicode_escape"), words[6 : words.index("-", 6)]))
     return found

@@ -196,6 +196,11 @@ async def _until(settled: Callable[[], bool], monitor: tuple[int, int]) -> None:
         await asyncio.sleep(0.0003)
 
 
+def default_launcher() -> Launcher:
+    """Bubblewrap is seven times faster; ``unshare`` is always there."""
+    return Bubblewrap() if shutil.which("bwrap", path=spawn.HOST_ENV["PATH"]) else Unshare()
+
+
 async def read_info(fd: int) -> dict[str, object]:
     """The next JSON line of an info pipe; empty at its end."""
     data = b""

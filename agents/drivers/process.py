@@ -20,7 +20,7 @@ from typing import Final
 from agents.drivers import streams
 from agents.drivers.driver import Condition, ExecRequest, ExecResult, Exit, Fault, Handle, Observed, RuntimeFault, Spec
 from agents.drivers.identity import Who, check_program, environment, resolve, why_not
-from agents.drivers.launchers import Bubblewrap, Launch, Launcher, read_info, rlimits
+from agents.drivers.launchers import Launch, Launcher, default_launcher, read_info, rlimits
 from agents.drivers.nsenter import enter_command
 from agents.drivers.statedir import StateDir
 from agents.host import processes, reaper, spawn
@@ -32,13 +32,13 @@ _END_S: Final = 10.0
 
 
 class ProcessDriver:
-    """``directory`` is the driver's own; ``launcher`` decides who makes the namespaces."""
+    """``directory`` is the driver's own; ``launcher`` makes the namespaces: bubblewrap where it is installed."""
 
     name = "process"
 
     def __init__(self, directory: Path, launcher: Launcher | None = None, starts: int | None = None) -> None:
         self._state = StateDir(directory)
-        self._launcher: Launcher = launcher or Bubblewrap()
+        self._launcher: Launcher = launcher or default_launcher()
         self._starts = asyncio.Semaphore(starts or os.cpu_count() or 1)
         self._ports = Ports()
         own = ("network",) if os.geteuid() == 0 else ("rlimit-pids",)

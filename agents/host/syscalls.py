@@ -11,6 +11,7 @@ import struct
 from pathlib import Path
 from typing import Final
 
+CLONE_FS: Final = 0x00000200
 CLONE_NEWNS: Final = 0x00020000
 CLONE_NEWNET: Final = 0x40000000
 

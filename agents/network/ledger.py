@@ -1,0 +1,108 @@
+"""Who has which address: a file of JSON lines, each on disk before it is acted upon. The same sandbox keeps the same address.
+
+Addresses are given out in turn, not lowest first: one that was just given back may still be in somebody's cache.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+from typing import Any
+
+from agents.drivers.driver import RuntimeFault
+
+
+class Ledger:
+    """``subnet``'s first host address is the gateway's. A new ``subnet`` for an old file is refused by the caller, who asks ``load``."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._leases: dict[str, IPv4Address] = {}
+        self._ready: set[str] = set()
+        self._last = 0
+        self.subnet: IPv4Network | None = None
+        self._load()
+
+    @property
+    def leases(self) -> Mapping[str, IPv4Address]:
+        return self._leases
+
+    @property
+    def gateway(self) -> IPv4Address:
+        return self._network()[1]
+
+    def _network(self) -> IPv4Network:
+        if self.subnet is None:
+            raise RuntimeFault("network.not-set-up", "the node's network has not been set up")
+        return self.subnet
+
+    def choose(self, subnet: IPv4Network) -> None:
+        self._append({"subnet": str(subnet)})
+
+    def lease(self, sandbox_id: str) -> IPv4Address:
+        """Raises ``network.no-address`` when all are taken."""
+        if (known := self._leases.get(sandbox_id)) is not None:
+            return known
+        network, taken = self._network(), {int(address) for address in self._leases.values()}
+        usable = network.num_addresses - 3  # network, gateway, broadcast
+        for step in range(1, usable + 1):
+            number = (self._last + step - 1) % usable
+            address = network[2 + number]
+            if int(address) not in taken:
+                self._append({"id": sandbox_id, "address": str(address)})
+                return address
+        raise RuntimeFault("network.no-address", f"all {usable} addresses of {network} are taken", retryable=True)
+
+    def is_ready(self, sandbox_id: str) -> bool:
+        """Whether everything of it had been made when the agent last could say."""
+        return sandbox_id in self._ready
+
+    def set_ready(self, sandbox_id: str) -> None:
+        self._append({"ready": sandbox_id})
+
+    def release(self, sandbox_id: str) -> None:
+        if sandbox_id in self._leases:
+            self._append({"released": sandbox_id})
+
+    def _load(self) -> None:
+        if not self._path.exists():
+            return
+        for line in self._path.read_bytes().splitlines():
+            try:
+                self._apply(json.loads(line))
+            except ValueError:
+                continue  # the last line of an agent that was killed while it wrote: never acted upon
+        self._compact()
+
+    def _apply(self, entry: dict[str, Any]) -> None:
+        if "subnet" in entry:
+            self.subnet = IPv4Network(entry["subnet"])
+        elif "address" in entry:
+            self._leases[entry["id"]] = IPv4Address(entry["address"])
+            self._last = int(self._leases[entry["id"]]) - int(self._network()[2]) + 1
+        elif "ready" in entry:
+            self._ready.add(entry["ready"])
+        elif "released" in entry:
+            self._leases.pop(entry["released"], None)
+            self._ready.discard(entry["released"])
+
+    def _append(self, entry: dict[str, Any]) -> None:
+        with self._path.open("ab") as file:
+            file.write(json.dumps(entry).encode() + b"\n")
+            file.flush()
+            os.fdatasync(file.fileno())
+        self._apply(entry)
+
+    def _compact(self) -> None:
+        entries: list[dict[str, Any]] = [{"subnet": str(self.subnet)}] if self.subnet else []
+        entries += [{"id": name, "address": str(address)} for name, address in self._leases.items()]
+        entries += [{"ready": name} for name in sorted(self._ready)]
+        draft = self._path.with_suffix(".new")
+        with draft.open("wb") as file:
+            file.writelines(json.dumps(entry).encode() + b"\n" for entry in entries)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(self._path)

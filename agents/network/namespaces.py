@@ -1,0 +1,63 @@
+"""Network namespaces that are files: made in a throw-away thread, kept by a bind mount in the data directory.
+
+Not under /run/netns: mounts there belong to the mount namespace of the agent alone and would vanish with it (``agents.drivers.hostns``).
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from agents.host import syscalls
+from agents.network.rtnetlink import Route
+
+
+@contextmanager
+def create(path: Path) -> Iterator[tuple[int, Route]]:
+    """A new namespace, mounted on ``path``, its loopback up; within the block a descriptor of it and a ``Route`` that speaks for it."""
+    fd, route = _in_thread()
+    try:
+        path.touch(mode=0o600)
+        syscalls.mount(f"/proc/self/fd/{fd}", path, "", syscalls.MS_BIND)
+        loopback = route.index("lo")
+        if loopback is not None:
+            route.up(loopback)
+        yield fd, route
+    finally:
+        route.close()
+        os.close(fd)
+
+
+def exists(path: Path) -> bool:
+    """Mounted, and not only the file that it is mounted on: an open file of nsfs has device and inode of its own."""
+    return path.exists() and path.stat().st_dev != path.parent.stat().st_dev
+
+
+def remove(path: Path) -> None:
+    """Let go of it. It lives on as long as a process is in it."""
+    while exists(path):
+        syscalls.umount(path, syscalls.MNT_DETACH)
+    path.unlink(missing_ok=True)
+
+
+def _in_thread() -> tuple[int, Route]:
+    """A thread can leave its network namespace but not come back without keeping a way: so it ends there."""
+    made: list[tuple[int, Route]] = []
+    failed: list[OSError] = []
+
+    def visit() -> None:
+        try:
+            syscalls.unshare(syscalls.CLONE_NEWNET)
+            made.append((os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC), Route()))
+        except OSError as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=visit)
+    thread.start()
+    thread.join()
+    if failed:
+        raise failed[0]
+    return made[0]

@@ -1,0 +1,204 @@
+"""A network for each sandbox: a namespace of its own, a veth pair to the node's bridge, an address that is leased to it.
+
+Names and subnet follow from the data directory, so that several agents share a host; sandboxes reach neither each other nor the node, and
+the world only when ``egress`` is asked for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from ipaddress import IPv4Interface, IPv4Network
+from pathlib import Path
+from typing import Final
+
+from agents.drivers.driver import RuntimeFault
+from agents.host import spawn
+from agents.network import firewall, namespaces
+from agents.network.ledger import Ledger
+from agents.network.rtnetlink import Route
+
+_POOL: Final = IPv4Network("100.64.0.0/10")
+"""Shared address space (RFC 6598): in nobody's home or office. Cut into /22s, as many addresses as a bridge has ports."""
+
+_PREFIX: Final = 22
+_INSIDE: Final = "eth0"
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """``netns`` is None and ``address`` empty where a sandbox has no network of the node's making."""
+
+    netns: Path | None = None
+    address: str = ""
+
+
+class NoNetwork:
+    """For users and hosts that may not make networks: drivers give each sandbox an empty one."""
+
+    async def attach(self, sandbox_id: str) -> Attachment:  # noqa: ARG002  # the port's
+        return Attachment()
+
+    async def detach(self, sandbox_id: str) -> None: ...
+
+    async def list(self) -> Mapping[str, str]:
+        return {}
+
+    async def setup(self) -> None: ...
+
+    async def teardown(self) -> None: ...
+
+
+class BridgeNetwork:
+    """``directory`` is its own. ``isolate``: sandboxes cannot reach each other; ``egress``: they reach the world as the node."""
+
+    def __init__(self, directory: Path, *, egress: bool = False, isolate: bool = True) -> None:
+        self._directory = directory.absolute()
+        self._namespaces = self._directory / "netns"
+        self._namespaces.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._mark = hashlib.sha256(str(self._directory.resolve()).encode()).hexdigest()
+        self.bridge = f"slb{self._mark[:8]}"
+        self.table = f"strandline_{self._mark[:8]}"
+        self._egress, self._isolate = egress, isolate
+        self._ledger = Ledger(self._directory / "leases.jsonl")
+        self._lock = asyncio.Lock()
+
+    def _link(self, sandbox_id: str) -> str:
+        """At most 15 characters, whatever the id."""
+        return f"sl{self._mark[:4]}{hashlib.sha256(sandbox_id.encode()).hexdigest()[:9]}"
+
+    def _path(self, sandbox_id: str) -> Path:
+        if "/" in sandbox_id or sandbox_id.startswith("."):
+            raise RuntimeFault("sandbox.invalid-id", f"{sandbox_id!r} is no sandbox id")
+        return self._namespaces / sandbox_id
+
+    async def setup(self) -> None:
+        async with self._lock:
+            subnet = self._ledger.subnet
+            if subnet is None:
+                subnet = await self._free_subnet()
+                self._ledger.choose(subnet)
+            await asyncio.to_thread(self._make_bridge)
+            await firewall.install(self.table, self.bridge, subnet, egress=self._egress)
+            if self._egress:
+                await asyncio.to_thread(Path("/proc/sys/net/ipv4/ip_forward").write_text, "1", encoding="ascii")
+
+    async def _free_subnet(self) -> IPv4Network:
+        """The one that the directory's name points at, or the next that no route of this host overlaps."""
+        done = await spawn.run(["ip", "-4", "route", "show", "table", "all"])
+        known = [network for line in done.stdout.decode().splitlines() if (network := _destination(line)) is not None]
+        count = 1 << (_PREFIX - _POOL.prefixlen)
+        for step in range(count):
+            offset = (int(self._mark[:8], 16) + step) % count
+            subnet = IPv4Network((int(_POOL.network_address) + (offset << (32 - _PREFIX)), _PREFIX))
+            if not any(subnet.overlaps(network) for network in known):
+                return subnet
+        raise RuntimeFault("network.no-subnet", f"every /{_PREFIX} of {_POOL} is in use on this host")
+
+    def _make_bridge(self) -> None:
+        with Route() as route:
+            if route.index(self.bridge) is None:
+                route.add_bridge(self.bridge)
+                index = self._bridge_index(route)
+                route.add_address(index, self._interface(self._ledger.gateway))
+            route.up(self._bridge_index(route))
+
+    def _bridge_index(self, route: Route) -> int:
+        index = route.index(self.bridge)
+        if index is None:
+            raise RuntimeFault("network.not-set-up", f"there is no bridge {self.bridge}", retryable=True)
+        return index
+
+    def _interface(self, address: object) -> IPv4Interface:
+        return IPv4Interface(f"{address}/{_PREFIX}")
+
+    async def attach(self, sandbox_id: str) -> Attachment:
+        async with self._lock:
+            path = self._path(sandbox_id)
+            address = self._ledger.lease(sandbox_id)
+            try:
+                await asyncio.to_thread(self._attach, sandbox_id, path)
+            except OSError as error:
+                raise RuntimeFault("network.attach-failed", f"{sandbox_id}: {error}", retryable=True) from error
+            return Attachment(path, str(address))
+
+    def _attach(self, sandbox_id: str, path: Path) -> None:
+        name = self._link(sandbox_id)
+        with Route() as host:
+            if self._ledger.is_ready(sandbox_id) and namespaces.exists(path) and host.index(name) is not None:
+                return
+            self._clear(host, sandbox_id, path)
+            with namespaces.create(path) as (namespace, inside):
+                host.add_veth(name, self._bridge_index(host), _INSIDE, namespace)
+                if self._isolate and (port := host.index(name)) is not None:
+                    host.isolate(port)
+                index = inside.index(_INSIDE)
+                if index is None:
+                    raise OSError(f"{_INSIDE} did not appear in the namespace of {sandbox_id}")
+                inside.add_address(index, self._interface(self._ledger.leases[sandbox_id]))
+                inside.up(index)
+                inside.add_default_route(index, self._ledger.gateway)
+        self._ledger.set_ready(sandbox_id)
+
+    def _clear(self, host: Route, sandbox_id: str, path: Path) -> None:
+        """The link first: it does not go with a namespace that some process still keeps alive."""
+        index = host.index(self._link(sandbox_id))
+        if index is not None:
+            host.delete(index)
+        namespaces.remove(path)
+
+    async def detach(self, sandbox_id: str) -> None:
+        async with self._lock:
+            await asyncio.to_thread(self._detach, sandbox_id)
+
+    def _detach(self, sandbox_id: str) -> None:
+        with Route() as host:
+            self._clear(host, sandbox_id, self._path(sandbox_id))
+        self._ledger.release(sandbox_id)
+
+    async def list(self) -> Mapping[str, str]:
+        """Also namespaces without a lease: what a crash between the two has left."""
+        leased = {sandbox_id: str(address) for sandbox_id, address in self._ledger.leases.items()}
+        return dict.fromkeys((path.name for path in self._namespaces.iterdir()), "") | leased
+
+    async def teardown(self) -> None:
+        """Remove everything that this network has made on the host."""
+        for sandbox_id in await self.list():
+            await self.detach(sandbox_id)
+        async with self._lock:
+            await firewall.remove(self.table)
+            await asyncio.to_thread(self._remove_bridge)
+
+    def _remove_bridge(self) -> None:
+        with Route() as route:
+            if (index := route.index(self.bridge)) is not None:
+                route.delete(index)
+
+
+def choose_network(directory: Path, *, egress: bool = False) -> BridgeNetwork | NoNetwork:
+    """Tried, not guessed: root in a container often may not make bridges."""
+    if os.geteuid() != 0 or shutil.which("nft", path=spawn.HOST_ENV["PATH"]) is None:
+        return NoNetwork()
+    probe = f"slp{os.getpid() % 10**8}"
+    try:
+        with Route() as route:
+            route.add_bridge(probe)
+            route.delete(route.index(probe) or 0)
+    except OSError:
+        return NoNetwork()
+    return BridgeNetwork(directory, egress=egress)
+
+
+def _destination(line: str) -> IPv4Network | None:
+    """The network of a line of ``ip route``, None for default routes and those of other kinds."""
+    words = line.split()
+    for word in words[:2]:
+        try:
+            return IPv4Network(word, strict=False)
+        except ValueError:
+            continue
+    return None
