@@ -6,6 +6,7 @@ not an empty one: without it nothing is taken for an orphan, and nobody is told 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
@@ -157,8 +158,8 @@ _ACTIONS: Final[dict[Action, Callable[[LocalNode, str, str], Coroutine[Any, Any,
 }
 
 
-def say_what_lives(node: LocalNode, boot: str, *, complete: bool) -> None:
-    """The ``SANDBOXES`` observation: what is missing in it is really not here, if it is complete."""
+def say_what_lives(node: LocalNode, boot: str, *, complete: bool) -> asyncio.Task[None]:
+    """The ``SANDBOXES`` observation: what is missing in it is really not here, if it is complete. Done when it is stored."""
     states = {record.id: record.condition for record in node.memory.sandboxes.values() if not record.throwaway}
     body = SandboxesSeen(complete=complete, sandboxes=dict(states))
-    node.reporter.observe(Observation.SANDBOXES, body.model_dump(mode="json"), boot)
+    return node.reporter.observe(Observation.SANDBOXES, body.model_dump(mode="json"), boot)

@@ -14,7 +14,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import structlog
 
@@ -23,10 +23,11 @@ from agents.records import Memory
 
 log = structlog.get_logger(__name__)
 
-Ship = Callable[[str, str, str, bytes], Awaitable[Any]]
+Stream = Literal["stdout", "stderr", "runtime"]
+Ship = Callable[[str, str, Stream, bytes], Awaitable[Any]]
 """(project, sandbox, stream, bytes); returns when the bus has them, raises when that is not sure."""
 
-STREAMS: Final = ("stdout", "stderr")
+STREAMS: Final[tuple[Stream, ...]] = ("stdout", "stderr")
 PIECE: Final = 64 * 1024
 FIRST_LOOK_S: Final = 0.1
 LAST_LOOK_S: Final = 1.0
@@ -131,7 +132,7 @@ class LogShipper:
                 file.pause = FIRST_LOOK_S if grew else min(file.pause * 1.5, LAST_LOOK_S)
                 file.look_at = now + file.pause
 
-    async def _advance(self, file: _File, project: str, sandbox_id: str, stream: str, now: float, *, ended: bool) -> bool:
+    async def _advance(self, file: _File, project: str, sandbox_id: str, stream: Stream, now: float, *, ended: bool) -> bool:
         """Ship everything that is ready. True: something was."""
         grew = False
         while data := _read(file.path, file.offset):

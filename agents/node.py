@@ -19,7 +19,7 @@ from agents.journal import Journal
 from agents.ports import Network, Roots
 from agents.records import Memory, SandboxRecord, box_entry, gone_entry
 from agents.reporting import Reporter
-from domain.nodes.orders import ArtifactBuild, ArtifactBuilt, BuildProgress, ImageResolve, ImageResolved, Order, Versions
+from domain.nodes.orders import ArtifactBuild, ArtifactBuilt, BuildProgress, ImageResolve, ImageResolved, NodeHello, Order, Versions
 
 
 class Images(Protocol):
@@ -87,7 +87,7 @@ class LocalNode:
     crash: CrashPoints
     creating: asyncio.Semaphore
     versions: Callable[[], Versions]
-    hello: Callable[[], Awaitable[None]]
+    hello: Callable[[], Awaitable[NodeHello]]
     runtime_line: Callable[[str, str], None] = lambda _sandbox, _text: None
     """Says something in the sandbox's own log."""
     drain_logs: Callable[[str], Awaitable[None]] = nothing_to_drain

@@ -26,6 +26,7 @@ class Options:
     shards: int = 1
     stop_sandboxes: bool = False
     purge: bool = False
+    egress: bool = False
     promise: Promise = field(default_factory=Promise)
     settings: Settings = field(default_factory=Settings)
 
@@ -49,6 +50,7 @@ def parse(argv: Sequence[str] | None = None) -> Options:
     parser.add_argument("--max-sandboxes", type=int, default=MAX_SANDBOXES)
     parser.add_argument("--port-wait", type=float, default=Settings().port_wait_s, help="seconds that a probe port may take")
     parser.add_argument("--heartbeat", type=float, default=Settings().heartbeat_s, help="seconds between heartbeats")
+    parser.add_argument("--egress", action="store_true", help="let sandboxes reach the world, as this node")
     parser.add_argument("--stop-sandboxes", action="store_true", help="when told to end, end all sandboxes too")
     parser.add_argument("--purge", action="store_true", help="remove every trace of this node from the host, and exit")
     said = parser.parse_args(argv)
@@ -64,6 +66,7 @@ def parse(argv: Sequence[str] | None = None) -> Options:
         shards=said.shards,
         stop_sandboxes=said.stop_sandboxes,
         purge=said.purge,
+        egress=said.egress,
         promise=Promise(cpu=said.cpu, memory_mb=said.memory_mb, sandboxes=said.max_sandboxes, roles=roles),
         settings=Settings(port_wait_s=said.port_wait, heartbeat_s=said.heartbeat),
     )

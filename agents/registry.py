@@ -16,6 +16,7 @@ from agents.drivers.driver import Driver, Fault
 log = structlog.get_logger(__name__)
 
 AUTO: Final = "auto"
+SIMULATOR: Final = "sim"
 
 
 def _make(module: str, cls: str) -> Callable[[Path], Driver]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from agents.task import Task
-from domain.nodes.orders import NodeInspect
+from domain.nodes.orders import NodeHello, NodeInspect
 
 
-async def inspect(task: Task, body: NodeInspect) -> None:
-    """Answered by an observation, and by this order's own end."""
+async def inspect(task: Task, body: NodeInspect) -> NodeHello:
+    """Versions are read anew, so that a rescan sees what was changed under the agent."""
     del body
-    await task.node.hello()
+    return await task.node.hello()

@@ -1,0 +1,174 @@
+"""The agent: one process per node, from its start through its work to its end. Wires the parts; decides nothing about sandboxes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import secrets
+from collections.abc import Coroutine
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Any, Final
+
+import structlog
+
+from agents.adoption import adopt, say_what_lives
+from agents.builder import Builder
+from agents.cache import Cache
+from agents.crashpoints import CrashPoints
+from agents.drivers.driver import Driver
+from agents.fingerprint import Fingerprint, storage_pct, used
+from agents.journal import Journal
+from agents.logs import LogShipper
+from agents.network.netns import NoNetwork, choose_network
+from agents.node import Drivers, LocalNode
+from agents.options import Options
+from agents.records import Memory
+from agents.registry import SIMULATOR, working
+from agents.reporting import Reporter
+from agents.storage.roots import choose_roots
+from agents.sweeping import sweeping
+from agents.uplink import Uplink
+from agents.work import Work
+from bus.lanes import LaneReader
+from domain.nodes.orders import NodeHello, Observation
+
+log = structlog.get_logger(__name__)
+
+FINISH_S: Final = 5.0
+"""How long orders in progress, and then reports, may take when the agent is told to end."""
+BROKEN_EXIT: Final = 75
+"""EX_TEMPFAIL: start me again; the next process reads what the disk really has."""
+
+
+class InUseError(Exception):
+    """Another agent process works in this directory."""
+
+
+class Agent:
+    """``start`` takes the host over and begins to work, ``close`` hands it over."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.boot = secrets.token_hex(8)
+        self.directory = options.own
+        self.uplink = Uplink(options)
+        self.node: LocalNode
+        self._stack = contextlib.AsyncExitStack()
+        self._loops: list[asyncio.Task[Any]] = []
+        self._lane: LaneReader | None = None
+
+    async def start(self) -> None:
+        """Recover what runs, resume what was begun, say who is here, take new work. Raises ``NoDriverError``, ``InUseError``."""
+        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._stack.callback(_lock(self.directory).close)
+        drivers = await working(self.options.driver, self.directory / "drivers")
+        self._build(drivers)
+        await self.node.network.setup()
+        complete = await adopt(self.node)
+        self.node.reporter.start()
+        self.work.resume()
+        told = [await self.say_hello(), say_what_lives(self.node, self.boot, complete=complete)]
+        self._loops += [self._loop(self.logs.run(), "logs"), self._loop(sweeping(self.node), "sweep")]
+        await self.uplink.connect()
+        await asyncio.gather(*told)
+        self._lane = await self.uplink.lane(self.work.handle, self.work.arrived)
+        await self._lane.start()
+        await self._stack.enter_async_context(await self.uplink.beating(self._heartbeat))
+        log.info("agent.ready", node=self.options.node, boot=self.boot, drivers=list(drivers), adopted=len(self.node.memory.sandboxes))
+
+    def _build(self, drivers: dict[str, Driver]) -> None:
+        own, options = self.directory, self.options
+        journal = Journal.open(own / "journal" / "journal", Memory(), on_broken=lambda: os._exit(BROKEN_EXIT))
+        self._stack.callback(journal.close)
+        crash, clock = CrashPoints(own), lambda: datetime.now(UTC)
+        cache = Cache(own / "artifacts", self.uplink.fetch)
+        builder = Builder(own / "build", cache, self.uplink.shelf(), base=Path.cwd(), directories=(own, options.dir))
+        builder.clean()
+        self.fingerprint = Fingerprint(self.boot, (own, options.dir), drivers.values(), options.promise)
+        self.logs = LogShipper(own / "logs", journal, self.uplink.log)
+        self.node = LocalNode(
+            name=options.node,
+            directory=own,
+            drivers=Drivers(drivers),
+            roots=choose_roots(own / "storage"),
+            network=NoNetwork() if set(drivers) == {SIMULATOR} else choose_network(own / "network", egress=options.egress),
+            cache=cache,
+            images=builder,
+            journal=journal,
+            reporter=Reporter(options.node, journal, self.uplink.report, clock, crash),
+            clock=clock,
+            crash=crash,
+            creating=asyncio.Semaphore(max(1, len(os.sched_getaffinity(0)))),
+            versions=self.fingerprint.versions,
+            hello=self._look_again,
+            runtime_line=self.logs.runtime_line,
+            drain_logs=self.logs.drain,
+            settings=options.settings,
+        )
+        self.work = Work(self.node)
+
+    def _loop(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        task = asyncio.create_task(work, name=name)
+        task.add_done_callback(lambda done: done.cancelled() or log.critical("loop.ended", name=name, error=repr(done.exception())))
+        return task
+
+    async def _look_again(self) -> NodeHello:
+        self.fingerprint.refresh()
+        return await self.fingerprint.hello()
+
+    async def say_hello(self) -> asyncio.Task[None]:
+        """Look at the node, and say what it is. The task ends when that is stored."""
+        hello = await self._look_again()
+        name = f"{self.boot}:{self.node.clock().timestamp():.6f}"
+        return self.node.reporter.observe(Observation.NODE_HELLO, hello.model_dump(mode="json"), name)
+
+    def _heartbeat(self) -> dict[str, Any]:
+        return {
+            "boot": self.boot,
+            "used": used(self.node.memory.sandboxes).model_dump(),
+            "storage_pct": storage_pct(self.directory),
+            "orders": len(self.node.memory.orders),
+        }
+
+    async def close(self) -> None:
+        """Take nothing new, finish or hand over, say goodbye. Sandboxes run on unless the options say otherwise."""
+        if self._lane is not None:
+            await self._lane.close()
+        await self.work.close(FINISH_S)
+        if self.options.stop_sandboxes:
+            await self._stop_sandboxes()
+        if self._lane is not None:
+            self.node.reporter.observe(Observation.NODE_BYE, {}, self.boot)
+        await self.node.reporter.close(FINISH_S)
+        for task in (*self._loops, *self.node.watches.values()):
+            task.cancel()
+        await asyncio.gather(*self._loops, return_exceptions=True)
+        self.logs.close()
+        for driver in self.node.drivers:
+            await driver.close()
+        await self._stack.aclose()
+        await self.uplink.close()
+
+    async def _stop_sandboxes(self) -> None:
+        """End their processes; their monitors tell. What they leave goes when the control plane says so."""
+        node = self.node
+        live = [record for record in node.memory.sandboxes.values() if record.condition in {"running", "paused"}]
+        stops = (node.drivers.pick(record.driver).stop(node.handle(record), FINISH_S) for record in live)
+        monitors = [task for task in node.watches.values() if not task.done()]
+        await asyncio.gather(*stops, return_exceptions=True)
+        if monitors:
+            await asyncio.wait(monitors, timeout=FINISH_S)
+
+
+def _lock(directory: Path) -> IO[bytes]:
+    """Held while this process lives."""
+    file = (directory / "lock").open("ab")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        raise InUseError(f"another agent works in {directory}") from error
+    return file
