@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -20,6 +21,7 @@ from bus.requests import PATIENCE_S, WITHIN_S, ApiError, call, patiently, unavai
 from domain.kernel.errors import Refused
 
 _NOT_FOUND: Final = 404
+_LOOK_S: Final = 0.25
 SILENCE_S: Final = 5.0
 """How long a batch may go without a message before it counts as lost."""
 
@@ -100,11 +102,30 @@ def _found(message: Msg) -> Found:
     )
 
 
-async def batch(nc: Client, stream: str, subject: str, seq: int = 1, count: int = 1000, max_bytes: int = 0) -> Batch:
-    """Up to ``count`` messages on ``subject`` from sequence ``seq`` on.
+async def batch(
+    nc: Client, stream: str, subject: str, seq: int = 1, count: int = 1000, max_bytes: int = 0, within: float = WITHIN_S
+) -> Batch:
+    """Up to ``count`` messages on ``subject`` from sequence ``seq`` on. An answer that was cut off is asked for again.
 
-    Raises ``Refused`` (``bus.unavailable``, retryable) when the answer stops before its end: ask again from the same place.
+    Raises ``Refused`` (``bus.unavailable``, retryable).
     """
+    asked: dict[str, Any] = {"batch": count, "seq": seq, "next_by_subj": subject}
+    if max_bytes:
+        asked["max_bytes"] = max_bytes
+    api, body = f"$JS.API.DIRECT.GET.{stream}", orjson.dumps(asked)
+
+    async def once(_: float) -> Batch:
+        try:
+            messages, end = await _gather(nc, api, body)
+        except (NatsError, OSError, TimeoutError) as error:
+            raise unavailable(api, error) from error
+        return _ended(end, messages, seq)
+
+    return await patiently(once, within)
+
+
+async def _gather(nc: Client, api: str, body: bytes) -> tuple[list[Found], Msg]:
+    """All messages of one answer and the one that ends it. Raises ``TimeoutError`` when it stops before its end."""
     messages: list[Found] = []
     arrived = asyncio.Event()
     end: list[Msg] = []
@@ -116,23 +137,23 @@ async def batch(nc: Client, stream: str, subject: str, seq: int = 1, count: int 
             end.append(message)
         arrived.set()
 
-    api, inbox = f"$JS.API.DIRECT.GET.{stream}", nc.new_inbox()
-    asked: dict[str, Any] = {"batch": count, "seq": seq, "next_by_subj": subject}
-    if max_bytes:
-        asked["max_bytes"] = max_bytes
+    inbox, connections = nc.new_inbox(), nc.stats["reconnects"]
+    subscription = await nc.subscribe(inbox, cb=collect, pending_bytes_limit=0)
     try:
-        subscription = await nc.subscribe(inbox, cb=collect, pending_bytes_limit=0)
-        try:
-            await nc.publish(api, orjson.dumps(asked), reply=inbox)
-            while not end:
-                arrived.clear()
-                await asyncio.wait_for(arrived.wait(), SILENCE_S)
-        finally:
-            if not nc.is_closed:
-                await subscription.unsubscribe()
-    except (NatsError, OSError, TimeoutError) as error:
-        raise unavailable(api, error) from error
-    return _ended(end[0], messages, seq)
+        await nc.publish(api, body, reply=inbox)
+        heard = time.monotonic()
+        while not end:
+            arrived.clear()
+            try:
+                await asyncio.wait_for(arrived.wait(), _LOOK_S)
+                heard = time.monotonic()
+            except TimeoutError:
+                if time.monotonic() - heard > SILENCE_S or nc.stats["reconnects"] != connections:
+                    raise
+    finally:
+        if not nc.is_closed:
+            await subscription.unsubscribe()
+    return messages, end[0]
 
 
 def _ended(message: Msg, messages: list[Found], seq: int) -> Batch:

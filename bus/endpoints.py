@@ -13,7 +13,7 @@ import difflib
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final, Self
@@ -201,33 +201,12 @@ class Endpoints:
         return answers.found(reply.seq, reply.result)
 
     def _read(self, message: Msg) -> Request:
-        project, name = message.subject.split(".")[3], _name(message)
-        headers = message.headers or {}
-        given = headers.get(COMMAND_ID_HEADER)
+        name = _name(message)
         if name not in self._tallies:
-            raise self._unknown_name(name)
-        if not _PROJECT.fullmatch(project):
-            raise Invalid("the subject names no project", {"project": f"must match {NAME_PATTERN}"})
-        if given is not None and not COMMAND_ID.fullmatch(given):
-            raise Invalid("the command id is not usable", {COMMAND_ID_HEADER: "1 to 64 of A-Z a-z 0-9 _ -"})
-        if len(message.data) > MAX_BODY:
-            raise Refused("command.too-large", f"the body has {len(message.data)} bytes; {MAX_BODY} is the limit")
-        return Request(
-            project=project,
-            name=name,
-            body=message.data,
-            command_id=given or secrets.token_hex(16),
-            explicit=given is not None,
-            actor=_actor(headers),
-            trace=_trace(headers),
-            headers=headers,
-            place=self._places,
-        )
-
-    def _unknown_name(self, name: str) -> Refused:
-        what = "command" if self._kind == "cmd" else "query"
-        near = difflib.get_close_matches(name[:128], self._tallies, n=3, cutoff=0.5)
-        return Refused(f"{what}.unknown", f"there is no {what} {name[:128]!r}", details={"nearest": near})
+            raise unknown("command" if self._kind == "cmd" else "query", name, self._tallies)
+        request = read_request(message.subject.split(".")[3], name, message.headers, message.data)
+        request.place = self._places
+        return request
 
     def _id_of(self, message: Msg) -> str | None:
         return (message.headers or {}).get(COMMAND_ID_HEADER, "") if self._kind == "cmd" else None
@@ -254,6 +233,36 @@ def _identity(message: Msg) -> tuple[str, str, bytes] | None:
     """What makes two messages the same command, so that a repetition joins the first instead of running beside it."""
     given = (message.headers or {}).get(COMMAND_ID_HEADER)
     return None if given is None else (message.subject, given, message.data)
+
+
+def unknown(what: str, name: str, known: Iterable[str]) -> Refused:
+    """The refusal for a name that nobody serves, with the names that it may have been meant to be."""
+    near = difflib.get_close_matches(name[:128], known, n=3, cutoff=0.5)
+    return Refused(f"{what}.unknown", f"there is no {what} {name[:128]!r}", details={"nearest": near})
+
+
+def read_request(project: str, name: str, headers: Mapping[str, str] | None, body: bytes, otherwise: str | None = None) -> Request:
+    """The request in a message, checked as far as it can be without knowing the command. Raises ``Refused``.
+
+    ``otherwise`` is the command id of a message that brings none; without it one is made up.
+    """
+    given = (headers or {}).get(COMMAND_ID_HEADER, otherwise)
+    if not _PROJECT.fullmatch(project):
+        raise Invalid("the subject names no project", {"project": f"must match {NAME_PATTERN}"})
+    if given is not None and not COMMAND_ID.fullmatch(given):
+        raise Invalid("the command id is not usable", {COMMAND_ID_HEADER: "1 to 64 of A-Z a-z 0-9 _ -"})
+    if len(body) > MAX_BODY:
+        raise Refused("command.too-large", f"the body has {len(body)} bytes; {MAX_BODY} is the limit")
+    return Request(
+        project=project,
+        name=name,
+        body=body,
+        command_id=given or secrets.token_hex(16),
+        explicit=given is not None,
+        actor=_actor(headers or {}),
+        trace=_trace(headers or {}),
+        headers=headers or {},
+    )
 
 
 def _actor(headers: Mapping[str, str]) -> str:

@@ -18,8 +18,8 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 
-from bus.standing_pull import Pull
 from bus.requests import call
+from bus.standing_pull import Pull
 from domain.kernel.errors import Refused
 
 log = structlog.get_logger(__name__)
@@ -71,6 +71,8 @@ class Delivery(Generic[T]):
     publish: Callable[[str, bytes], Awaitable[None]] = field(repr=False)
     settled: bytes | None = None
     again: float | None = None
+    failures: int = 0
+    """How often its handler has failed here."""
 
     async def ack(self) -> None:
         """Done: the server forgets the message."""
@@ -213,7 +215,7 @@ class Reader(Generic[T]):
                 del self._tails[delivery.item.key]
 
     async def _until_settled(self, delivery: Delivery[T]) -> None:
-        work, failures = self._work, 0
+        work = self._work
         while True:
             delivery.again = None
             try:
@@ -222,13 +224,17 @@ class Reader(Generic[T]):
                 if delivery.settled is None and pause is None:
                     await delivery.ack()
             except Exception as error:  # noqa: BLE001 - whatever it is, the messages behind this one must go on
-                failures += 1
-                pause = work.pauses[min(failures, len(work.pauses)) - 1]
-                if failures >= work.tries or (isinstance(error, Refused) and not error.retryable):
-                    log.warning("reader.gave-up", reader=self._name, item=delivery.item.name, failures=failures, error=repr(error)[:500])
+                delivery.failures += 1
+                pause = work.pauses[min(delivery.failures, len(work.pauses)) - 1]
+                if delivery.failures >= work.tries or (isinstance(error, Refused) and not error.retryable):
+                    log.warning(
+                        "reader.gave-up", reader=self._name, item=delivery.item.name, failures=delivery.failures, error=repr(error)[:500]
+                    )
                     await delivery.term(f"{delivery.item.name}: {_reason(error)}")
                 else:
-                    log.info("reader.again", reader=self._name, item=delivery.item.name, failures=failures, error=repr(error)[:500])
+                    log.info(
+                        "reader.again", reader=self._name, item=delivery.item.name, failures=delivery.failures, error=repr(error)[:500]
+                    )
             if delivery.settled is not None:
                 return
             await asyncio.sleep(pause or 0)
