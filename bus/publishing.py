@@ -15,6 +15,8 @@ import orjson
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
+DUPLICATE_IN_PROCESS: Final = 10158
+"""Of replicated streams only: the same Msg-Id is being stored at this moment."""
 ACK_S: Final = 2.0
 """How long one attempt waits. An fsynced append takes 0.2 ms, 256 of them at once 40 ms (reference/jetstream-eventstore.md §3.2)."""
 
@@ -40,8 +42,8 @@ class RejectedError(Exception):
 
     @property
     def passing(self) -> bool:
-        """Whether the same message may be accepted later: no leader, too much at once, no room."""
-        return self.code in {408, 429} or self.code >= 500
+        """Whether the same message may be accepted later: no leader, too much at once, no room, or just being stored."""
+        return self.code in {408, 429} or self.code >= 500 or self.err_code == DUPLICATE_IN_PROCESS
 
 
 class UnansweredError(Exception):

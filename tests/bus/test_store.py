@@ -175,6 +175,40 @@ def test_concurrent_commands_on_one_aggregate_from_several_processes_all_count(s
     run(scenario())
 
 
+def test_in_one_process_no_decision_has_to_be_made_twice(server):
+    async def scenario() -> None:
+        async with stores(server) as (store,):
+            made = []
+
+            def decide(counter):
+                made.append(counter)
+                return adding(1, "a")(counter)
+
+            await asyncio.gather(*[store.transact(Counter, PROJECT, "a", decide, cause(f"c{i}")) for i in range(30)])
+            assert len(made) == 30
+
+    run(scenario())
+
+
+def test_a_replica_that_is_behind_is_asked_again(server):
+    async def scenario() -> None:
+        async with stores(server, 2) as (one, two):
+            for i in range(5):
+                await add(one, 1, f"c{i}")
+            page, asked = two._reader.page, []
+
+            async def behind_at_first(subject, seq, limit=1000):
+                found = await page(subject, seq, limit)
+                asked.append(seq)
+                return found._replace(messages=found.messages[:-1]) if len(asked) < 3 else found
+
+            two._reader.page = behind_at_first
+            assert (await two.load(Counter, PROJECT, "a")).aggregate.total == 5
+            assert len(asked) == 3
+
+    run(scenario())
+
+
 @pytest.mark.parametrize("fault", ["lose", "drop-ack", "twice", "late"])
 def test_a_commit_is_stored_once_whatever_becomes_of_its_message(server, fault):
     async def scenario() -> None:
