@@ -148,8 +148,10 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 def check(path: Path) -> dict[str, Any]:
     """Check a JSON lines export against its manifest and against itself: digest, count, ends, order, no repetition.
 
-    Raises ``Refused`` (``event.altered``, ``manifest.not-found``).
+    Raises ``Refused`` (``event.altered``, ``file.not-found``, ``manifest.not-found``).
     """
+    if not path.is_file():
+        raise Refused("file.not-found", f"no file {path}")
     known = _read_manifest(manifest_of(path))
     if not known:
         raise Refused("manifest.not-found", f"no manifest {manifest_of(path)}")

@@ -11,6 +11,7 @@ import typer
 
 from domain.kernel.errors import Refused
 from strandline.cli import where
+from strandline.cli.libraries import quiet
 from strandline.cli.resolve import GONE, NOUNS, starts
 from strandline.client import Strandline
 
@@ -22,6 +23,7 @@ def complete(noun: str) -> Callable[[typer.Context, str], list[tuple[str, str]]]
     """A completer for ids and names of a noun, each with its state as help text. Never raises: a shell waits for it."""
 
     def completer(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
+        quiet()
         with contextlib.suppress(Refused, TimeoutError, OSError, ValueError):
             return asyncio.run(asyncio.wait_for(_candidates(noun, _where(ctx), incomplete), LIMIT_S))
         return []

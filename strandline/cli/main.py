@@ -40,6 +40,7 @@ class Main(Root):
     """The root group with our commands."""
 
     table = COMMANDS
+    placed = frozenset({"up", "down"})
 
 
 app = typer.Typer(

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
-from strandline.cli.columns import now
+from strandline.cli import columns
 from strandline.cli.errors import UsageProblem
 
 _DURATION: Final = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s)?")
@@ -78,7 +78,7 @@ def instant(text: str) -> datetime:
         at = datetime.fromisoformat(text)
     except ValueError:
         try:
-            return now() - timedelta(seconds=seconds(text))
+            return columns.now() - timedelta(seconds=seconds(text))
         except UsageProblem:
             raise UsageProblem(f"not an instant: {text!r}", "instants are like 2026-11-20T09:00:00Z, 2026-11-20, or 15m (ago)") from None
     return at if at.tzinfo is not None else at.replace(tzinfo=UTC)

@@ -25,9 +25,10 @@ USAGE_ERRORS: Final[type[Exception]] = next(
 
 
 class Root(TyperGroup):
-    """``table``: name → (module with ``app``, help panel, one line of help)."""
+    """``table``: name → (module with ``app``, help panel, one line of help). ``placed``: commands that have a ``--dir`` of their own."""
 
     table: ClassVar[dict[str, tuple[str, str, str]]] = {}
+    placed: ClassVar[frozenset[str]] = frozenset()
     _listing = False
 
     def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002 - the signature is typer's
@@ -44,6 +45,7 @@ class Root(TyperGroup):
         if cmd_name not in self.commands and importlib.util.find_spec(module) is not None:
             command = typer.main.get_command(importlib.import_module(module).app)
             command.name = cmd_name
+            command.params = [p for p in command.params if not {"--install-completion", "--show-completion"} & set(p.opts)]
             self.commands[cmd_name] = command
         return self.commands.get(cmd_name)
 
@@ -51,7 +53,10 @@ class Root(TyperGroup):
         """The same, with every name known to the search for near misses."""
         for name in self.list_commands(ctx) if args and args[0] not in self.table else ():
             self.get_command(ctx, name)
-        return super().resolve_command(ctx, args)
+        found, command, rest = super().resolve_command(ctx, args)
+        if found in self.placed and ctx.params.get("dir"):
+            rest = ["--dir", ctx.params["dir"], *rest]
+        return found, command, rest
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """The overview, without importing what it lists."""

@@ -9,20 +9,19 @@ import asyncio
 import functools
 import inspect
 import os
-import sys
 import traceback
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Final, TypeVar, get_type_hints
 
-import structlog
 import typer
 
 from domain.kernel.errors import Refused
 from strandline.cli import parse, where
 from strandline.cli.errors import print_error
 from strandline.cli.exitcodes import ExitCode, exit_code
+from strandline.cli.libraries import quiet
 from strandline.cli.output import FORMATS, Format, Output
 from strandline.cli.resolve import resolve
 from strandline.cli.style import err
@@ -211,7 +210,7 @@ def _run(common: dict[str, Any], root: dict[str, Any], fmt: Format) -> Run:
 
 
 async def _go(function: Callable[..., Awaitable[Any]], run: Run, given: dict[str, Any], *, connect: bool) -> None:
-    _quiet()
+    quiet()
     if not connect:
         await function(run, **given)
         return
@@ -228,18 +227,6 @@ async def _go(function: Callable[..., Awaitable[Any]], run: Run, given: dict[str
     ) as s:
         run._session = s  # noqa: SLF001 - the run is ours
         await function(run, **given)
-
-
-def _quiet() -> None:
-    """Libraries say nothing: what stops us comes as a refusal. ``STRANDLINE_DEBUG`` shows what they would say, on stderr."""
-    if os.environ.get("STRANDLINE_DEBUG"):
-        structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
-    else:
-        structlog.configure(processors=[_drop])
-
-
-def _drop(_logger: Any, _method: str, _event: Any) -> Any:
-    raise structlog.DropEvent
 
 
 def _surprise(error: Exception, fmt: Format, failure: ExitCode | None) -> ExitCode:

@@ -28,7 +28,7 @@ class Jobs(Noun):
     async def watch(self, job_id: str) -> AsyncGenerator[Job, None]:
         """The job now and after every change, until it has ended."""
         last: Job | None = None
-        async with contextlib.aclosing(changes(self._calls, "job", job_id)) as moves:
+        async with contextlib.aclosing(changes(self._calls, "job", id=job_id)) as moves:
             async for _ in moves:
                 job = await self.get(job_id)
                 if job != last:

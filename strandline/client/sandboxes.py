@@ -143,7 +143,7 @@ class Sandboxes(Noun):
     async def watch(self, sandbox_id: str) -> AsyncGenerator[Sandbox, None]:
         """The sandbox now and after every change, until it is DEAD."""
         last: Sandbox | None = None
-        async with contextlib.aclosing(changes(self._calls, "sandbox", sandbox_id)) as moves:
+        async with contextlib.aclosing(changes(self._calls, "sandbox", id=sandbox_id)) as moves:
             async for _ in moves:
                 sandbox = await self.get(sandbox_id)
                 if sandbox != last:

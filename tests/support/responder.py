@@ -168,6 +168,10 @@ class Scripted:
                 envelope = {"seq": ack.seq, "commit": commit, "command": command, "cause": None, "actor": "alice", "project": "default"}
                 self.events.append({**envelope, "id": node_id, "time": at.isoformat(), **event})
 
+    def print(self, sandbox_id: str, stream: str, data: bytes) -> None:
+        """A chunk of a sandbox's output."""
+        self.do(self._nc.jetstream().publish(f"strand.log.default.{sandbox_id}.{stream}", data))
+
     def poke(self, kind: str, identifier: str) -> None:
         """A commit on that aggregate's subject; what it says does not matter to who only waits for a change."""
         events = Node.create(identifier, AT).collect_events()

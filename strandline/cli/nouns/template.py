@@ -33,7 +33,7 @@ REDO = shapes.fields("job_id", "template_id", "status")
     examples="""
     strandline template create docker://docker.io/library/python:3.12 --alias python
     strandline template create oci:./image:latest --memory 2G --port 8080 -e MODE=prod --no-wait -o name
-    strandline template create docker://registry.local/app:1 --alias app --if-not-exists
+    strandline template create docker://registry.example/app:1 --alias app --if-not-exists
     """,
 )
 async def create(
@@ -151,7 +151,7 @@ async def commit(
     """,
 )
 async def list_(run: Run, as_of: args.AsOf = None) -> None:
-    """Templates, newest state first seen."""
+    """Templates and how ready they are."""
 
     def read() -> AsyncIterator[Any]:
         return run.s.templates.list(as_of=parse.moment(as_of) if as_of else None, limit=run.limit, **run.filters)

@@ -104,7 +104,7 @@ async def verify(
     identifier: Id = None,
     file: Annotated[
         Path | None,
-        typer.Option("--file", help="Check an export against its manifest instead.", exists=True, dir_okay=False, show_default=False),
+        typer.Option("--file", help="Check an export against its manifest instead.", show_default=False),
     ] = None,
 ) -> None:
     """Check that nothing in the log was altered, reordered or removed; exit code 1 when something was."""

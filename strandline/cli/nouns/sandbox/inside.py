@@ -1,4 +1,4 @@
-"""``strandline sandbox exec`` and ``logs``: what goes on inside."""
+"""``strandline sandbox exec``: one more program inside."""
 
 from __future__ import annotations
 
