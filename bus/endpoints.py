@@ -13,7 +13,7 @@ import difflib
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final, Self
@@ -32,7 +32,6 @@ from bus.micro import QUEUE, Discovery, Tally
 from domain.kernel.command import MAX_BODY, Command
 from domain.kernel.errors import Invalid, Refused
 from domain.kernel.ids import COMMAND_ID, NAME_PATTERN
-from domain.kernel.registry import COMMANDS
 
 log = structlog.get_logger(__name__)
 
@@ -91,7 +90,9 @@ Handler = Callable[[Request], Awaitable[Reply]]
 class Endpoints:
     """All endpoints of one kind (commands, or queries) of this process. ``close`` drains."""
 
-    def __init__(self, nc: Client, kind: str, handle: Handler, limit: int, queue: int, group: str = "") -> None:
+    def __init__(
+        self, nc: Client, kind: str, handle: Handler, limit: int, queue: int, group: str = "", elsewhere: Collection[str] = ()
+    ) -> None:
         self._nc = nc
         self._kind = kind
         self._handle = handle
@@ -100,6 +101,7 @@ class Endpoints:
         self._tasks: set[asyncio.Task[None]] = set()
         self._running: dict[tuple[str, str, bytes] | None, list[Msg]] = {}
         self._group = group
+        self._elsewhere = elsewhere
         self._subscriptions: list[Subscription] = []
         self._discovery = Discovery(nc, SERVICE, VERSION, f"Strandline {'commands' if kind == 'cmd' else 'queries'}")
         self._tallies: dict[str, Tally] = {}
@@ -149,6 +151,8 @@ class Endpoints:
         if message.reply and not answers.is_inbox(message.reply):
             log.warning("endpoint.reply-refused", subject=message.subject, reply=message.reply)
             return
+        if _name(message) in self._elsewhere:
+            return
         repeated = self._running.get(_identity(message))
         if repeated is not None and len(repeated) < _MOST_REPEATS:
             repeated.append(message)
@@ -159,11 +163,6 @@ class Endpoints:
             task = asyncio.create_task(self._serve(message))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-
-    def _is_others(self, subject: str) -> bool:
-        """A command that exists and is not served here is served by another process, which has this message too."""
-        name = ".".join(subject.split(".")[4:])
-        return self._kind == "cmd" and name in COMMANDS and name not in self._tallies
 
     async def _serve(self, message: Msg) -> None:
         """Work on one request, and answer it and everybody who repeated it meanwhile."""
@@ -284,14 +283,21 @@ def _trace(headers: Mapping[str, str]) -> str | None:
 
 
 async def serve_commands(
-    nc: Client, commands: Mapping[str, type[Command]], handle: Handler, *, limit: int = 256, queue: int = 2048, group: str = ""
+    nc: Client,
+    commands: Mapping[str, type[Command]],
+    handle: Handler,
+    *,
+    limit: int = 256,
+    queue: int = 2048,
+    group: str = "",
+    elsewhere: Collection[str] = (),
 ) -> Endpoints:
     """Serve every command of ``commands`` (``noun.verb`` -> class). ``handle`` parses the body; it runs in a task of its own.
 
-    Without ``group`` this is the front door, which also answers for names that nobody knows. With it, only these commands are taken, in a
-    queue group of that name: for another process than the control plane.
+    Without ``group`` this is the front door, which also answers for names that nobody knows, and is silent about those served ``elsewhere``.
+    With it, only these commands are taken, in a queue group of that name: for another process than the control plane.
     """
-    endpoints = Endpoints(nc, "cmd", handle, limit, queue, group)
+    endpoints = Endpoints(nc, "cmd", handle, limit, queue, group, elsewhere)
     for name, cls in sorted(commands.items()):
         endpoints.announce(name, _describe(cls))
     await endpoints.start()

@@ -10,19 +10,21 @@ import contextlib
 from collections.abc import Sequence
 from typing import Self
 
+import orjson
 import structlog
-from bus.submit import SubmitWorker
 
 from bus import heartbeat, objects
 from bus.broadcast import Broadcast
+from bus.client import Caller
 from bus.commit import Commit
 from bus.connection import Client
-from bus.endpoints import serve_commands
+from bus.endpoints import Reply, Request, serve_commands
 from bus.lanes import LaneKeeper
 from bus.receipts import Receipts
 from bus.reports import ReportReader
 from bus.store import Store
 from bus.subjects import ALL_EVENTS, ARTIFACTS_BUCKET
+from bus.submit import SubmitWorker
 from bus.subscription import DurableReader, Tail
 from bus.timers import Due, DueReader
 from domain.kernel.command import Command
@@ -30,6 +32,7 @@ from domain.nodes import commands as node_commands
 from domain.nodes.orders import Report
 from domain.sandboxes import commands as sandbox_commands
 from domain.templates import commands as template_commands
+from domain.views.commands import ViewRebuild
 from handlers import reports
 from handlers.commands import artifacts, execution, nodes, sandboxes, snapshots, templates
 from handlers.control import Control, Deadlines
@@ -47,6 +50,7 @@ log = structlog.get_logger(__name__)
 
 HANDLERS: dict[type[Command], Handler] = {
     template_commands.TemplateCreate: templates.create,
+    template_commands.TemplateCommit: templates.commit,
     template_commands.TemplateRedo: templates.redo,
     template_commands.TemplateAdoptBaseline: templates.adopt_baseline,
     template_commands.TemplateDelete: templates.delete,
@@ -70,6 +74,10 @@ HANDLERS: dict[type[Command], Handler] = {
     node_commands.NodeUncordon: nodes.uncordon,
     node_commands.NodeDrain: nodes.drain,
 }
+
+
+ELSEWHERE = frozenset({ViewRebuild.wire_name()})
+"""Commands that the projector serves."""
 
 
 class ControlPlane:
@@ -121,8 +129,8 @@ class ControlPlane:
         )
         watchdog = asyncio.create_task(self.processes.watch(), name="watchdog")
         self._running.callback(watchdog.cancel)
-        await run(SubmitWorker(self._nc, self._dispatcher.handle))
-        endpoints = await serve_commands(self._nc, self._dispatcher.commands, self._dispatcher.handle)
+        await run(SubmitWorker(self._nc, self._submitted))
+        endpoints = await serve_commands(self._nc, self._dispatcher.commands, self._dispatcher.handle, elsewhere=ELSEWHERE)
         self._running.push_async_callback(endpoints.close)
         log.info("control.ready", seq=self.control.fleet.seq)
 
@@ -144,6 +152,14 @@ class ControlPlane:
 
     async def _on_report(self, report: Report) -> None:
         await reports.take(self.control, report)
+
+    async def _submitted(self, request: Request) -> Reply:
+        """A submitted command; one that another process serves is passed on to it."""
+        if request.name not in ELSEWHERE:
+            return await self._dispatcher.handle(request)
+        body = orjson.loads(request.body or b"{}")
+        reply = await Caller(self._nc, actor=request.actor).command(request.project, request.name, body, request.command_id)
+        return Reply(reply["result"], reply["id"], reply["seq"])
 
     async def _on_due(self, due: Due) -> None:
         if due.kind == "sandbox":

@@ -10,6 +10,7 @@ import re
 import shutil
 import stat
 import subprocess
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,3 +148,14 @@ def _applets(box: Path) -> list[str]:
     if listed.returncode:
         raise ImageFault("host.missing-tool", f"{box} does not list its applets")
     return [name for name in listed.stdout.split() if "/" not in name]
+
+
+def main() -> None:
+    """``python -m agents.images.compose FOLDER``: write the image and say where it is."""
+    folder = Path(sys.argv[1])
+    composed = compose(folder)
+    sys.stdout.write(f"{folder}  {composed.digest}\n")
+
+
+if __name__ == "__main__":
+    main()

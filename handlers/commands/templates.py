@@ -9,6 +9,7 @@ from bus.endpoints import Reply
 from bus.store import Part
 from domain.kernel import ids
 from domain.kernel.errors import Refused
+from domain.sandboxes.sandbox import Sandbox
 from domain.templates import commands as c
 from domain.templates.image_ref import parse_image
 from domain.templates.job import Job, Operation, next_attempt
@@ -98,6 +99,12 @@ async def redo(control: Control, asked: Asked, command: c.TemplateRedo) -> Reply
         ]
         await control.store.transact_many(parts, asked.cause)
     return await job_reply(control, asked.project, job_id, result, template.id, command.wait_s)
+
+
+async def commit(control: Control, asked: Asked, command: c.TemplateCommit) -> Reply:
+    """Not possible yet: no driver can hand a running sandbox's disk to the builder. Said plainly, and nothing is recorded."""
+    await control.get(Sandbox, asked.project, command.sandbox_id)
+    raise Refused("template.commit-unsupported", "templates cannot be made from sandboxes yet")
 
 
 async def _replicas(control: Control, project: str, template_id: str) -> list[ReplicaView]:

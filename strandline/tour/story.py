@@ -10,6 +10,7 @@ from typing import Any
 
 from strandline.client import Strandline
 from strandline.client.items import Job, Node
+from strandline.client.jobs import failure
 from strandline.installation import Installation
 from strandline.tour.screen import Screen
 
@@ -73,7 +74,9 @@ class Story:
                     bars[job.phase] = progress.add_task(job.phase, total=100)
                 share = 100 * job.pull.bytes / job.pull.total_bytes if job.phase == "PULLING" and job.pull.total_bytes else 50
                 progress.update(bars[job.phase], completed=100 if job.status == "READY" else share)
-        await s.jobs.wait(made.job_id, timeout=WAIT_S)
+        failed = failure(await s.jobs.wait(made.job_id, timeout=WAIT_S))
+        if failed is not None:
+            raise failed
         template = await s.templates.get(ALIAS)
         self._screen.facts(template=template.template_id, artifact=template.artifact_id, digest=(template.image_digest or "")[:19])
         again = await s.templates.create(image, alias="demo-again", memory_mb=256, wait_s=WAIT_S)
