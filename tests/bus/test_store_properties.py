@@ -169,12 +169,12 @@ def test_nothing_is_lost_or_doubled_in_short_histories(world):
 
 @pytest.mark.slow
 def test_nothing_is_lost_or_doubled_in_long_histories(world):
-    histories(Histories, world, examples=40, steps=30)
+    histories(Histories, world, examples=20, steps=30)
 
 
 @pytest.mark.slow
 def test_nothing_is_lost_or_doubled_while_connections_are_cut_and_the_server_is_killed(world):
-    histories(Disasters, world, examples=12, steps=15)
+    histories(Disasters, world, examples=10, steps=15)
 
 
 @pytest.mark.slow
