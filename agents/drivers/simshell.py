@@ -100,7 +100,11 @@ class Shell:
 
     def _open(self, path: str, flags: int) -> int | None:
         try:
-            return None if self.root is None else open_in_root(self.root, str(PurePosixPath(self.cwd, path)), flags, 0o644)
+            return (
+                None
+                if self.root is None
+                else open_in_root(self.root, str(PurePosixPath(self.cwd, path)), flags, 0o644 if flags & os.O_CREAT else 0)
+            )
         except OSError:
             return None
 
