@@ -46,9 +46,8 @@ huge = {{
 """
 _NAMESPACE: Final = uuid.UUID("2b0f8f7e-5d2c-5c61-8a57-0c1b6a5f3d10")
 _RESERVED: Final = 11
-"""The first inode that files get; the root directory is 2 (mke2fs gives it a time of its own), the resize inode 7."""
+"""The first inode that files get. Below it only the root directory is ours; the others have the faked time."""
 _ROOT: Final = 2
-_RESIZE: Final = 7
 _ATTEMPTS: Final = 3
 _FULL: Final = "Could not allocate"
 
@@ -107,7 +106,6 @@ class Builder:
             raise ImageFault("artifact.build-failed", f"debugfs: {tail(' '.join(wrong)) or code}")
 
     def _script(self, staged: Staged, image: Path) -> Iterator[str]:
-        yield from _times(_RESIZE, self._epoch * 10**9, self._epoch)
         yield from self._inode(_ROOT, staged.root)
         found = 0
         with image.open("rb") as file:

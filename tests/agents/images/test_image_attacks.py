@@ -14,7 +14,7 @@ from support.images import layout, layout_of, tar
 
 from agents.images import BuildLimits, ImageFault
 from agents.images.options import MIB
-from agents.images.writer import LayerTar, Packed, packed, plain
+from agents.images.writer import LayerTar, LayoutWriter, Packed, packed, plain
 
 pytestmark = pytest.mark.quick
 
@@ -158,6 +158,16 @@ def test_bytes_that_are_not_what_the_manifest_says_are_refused(bench, tmp_path):
     for bad in (good[:-1] + bytes([good[-1] ^ 1]), good[:-1], good + b"\0"):
         layer.write_bytes(bad)
         refused(bench, image, "image.digest-mismatch")
+
+
+def test_a_manifest_cannot_hide_how_large_a_layer_is(bench, tmp_path):
+    writer = LayoutWriter(tmp_path / "l")
+    writer.image([packed(tar(entries(file("a"))))], {}, "t")
+    index = json.loads((tmp_path / "l/index.json").read_bytes())["manifests"][0]
+    manifest = json.loads((tmp_path / "l/blobs" / index["digest"].replace(":", "/")).read_bytes())
+    manifest["layers"][0]["size"] = 1
+    writer.tag(writer.blob(json.dumps(manifest).encode(), index["mediaType"]), "t")
+    refused(bench, f"oci:{tmp_path / 'l'}:t", "image.digest-mismatch")
 
 
 def test_an_unpacked_layer_must_be_the_one_that_the_configuration_names(bench, tmp_path):

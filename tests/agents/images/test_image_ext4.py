@@ -46,6 +46,7 @@ def base(layer):
     layer.entry("pipe", tarfile.FIFOTYPE, mode=0o622)
     layer.file("empty", b"")
     layer.file("holes", bytes(3 * MIB) + b"end")
+    layer.file("zeros", bytes(MIB))
     layer.file("removed/by/whiteout", b"w")
     layer.directory("lost+found", mode=0o700)
     layer.file("lost+found/found", b"again")
@@ -80,6 +81,7 @@ def test_every_inode_has_the_metadata_that_the_image_gives_it(bench, tmp_path):
     assert "security.capability (20)" in debugfs(image, "ea_list /cap")
     assert 'user.note (8) = "hi there"' in debugfs(image, "ea_list /cap")
     assert content_of(image, "/bin/tool") == "#!tool\n" * 1000
+    assert stat_of(image, "/zeros")["Size"] == str(MIB)
     assert content_of(image, "/lost+found/found") == "again"
     assert "by" not in debugfs(image, "ls -p /removed")
     created = stat_of(image, "/")["ctime"]
@@ -108,6 +110,26 @@ def test_the_bytes_do_not_depend_on_the_file_system_that_was_unpacked_in(tmp_pat
         assert Bench(tmp_path / "there").build(image, work=there).sha256 == here.sha256
     finally:
         shutil.rmtree(there)
+
+
+@pytest.mark.quick
+def test_attributes_and_rights_of_the_hosts_own_folders_do_not_get_into_the_image(tmp_path):
+    image = rich(tmp_path / "l")
+    usual = Bench(tmp_path / "usual").build(image)
+    work = tmp_path / "work"
+    work.mkdir()
+    owner, somebody, group, mask, others = 0x01, 0x02, 0x04, 0x10, 0x20
+    entries = [(owner, -1), (somebody, 12345), (group, -1), (mask, -1), (others, -1)]
+    acl = struct.pack("<I", 2) + b"".join(struct.pack("<HHI", tag, 7, who % 2**32) for tag, who in entries)
+    try:
+        os.setxattr(work, "system.posix_acl_default", acl)
+    except OSError as error:
+        pytest.skip(f"no access control lists here: {error}")
+    umask = os.umask(0o077)
+    try:
+        assert Bench(tmp_path / "odd").build(image, work=work).sha256 == usual.sha256
+    finally:
+        os.umask(umask)
 
 
 @pytest.mark.root

@@ -225,7 +225,7 @@ def test_a_build_cancelled_while_a_program_runs_kills_it_and_leaves_nothing(benc
     (programs / "debugfs").symlink_to(tools.find("debugfs"))
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
-    (programs / "mke2fs").write_text(f"#!/bin/sh\necho $$ > {fifo}\nexec sleep 1000\n")
+    (programs / "mke2fs").write_text(f"#!/bin/sh\nshift $(($# - 2)); echo half > $1\necho $$ > {fifo}\nexec sleep 1000\n")
     (programs / "mke2fs").chmod(0o755)
     monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
 

@@ -140,9 +140,10 @@ def test_a_bearer_token_is_fetched_from_the_service_that_the_registry_names(anon
             refused("image.unauthorized", image, auth=Auth("alice", "wrong"), trust=trust)
 
 
-def test_credentials_never_go_to_a_token_service_in_plain_text(tmp_path, pki):
+@pytest.mark.parametrize("realm", ["http://192.0.2.1/token", "http://127.0.0.1:1/token", "file:///etc/passwd", ""])
+def test_credentials_never_go_to_a_token_service_in_plain_text(realm, pki):
     def challenge(request):
-        request.answer(401, headers={"WWW-Authenticate": 'Bearer realm="http://192.0.2.1/token",service="x"'})
+        request.answer(401, headers={"WWW-Authenticate": f'Bearer realm="{realm}",service="x"'})
 
     with Gateway("", pki, challenge) as gateway:
         refused("image.insecure", f"docker://{gateway.host}/image:1", auth=Auth("alice", SECRET), trust=Trust(ca_file=pki.ca))
