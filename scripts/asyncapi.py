@@ -1,42 +1,56 @@
-"""The AsyncAPI 3 document of the bus: every command, query and event that the code's registries know."""
+"""The AsyncAPI 3.0 document of the bus: every command, query and event that the code's registries know.
+
+Actions are the control plane's own (AsyncAPI describes an application): it receives commands and queries, and sends events and outcomes.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 from domain import catalogue
 from domain.kernel.aggregate import ENVELOPE_FIELDS, Event
 from domain.kernel.command import Command
+from domain.kernel.ids import NAME_PATTERN
 from domain.kernel.registry import COMMANDS, EVENTS
-from projections.catalogue import VIEWS
+from projections.question import MAX_LIMIT
+from projections.view import View
+from projections.views import VIEWS
 
-TITLE = "Strandline bus"
+Json = dict[str, Any]
+
+LOG_QUERIES: Final[Mapping[str, Sequence[str]]] = {"events": ("read", "verify"), "views": ("list", "digest")}
+"""What can be asked beside the views; a test holds it against the projector's own list."""
+TEXT: Final[Json] = {"type": "string"}
+WHOLE: Final[Json] = {"type": "integer"}
+_TYPES: Final = {str: "string", bool: "boolean", int: "number", float: "number", list: "array", dict: "object"}
 
 
-def document() -> dict[str, Any]:
-    """The whole document, ready for JSON or YAML."""
+def queries() -> dict[str, Sequence[str]]:
+    """View → verbs."""
+    return {**{view.name: view.verbs for view in VIEWS}, **LOG_QUERIES}
+
+
+def document() -> Json:
+    """The whole document, ready for JSON."""
     catalogue.load()
-    channels: dict[str, Any] = {}
-    operations: dict[str, Any] = {}
-    messages: dict[str, Any] = {"Commit": _commit(), "Reply": _reply(), "Query": _query(), "Page": _page()}
-    schemas: dict[str, Any] = {}
+    channels: Json = {"replies": {"address": None, "description": "The inbox that a request names.", "messages": {}}}
+    channels |= _streams()
+    operations: Json = {
+        "followEvents": {"action": "send", "channel": _ref("channels", "events")},
+        "publishOutcomes": {"action": "send", "channel": _ref("channels", "outcomes")},
+    }
+    messages: Json = {"Commit": _commit(), "Reply": _message("Reply", "The answer to a command.", _ref("components", "schemas", "Reply"))}
+    schemas: Json = {"Reply": _reply(), **{name: _event_schema(event) for name, event in sorted(EVENTS.items())}}
     for name, command in sorted(COMMANDS.items()):
         _add_command(name, command, channels, operations, messages)
-    for view, verbs in sorted(VIEWS.items()):
+    views = {view.name: view for view in VIEWS}
+    for name, verbs in sorted(queries().items()):
         for verb in verbs:
-            _add_query(view, verb, channels, operations)
-    channels["events"] = {
-        "address": "strand.evt.{project}.{type}.{id}",
-        "description": "The log, JetStream stream EVENTS. One message is one commit.",
-        "parameters": {p: {} for p in ("project", "type", "id")},
-        "messages": {"Commit": {"$ref": "#/components/messages/Commit"}},
-    }
-    operations["followEvents"] = {"action": "receive", "channel": {"$ref": "#/channels/events"}}
-    for name, event in sorted(EVENTS.items()):
-        schemas[name] = _event_schema(event)
+            _add_query(name, verb, views.get(name), channels, operations, messages)
     return {
         "asyncapi": "3.0.0",
-        "info": {"title": TITLE, "version": "1", "description": "What is public on the bus; changed only by adding."},
+        "info": {"title": "Strandline bus", "version": "1.0.0", "description": "What is public on the bus. Changed only by adding."},
         "defaultContentType": "application/json",
         "channels": channels,
         "operations": operations,
@@ -44,87 +58,126 @@ def document() -> dict[str, Any]:
     }
 
 
-def _add_command(name: str, command: type[Command], channels: dict[str, Any], operations: dict[str, Any], messages: dict[str, Any]) -> None:
+def _streams() -> Json:
+    return {
+        "events": _channel(
+            "strand.evt.{project}.{type}.{id}", {"Commit": "Commit"}, "The log, JetStream stream EVENTS. One message is one commit."
+        ),
+        "outcomes": _channel(
+            "strand.v1.outcome.{project}.{commandId}",
+            {"Reply": "Reply"},
+            "JetStream stream OUTCOME: replies to submitted commands, 7 days.",
+        ),
+    }
+
+
+def _add_command(name: str, command: type[Command], channels: Json, operations: Json, messages: Json) -> None:
     key = name.replace(".", "-")
+    headers = _object(**{"Strand-Command-Id": {**TEXT, "pattern": "^[A-Za-z0-9_-]{1,64}$"}, "Strand-Actor": TEXT, "traceparent": TEXT})
+    payload = command.model_json_schema(ref_template=f"#/components/messages/{key}/payload/$defs/{{model}}")
     messages[key] = {
-        "name": name,
-        "summary": (command.__doc__ or "").strip().split("\n")[0],
-        "headers": {
-            "type": "object",
-            "properties": {"Strand-Command-Id": {"type": "string", "pattern": "^[A-Za-z0-9_-]{1,64}$"}, "traceparent": {"type": "string"}},
-        },
-        "payload": command.model_json_schema(ref_template="#/components/messages/" + key + "/payload/$defs/{model}"),
+        **_message(name, _first_line(command.__doc__), payload),
+        "headers": headers,
         "examples": [{"payload": command.EXAMPLE}],
     }
+    answer: Json = _ref("components", "schemas", "Reply")
     if command.RESULT is not None:
-        messages[f"{key}-result"] = {
-            "name": f"{name} result",
-            "payload": command.RESULT.model_json_schema(ref_template="#/components/messages/" + key + "-result/payload/$defs/{model}"),
-        }
-    for kind, address in (("cmd", f"strand.v1.cmd.{{project}}.{name}"), ("submit", f"strand.v1.submit.{{project}}.{name}")):
-        channels[f"{kind}-{key}"] = {
-            "address": address,
-            "parameters": {"project": {}},
-            "messages": {key: {"$ref": f"#/components/messages/{key}"}},
-        }
-    operations[f"{key}"] = {
-        "action": "send",
-        "channel": {"$ref": f"#/channels/cmd-{key}"},
-        "reply": {"messages": [{"$ref": "#/components/messages/Reply"}]},
-    }
+        place = f"#/components/messages/{key}-reply/payload/allOf/1/properties/result/$defs/{{model}}"
+        result = command.RESULT.model_json_schema(mode="serialization", ref_template=place)
+        answer = {"allOf": [answer, {"type": "object", "properties": {"result": result}}]}
+    messages[f"{key}-reply"] = _message(f"{name} reply", f"The answer to {name}.", answer)
+    channels["replies"]["messages"][f"{key}-reply"] = _ref("components", "messages", f"{key}-reply")
+    for kind, said in (("cmd", "Request/reply."), ("submit", "JetStream stream SUBMIT: durable, the outcome is published.")):
+        channels[f"{kind}-{key}"] = _channel(f"strand.v1.{kind}.{{project}}.{name}", {key: key}, said)
+        operations[f"{kind}-{key}"] = {"action": "receive", "channel": _ref("channels", f"{kind}-{key}")}
+    operations[f"cmd-{key}"]["reply"] = _replying(f"{key}-reply")
 
 
-def _add_query(view: str, verb: str, channels: dict[str, Any], operations: dict[str, Any]) -> None:
-    key = f"qry-{view}-{verb}"
-    channels[key] = {
-        "address": f"strand.v1.qry.{{project}}.{view}.{verb}",
-        "parameters": {"project": {}},
-        "messages": {"Query": {"$ref": "#/components/messages/Query"}},
-    }
-    operations[key] = {
-        "action": "send",
-        "channel": {"$ref": f"#/channels/{key}"},
-        "reply": {"messages": [{"$ref": "#/components/messages/Page"}]},
-    }
+def _add_query(name: str, verb: str, view: View | None, channels: Json, operations: Json, messages: Json) -> None:
+    key = f"qry-{name}-{verb}"
+    fields = {field: _typed(value) for field, value in view.fields.items()} if view is not None else {}
+    items = {"type": "array", "items": _object(**fields) if verb in {"list", "get"} else {"type": "object"}}
+    page = _object(ok={"const": True}, seq=WHOLE, items=items, next={"type": ["string", "integer", "null"]})
+    messages[key] = _message(f"{name}.{verb}", "A question.", _question(name, verb, fields))
+    messages[f"{key}-page"] = _message(f"{name}.{verb} page", "What was found, and the position it is true for.", page)
+    channels[key] = _channel(f"strand.v1.qry.{{project}}.{name}.{verb}", {key: key}, "Request/reply.")
+    channels["replies"]["messages"][f"{key}-page"] = _ref("components", "messages", f"{key}-page")
+    operations[key] = {"action": "receive", "channel": _ref("channels", key), "reply": _replying(f"{key}-page")}
 
 
-def _event_schema(event: type[Event]) -> dict[str, Any]:
-    schema = event.model_json_schema()
+def _question(name: str, verb: str, fields: Json) -> Json:
+    """The body of a query; filters of a list are the scalar fields of its items."""
+    limit = {"type": "integer", "minimum": 1, "maximum": MAX_LIMIT}
+    if name == "events":
+        read = {"after": WHOLE, "until": WHOLE, "limit": limit, "type": TEXT} if verb == "read" else {}
+        return _object(**read, id=TEXT, min_seq=WHOLE)
+    body: Json = {"min_seq": WHOLE, "as_of": {"type": ["integer", "string"]}}
+    if name == "views":
+        body |= {"view": TEXT} if verb == "digest" else {}
+    elif verb == "get":
+        body["id"] = TEXT
+    elif verb == "list":
+        body |= {"limit": limit, "cursor": TEXT, **{f: t for f, t in fields.items() if t.get("type") not in {"array", "object"}}}
+    return _object(**body)
+
+
+def _event_schema(event: type[Event]) -> Json:
+    schema = event.model_json_schema(ref_template=f"#/components/schemas/{event.TOPIC}/$defs/{{model}}")
     properties = {k: v for k, v in schema.get("properties", {}).items() if k not in ENVELOPE_FIELDS}
     required = [k for k in schema.get("required", []) if k not in ENVELOPE_FIELDS]
-    shown: dict[str, Any] = {"type": "object", "x-schema": event.class_version, "properties": properties, "required": required}
+    shown: Json = {"type": "object", "x-schema": event.class_version, "properties": properties, "required": required}
     if "$defs" in schema:
         shown["$defs"] = schema["$defs"]
-    if event.__doc__ and "A fact about one aggregate" not in event.__doc__:
-        shown["description"] = event.__doc__.strip()
+    if event.__doc__ and event.__doc__ != Event.__doc__ and "The first event of an aggregate" not in event.__doc__:
+        shown["description"] = " ".join(event.__doc__.split())
     return shown
 
 
-def _object(**properties: Any) -> dict[str, Any]:
+def _commit() -> Json:
+    event = _object(type={"enum": sorted(EVENTS)}, schema=WHOLE, version=WHOLE, data={"type": "object"})
+    event["description"] = "`data` is the schema of components.schemas that `type` names."
+    fields = dict.fromkeys(("commit", "command", "digest", "cause", "actor", "project", "type", "id", "trace", "prev", "hash"), TEXT)
+    payload = _object(**fields, time={**TEXT, "format": "date-time"}, events={"type": "array", "items": event}, reply={"type": "object"})
+    return _message("Commit", "The events that one command caused in one aggregate.", payload)
+
+
+def _reply() -> Json:
+    error = _object(code=TEXT, message=TEXT, retryable={"type": "boolean"}, details={"type": "object"})
+    ok = {"type": "boolean"}
+    return _object(ok=ok, command_id=TEXT, id={"type": ["string", "null"]}, seq=WHOLE, result={"type": "object"}, error=error)
+
+
+def _channel(address: str, messages: Mapping[str, str], description: str) -> Json:
+    names = [part[1:-1] for part in address.split(".") if part.startswith("{")]
+    about = {"project": {"description": f"Whose things; matches {NAME_PATTERN}."}}
+    return {
+        "address": address,
+        "description": description,
+        "parameters": {name: about.get(name, {}) for name in names},
+        "messages": {name: _ref("components", "messages", message) for name, message in messages.items()},
+    }
+
+
+def _replying(message: str) -> Json:
+    return {"channel": _ref("channels", "replies"), "messages": [_ref("channels", "replies", "messages", message)]}
+
+
+def _message(name: str, summary: str, payload: Json) -> Json:
+    return {"name": name, "summary": summary, "payload": payload}
+
+
+def _object(**properties: Any) -> Json:
     return {"type": "object", "properties": properties}
 
 
-def _commit() -> dict[str, Any]:
-    text = {"type": "string"}
-    event = _object(type=text, schema={"type": "integer"}, version={"type": "integer"}, data={"type": "object"})
-    fields = dict.fromkeys(("commit", "command", "digest", "cause", "actor", "project", "type", "id", "trace", "prev", "hash"), text)
-    payload = _object(**fields, time={"type": "string", "format": "date-time"}, events={"type": "array", "items": event})
-    return {"name": "Commit", "summary": "The events that one command caused in one aggregate.", "payload": payload}
+def _typed(value: Any) -> Json:
+    """The type of a view's field by its first value; one that begins as null can become anything."""
+    return {} if value is None else {"type": _TYPES[type(value)]}
 
 
-def _reply() -> dict[str, Any]:
-    text = {"type": "string"}
-    error = _object(code=text, message=text, retryable={"type": "boolean"}, details={"type": "object"})
-    payload = _object(ok={"type": "boolean"}, command_id=text, id=text, seq={"type": "integer"}, result={"type": "object"}, error=error)
-    return {"name": "Reply", "summary": "The answer to a command.", "payload": payload}
+def _first_line(doc: str | None) -> str:
+    return (doc or "").strip().partition("\n")[0]
 
 
-def _query() -> dict[str, Any]:
-    payload = _object(min_seq={"type": "integer"}, as_of={"type": ["integer", "string"]}, limit={"type": "integer"}, cursor={"type": "string"})
-    return {"name": "Query", "summary": "A question to a view; other fields are filters by exact match.", "payload": payload}
-
-
-def _page() -> dict[str, Any]:
-    items = {"type": "array", "items": {"type": "object"}}
-    payload = _object(ok={"type": "boolean"}, seq={"type": "integer"}, items=items, next={"type": ["string", "null"]})
-    return {"name": "Page", "summary": "What a view holds, and the position up to which it has read.", "payload": payload}
+def _ref(*path: str) -> Json:
+    return {"$ref": "#/" + "/".join(path)}
