@@ -2,7 +2,8 @@
 
 ``mke2fs -d`` copies the tree. Then one ``debugfs`` script gives every inode its owner, mode, times and attributes: the copies have the
 agent's. What would differ from one run to the next is fixed: the UUID, the hash seed, all times, the feature set (ours, not the host's
-``mke2fs.conf``). Needs e2fsprogs 1.47.0 or later, which can leave the host's extended attributes out. Measured in reference/runtimes.md §6: mke2fs 1.47.0 alone copies change times, and so is not reproducible.
+``mke2fs.conf``). Needs e2fsprogs 1.47.0 or later, which can leave the host's extended attributes out.
+Measured in reference/runtimes.md §6: mke2fs 1.47.0 alone copies change times, and so is not reproducible.
 """
 
 from __future__ import annotations
