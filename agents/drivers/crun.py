@@ -38,16 +38,18 @@ class Runtime:
     async def version(self) -> str:
         return (await spawn.run([self.program, "--version"])).stdout.decode().splitlines()[0].replace(" version", "")
 
-    async def launch(self, container: str, bundle: Path, stdio: tuple[int, int, int]) -> int:
-        """Create and start, detached. Returns the pid of the container's first process once it has been executed."""
-        pid_file, log = bundle / "pid", bundle / "log"
+    async def create(self, container: str, bundle: Path, stdio: tuple[int, int, int]) -> int:
+        """Make the container, whose first process then waits for ``start``. Returns its pid; it is a child of the nearest subreaper.
+
+        Not ``run --detach``: that collects a main process itself which ends at once, and keeps the exit code.
+        """
+        pid_file = bundle / "pid"
         words = (
             "--log",
-            str(log),
+            str(bundle / "log"),
             "--log-format",
             "json",
-            "run",
-            "--detach",
+            "create",
             "--bundle",
             str(bundle),
             "--pid-file",
@@ -56,11 +58,15 @@ class Runtime:
         )
         code = await spawn.wait_for(self._argv(*words), stdio, _START_S)
         if code != 0:
-            raise RuntimeFault("sandbox.start-failed", complaint(_text(log)) or f"exit code {code}")
-        pid = int(pid_file.read_text(encoding="ascii"))
-        if (said := complaint(_text(log))) and ((seen := processes.stat(pid)) is None or seen.state == "Z"):
-            raise RuntimeFault("sandbox.start-failed", said)  # the last step, execve, can fail after the runtime has ended
-        return pid
+            raise RuntimeFault("sandbox.start-failed", complaint(_text(bundle / "log")) or f"exit code {code}")
+        return int(pid_file.read_text(encoding="ascii"))
+
+    async def start(self, container: str, bundle: Path, pid: int) -> None:
+        """Let the first process become the workload."""
+        done = await spawn.run(self._argv("start", container), timeout_s=_START_S)
+        said = complaint(_text(bundle / "log"))  # the last step, execve, is the container's own, and may fail after ``start`` has ended
+        if done.code != 0 or (said and ((seen := processes.stat(pid)) is None or seen.state == "Z")):
+            raise RuntimeFault("sandbox.start-failed", said or done.complaint())
 
     async def exec(
         self,

@@ -26,8 +26,10 @@ from agents.host import processes, spawn
 
 _EXECUTED_S: Final = 5.0
 _PIVOT: Final = Path(__file__).with_name("pivot.py")
-_MONITOR: Final = 'status=$1; shift; exec 9>&2 2>/dev/null; "$@" 2>&9 9>&-; printf "{ \\"exit-code\\": %d }\\n" $? >>"$status"'
-"""Outlives the agent, waits, and writes how it ended. Its own stderr is closed: shells comment on killed children."""
+_MONITOR: Final = 'exec 8>>"$1" 9>&2 2>/dev/null; shift; "$@" 2>&9 8>&- 9>&-; printf "{ \\"exit-code\\": %d }\\n" $? >&8'
+"""Outlives the agent, waits, and writes how it ended. Its own stderr is closed: shells comment on killed children.
+The file is opened first: pivot_root(2) takes everybody in the mount namespace along, this shell too.
+Not ``unshare --fork``, which answers 1 for a child that was killed by SIGKILL (util-linux 2.38)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,9 +164,9 @@ class Unshare:
         }
         _fill(launch.order_fd, json.dumps(order).encode())
         argv = [tool("unshare"), "--user", f"--map-user={who.uid}", f"--map-group={who.gid}", "--keep-caps"]
-        argv += ["--mount", "--ipc", "--uts", "--pid", "--cgroup", "--fork", *([] if spec.netns else ["--net"])]
-        argv = [*argv, "--", sys.executable, "-I", "-S", str(_PIVOT), str(launch.order_fd)]
-        return [tool("sh"), "-c", _MONITOR, "sh", str(launch.status), *_in_netns(spec, argv)]
+        argv += ["--mount", "--ipc", "--uts", "--pid", "--cgroup", *([] if spec.netns else ["--net"])]
+        argv += ["--", tool("sh"), "-c", _MONITOR, "sh", str(launch.status)]  # its first child is process 1: no --fork
+        return _in_netns(spec, [*argv, sys.executable, "-I", "-S", str(_PIVOT), str(launch.order_fd)])
 
     async def executed(self, info_fd: int, first: int, monitor: tuple[int, int]) -> None:
         """Process 1 stops being Python, or says why it could not."""

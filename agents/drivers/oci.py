@@ -62,7 +62,7 @@ class OciDriver:
     # ------------------------------------------------------------------------------------------------------------- start
 
     async def start(self, spec: Spec) -> Handle:
-        if (running := self._state.adopt(spec)) is not None:
+        if (running := self._state.adopt(spec)) is not None and self._observe(running) != _GONE:
             return running
         await self.destroy(spec.sandbox_id)  # an older generation, or what a crash left of this one
         who = resolve(spec.root, spec.user)
@@ -80,18 +80,15 @@ class OciDriver:
         container = self._container(spec.sandbox_id)
         self._state.write(spec.sandbox_id, "config", ocispec.config(spec, who, env, container, swap=self._swap))
         with streams.Descriptors() as fds:
-            pid = await self._runtime.launch(container, bundle, fds.stdio(spec))
+            pid = await self._runtime.create(container, bundle, fds.stdio(spec))
         seen = processes.stat(pid)
-        started = 0 if seen is None else seen.started  # 0: it has ended already, and somebody else has buried it
-        state = {
-            "boot": processes.boot_id(),
-            "container": container,
-            "pid": pid,
-            "started": started,
-            "namespace": processes.pid_namespace(pid),
-        }
+        if seen is None:
+            raise RuntimeFault("sandbox.start-failed", "the container's first process has vanished", retryable=True)
+        state = {"boot": processes.boot_id(), "container": container, "pid": pid, "started": seen.started}
         handle = Handle(self.name, spec.sandbox_id, spec.generation, 1, state)
         self._state.write_handle(handle)
+        await self._runtime.start(container, bundle, pid)
+        self._state.set_mark(spec.sandbox_id, "started", on=True)
         return handle
 
     # ----------------------------------------------------------------------------------------------------------- observe
@@ -108,8 +105,8 @@ class OciDriver:
 
     def _observe(self, handle: Handle) -> Observed:
         known = self._state.handle(handle.sandbox_id)
-        if known is None or known.generation != handle.generation:
-            return _GONE
+        if known is None or known.generation != handle.generation or not self._state.has_mark(handle.sandbox_id, "started"):
+            return _GONE  # created but never started: nothing of the workload has ever run
         if (ended := self._note_exit(known)) is not None:
             return Observed(Condition.EXITED, ended)
         frozen = self._cgroup(handle.sandbox_id).frozen()
@@ -224,6 +221,7 @@ class OciDriver:
         handle = self._state.handle(sandbox_id)
         if handle is not None:
             self._ports.forget(*self._main(handle))
+            await processes.ended(*self._main(handle), _END_S)  # it leaves its cgroup a moment before it is a zombie
             reaper.collect(*self._main(handle))
         self._runtime.forget(container)
         reaper.sweep()

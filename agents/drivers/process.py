@@ -267,18 +267,23 @@ class ProcessDriver:
             return
         handle = self._state.handle(sandbox_id)
         if handle is not None and handle.state["boot"] == processes.boot_id():
-            for pid, started in (self._first(handle), self._monitor(handle)):
-                if processes.alive(pid, started):
-                    processes.send(pid, signal.SIGKILL)
-                if not await processes.ended(pid, started, _END_S):
-                    raise RuntimeFault("sandbox.will-not-die", f"process {pid} of {sandbox_id} ignores SIGKILL", retryable=True)
-                reaper.collect(pid, started)
+            await self._kill(handle)
             self._ports.forget(*self._first(handle))
         else:
             [variable] = [f"{name}={value}".encode() for name, value in self._mark(sandbox_id).items()]
             await processes.kill_all(lambda: [pid for pid in processes.pids() if processes.carries(pid, variable)])
         reaper.sweep()
         self._state.remove(sandbox_id)
+
+    async def _kill(self, handle: Handle) -> None:
+        """The namespace's first process, and with it all; the monitor then ends by itself, unless it cannot."""
+        for (pid, started), patience in ((self._first(handle), 0.0), (self._monitor(handle), 1.0)):
+            if patience == 0 or not await processes.ended(pid, started, patience):
+                if processes.alive(pid, started):
+                    processes.send(pid, signal.SIGKILL)
+                if not await processes.ended(pid, started, _END_S):
+                    raise RuntimeFault("sandbox.will-not-die", f"process {pid} of {handle.sandbox_id} ignores SIGKILL", retryable=True)
+            reaper.collect(pid, started)
 
     # ----------------------------------------------------------------------------------------------------------- measure
 

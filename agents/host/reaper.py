@@ -1,8 +1,8 @@
 """Burial of orphans: the agent inherits what sandboxes leave behind, and learns how it ended.
 
 Without a subreaper every killed sandbox stays a zombie until PID 1 looks, about two seconds later (reference/runtimes.md §1, rule a).
-Only processes of nested pid namespaces are collected: those are never children that asyncio or ``subprocess`` wait for, so no exit is
-stolen from them.
+Nothing is collected that asyncio or ``subprocess`` may be waiting for: a child that this process has made itself is in its own session or
+leads one, and in its own pid namespace.
 """
 
 from __future__ import annotations
@@ -47,9 +47,14 @@ def sweep() -> int:
     buried = 0
     for pid in processes.children(os.getpid()):
         seen = processes.stat(pid)
-        if seen is not None and seen.state == "Z" and processes.nested(pid) and collect(pid, seen.started) is not None:
+        if seen is not None and seen.state == "Z" and _inherited(seen) and collect(pid, seen.started) is not None:
             buried += 1
     return buried
+
+
+def _inherited(seen: processes.Stat) -> bool:
+    """Whether a child was made by somebody else, and came to us when its parent died."""
+    return seen.session not in (seen.pid, os.getsid(0)) or processes.nested(seen.pid)
 
 
 def _remember(pid: int, started: int, code: int) -> int:

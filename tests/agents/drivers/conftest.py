@@ -1,0 +1,63 @@
+"""What each contract test of the drivers gets: a driver, a root and a host that it must leave as it was."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support import leftovers, rootfs, waiting
+from support.benches import OCI, Bench, Kind
+
+from agents.drivers import hostns
+from agents.drivers.crun import find
+from agents.host import reaper
+
+
+@pytest.fixture(scope="session", autouse=True)
+def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What an agent does to its own process at its start."""
+    base = tmp_path_factory.getbasetemp()
+    reaper.become_subreaper()
+    entered = hostns.enter(base)
+    yield
+    if entered:
+        hostns.leave(base)
+
+
+@pytest.fixture(scope="session")
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if rootfs.BUSYBOX is None:
+        pytest.skip("busybox is not installed")
+    return rootfs.make(tmp_path_factory.mktemp("rootfs") / "root")
+
+
+@pytest.fixture
+def kind(request: pytest.FixtureRequest) -> Kind:
+    found: Kind = request.param
+    if found is OCI and (os.geteuid() != 0 or find() is None):
+        pytest.skip("an OCI runtime needs root and crun or runc")
+    if found.real and found is not OCI and shutil.which(found.program) is None:
+        pytest.skip(f"{found.program} is not installed")
+    return found
+
+
+@pytest.fixture
+def bench(kind: Kind, tmp_path: Path, pristine: Path) -> Iterator[Bench]:
+    root = tmp_path / "root"
+    shutil.copytree(pristine, root, symlinks=True)
+    before = leftovers.traces(tmp_path)
+    made = Bench(kind, tmp_path, root)
+
+    async def clear() -> None:
+        driver = made.again()
+        for sandbox_id in await driver.list():
+            await driver.destroy(sandbox_id)
+        await driver.close()
+
+    yield made
+    waiting.run(made.driver.close())
+    waiting.run(clear())
+    assert leftovers.traces(tmp_path).beyond(before) == {}

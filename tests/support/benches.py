@@ -1,0 +1,85 @@
+"""The drivers as kinds that a contract test is run for, and the bench that such a test works at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agents.drivers.driver import Condition, Driver, ExecRequest, ExecResult, Handle, Limits, Spec
+from agents.drivers.launchers import Bubblewrap, Unshare
+from agents.drivers.oci import OciDriver
+from agents.drivers.process import ProcessDriver
+from agents.drivers.sim import SimDriver
+
+
+@dataclass(frozen=True)
+class Kind:
+    """``real``: it runs programs, so that a test may ask for any of them."""
+
+    name: str
+    make: Callable[[Path], Driver]
+    real: bool = True
+    program: str = ""
+
+    def __str__(self) -> str:
+        return self.name
+
+
+SIM = Kind("sim", SimDriver, real=False)
+BWRAP = Kind("bwrap", lambda directory: ProcessDriver(directory, Bubblewrap()), program="bwrap")
+UNSHARE = Kind("unshare", lambda directory: ProcessDriver(directory, Unshare()), program="unshare")
+OCI = Kind("oci", OciDriver, program="crun")
+
+KINDS = {
+    "sim": pytest.param(SIM, marks=pytest.mark.quick),
+    "bwrap": pytest.param(BWRAP, marks=pytest.mark.quick),
+    "unshare": pytest.param(UNSHARE),
+    "oci": pytest.param(OCI, marks=pytest.mark.root),
+}
+
+ALL = pytest.mark.parametrize("kind", KINDS.values(), indirect=True, ids=str)
+REAL = pytest.mark.parametrize("kind", [KINDS[name] for name in ("bwrap", "unshare", "oci")], indirect=True, ids=str)
+PROCESS = pytest.mark.parametrize("kind", [KINDS[name] for name in ("bwrap", "unshare")], indirect=True, ids=str)
+CONTAINER = pytest.mark.parametrize("kind", [KINDS["oci"]], indirect=True, ids=str)
+
+
+class Bench:
+    """A driver, a root of its own, and short words for what tests do with them."""
+
+    def __init__(self, kind: Kind, directory: Path, root: Path) -> None:
+        self.kind = kind
+        self.directory = directory
+        self.root = root
+        self.driver: Any = kind.make(directory / "driver")
+
+    def again(self) -> Any:
+        """The driver of the next agent process, over the same directory."""
+        self.driver = self.kind.make(self.directory / "driver")
+        return self.driver
+
+    def spec(self, *argv: str, name: str = "sb-1", generation: int = 0, env: Mapping[str, str] | None = None, **more: Any) -> Spec:
+        more.setdefault("limits", Limits(cpu=1, memory_mb=256, pids=256))
+        return Spec(name, generation, self.root, argv, env or {}, self.directory / "logs" / name, **more)
+
+    async def start(self, *argv: str, **more: Any) -> Handle:
+        return await self.driver.start(self.spec(*(argv or ("/bin/sleep", "100000")), **more))
+
+    async def sh(self, handle: Handle, script: str, **more: Any) -> ExecResult:
+        return await self.driver.exec(handle, ExecRequest(["/bin/sh", "-c", script], **more))
+
+    async def said(self, handle: Handle, script: str, **more: Any) -> str:
+        """What a script that must succeed says."""
+        done = await self.sh(handle, script, **more)
+        assert done.code == 0, done
+        return done.stdout.decode().strip()
+
+    async def condition(self, handle: Handle) -> Condition:
+        return (await self.driver.inspect(handle)).condition
+
+    def log(self, stream: str = "stdout", name: str = "sb-1") -> str:
+        path = self.directory / "logs" / name / stream
+        return path.read_text() if path.exists() else ""
