@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import signal
 from pathlib import Path
+from typing import Final
 
 import structlog
 import uvloop
@@ -19,6 +21,9 @@ from projections.settings import open_store, store_url
 from projections.views import VIEWS
 
 log = structlog.get_logger(__name__)
+
+GARBAGE: Final = (50_000, 20, 50)
+"""Thresholds of the collector: items are many small objects without cycles, and looking for some costs a third of a replay."""
 
 
 async def run(directory: Path, url: str) -> None:
@@ -43,6 +48,8 @@ def main() -> None:
     arguments = parser.parse_args()
     configure()
     catalogue.load()
+    gc.freeze()
+    gc.set_threshold(*GARBAGE)
     uvloop.run(run(arguments.dir, arguments.views or store_url(arguments.dir)))
 
 

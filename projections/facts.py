@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from types import UnionType
 from typing import Annotated, Any, Final, TypeAlias, Union, get_args, get_origin, get_type_hints
 
@@ -40,23 +39,36 @@ class UnreadableEvent(Exception):  # noqa: N818 - it names what it is
     """An event of a schema that this version does not know: it was written by a newer one."""
 
 
-def current(name: str, schema: int, data: Json) -> Json:
-    """``data`` of the event type ``name`` as the newest schema has it, with all defaults. Raises ``UnreadableEvent``."""
+def read_fact(seq: int, body: Json, event: Json) -> Fact:
+    """One event of a commit's body. Raises ``UnreadableEvent``."""
+    name, data = event["type"], event["data"]
+    known = _READ.get(name) or _learn(name)
+    if event["schema"] != known[0]:
+        data = _upcast(name, event["schema"], data)
+    return Fact(seq, body["time"], body["project"], body["type"], body["id"], name, event["version"], known[1](data), body)
+
+
+_READ: Final[dict[str, tuple[int, Callable[[Json], Json]]]] = {}
+"""By event type: the schema that this version writes, and what completes its data."""
+
+
+def _learn(name: str) -> tuple[int, Callable[[Json], Json]]:
     cls = EVENTS.get(name)
     if cls is None:
-        return data
-    if schema != cls.class_version:
-        if schema > cls.class_version:
-            raise UnreadableEvent(f"{name} has schema {schema}; this version knows up to {cls.class_version}")
-        data = dict(data)
-        for old in range(schema, cls.class_version):
-            getattr(cls, f"upcast_v{old}_v{old + 1}")(data)
-    return _event_filler(cls)(data)
+        raise UnreadableEvent(f"{name} is not an event of this version")
+    _READ[name] = cls.class_version, filler(cls, leave_out=ENVELOPE_FIELDS | {"originator_topic"})
+    return _READ[name]
 
 
-@cache
-def _event_filler(cls: type[BaseModel]) -> Callable[[Json], Json]:
-    return filler(cls, leave_out=ENVELOPE_FIELDS | {"originator_topic"})
+def _upcast(name: str, schema: int, data: Json) -> Json:
+    """``data`` in the newest schema; the data of the commit itself is left alone."""
+    cls = EVENTS[name]
+    if schema > cls.class_version:
+        raise UnreadableEvent(f"{name} has schema {schema}; this version knows up to {cls.class_version}")
+    data = dict(data)
+    for old in range(schema, cls.class_version):
+        getattr(cls, f"upcast_v{old}_v{old + 1}")(data)
+    return data
 
 
 def filler(cls: type[BaseModel], *, leave_out: frozenset[str] = frozenset()) -> Callable[[Json], Json]:
@@ -73,7 +85,13 @@ def filler(cls: type[BaseModel], *, leave_out: frozenset[str] = frozenset()) -> 
                 full[name] = fill(data[name])
         return full
 
-    return complete
+    if nested:
+        return complete
+    return (lambda data: {**defaults, **data}) if defaults else _unchanged
+
+
+def _unchanged(data: Json) -> Json:
+    return data
 
 
 def _defaults(cls: type[BaseModel], names: list[str]) -> Json:
@@ -94,7 +112,8 @@ def _filler_of(hint: Any) -> Fill | None:
     """How values of a type are completed; None: there is nothing to complete."""
     origin, arguments = get_origin(hint), get_args(hint)
     if isinstance(hint, type) and origin is None:
-        return filler(hint) if issubclass(hint, BaseModel) else None
+        fill = filler(hint) if issubclass(hint, BaseModel) else _unchanged
+        return None if fill is _unchanged else fill
     if origin is Annotated:
         return _filler_of(arguments[0])
     if origin in (Union, UnionType):

@@ -141,6 +141,8 @@ class SqliteStore:
         )
         if moved.rowcount != 1:
             raise Overtaken(f"{change.view}@{change.number} is not at {change.expected}")
+        if not change.rows:
+            return
         table = _table(change.view, change.number)
         db.executemany(
             f"insert into {table} values (?, ?, ?, ?) on conflict do update set doc = excluded.doc",  # noqa: S608 - the table is ours

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from projections.store import ITEMS, Item, Key, Reader
 
-KEEP: Final = 16_384
+KEEP: Final = 4096
 """Items per view that are remembered after they were saved; about 1-2 KiB each."""
 EVERYTHING: Final = 1 << 31
 
@@ -43,9 +43,10 @@ class State:
 
     def edit(self, project: str, id: str, kind: str = ITEMS) -> Item | None:  # noqa: A002
         """The item, to change: it is saved with the batch."""
-        item = self.get(project, id, kind)
+        key = (kind, project, id)
+        item = self._known[key] if key in self._known else self.get(project, id, kind)
         if item is not None:
-            self.dirty[kind, project, id] = item
+            self.dirty[key] = item
         return item
 
     def put(self, project: str, id: str, item: Item, kind: str = ITEMS) -> Item:  # noqa: A002

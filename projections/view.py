@@ -13,7 +13,6 @@ other view's state, and never refuse: the log is what happened.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -66,7 +65,7 @@ class View:
         self.lookups = tuple(lookups)
         self.counted = counted
         self.routes: dict[str, Apply] = {}
-        self._containers = [name for name, value in self.fields.items() if isinstance(value, dict | list)]
+        self._containers = {name: value for name, value in self.fields.items() if isinstance(value, dict | list)}
 
     @property
     def verbs(self) -> tuple[str, ...]:
@@ -101,13 +100,12 @@ class View:
 
     def item(self, **values: Any) -> Item:
         """A new item: every public field has a value. Raises ``KeyError`` for a public field that was not declared."""
-        unknown = [name for name in values if name not in self.fields and not name.startswith("_")]
-        if unknown:
-            raise KeyError(f"view {self.name} has no fields {unknown}")
+        if not values.keys() <= self.fields.keys():
+            raise KeyError(f"view {self.name} has no fields {sorted(values.keys() - self.fields.keys())}")
         made = {**self.fields, **values}
-        for name in self._containers:
+        for name, value in self._containers.items():
             if name not in values:
-                made[name] = deepcopy(self.fields[name])
+                made[name] = value.copy()
         return made
 
     def scope(self, project: str) -> str:

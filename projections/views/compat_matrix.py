@@ -38,7 +38,9 @@ PAGE_CELLS: Final = 20_000
 SCAN: Final = 200
 
 _ONLINE: Final = "online"
-_UNKNOWN_NODE: Final[Item] = {"versions": Versions().model_dump(), "state": "offline"}
+_EVICTED: Final = "evicted"
+_NO_NODE: Final[Item] = {"versions": Versions().model_dump(), "state": _EVICTED}
+"""A node that nobody has enrolled is as little in the matrix as one that was evicted."""
 
 
 class CompatMatrix(View):
@@ -98,7 +100,7 @@ VIEW: Final = CompatMatrix(
 
 def _nodes(reader: Reader) -> dict[str, Item]:
     """Every node of the matrix, by id, in the order of ids."""
-    return {id_: node for _, id_, node in reader.scan(NODE, SYSTEM_PROJECT, {}, "", EVERYTHING) if node["state"] != "evicted"}
+    return {id_: node for _, id_, node in reader.scan(NODE, SYSTEM_PROJECT, {}, "", EVERYTHING) if node["state"] != _EVICTED}
 
 
 def _rows(reader: Reader, project: str, where: Mapping[str, Any], after: str) -> Iterator[Item]:
@@ -205,7 +207,7 @@ def node_went_offline(state: State, fact: Fact) -> None:
 
 @VIEW.on("node.evicted")
 def node_evicted(state: State, fact: Fact) -> None:
-    _change_node(state, fact.id, state_="evicted")
+    _change_node(state, fact.id, state_=_EVICTED)
 
 
 def _change_node(state: State, node_id: str, *, state_: str | None = None, versions: dict[str, str] | None = None) -> None:
@@ -226,7 +228,7 @@ def _change_node(state: State, node_id: str, *, state_: str | None = None, versi
 
 
 def _node(state: State, node_id: str) -> Item:
-    return state.get(SYSTEM_PROJECT, node_id, kind=NODE) or _UNKNOWN_NODE
+    return state.get(SYSTEM_PROJECT, node_id, kind=NODE) or _NO_NODE
 
 
 def _word(bound: Mapping[str, str], node: Item) -> str:
@@ -243,7 +245,7 @@ def _drop_cell(state: State, project: str, replica_id: str) -> None:
 def _count(state: State, project: str, cell: Item, node: Item, sign: int) -> None:
     """Add a cell to its row, to the summary and to its node, or take it away. Cells of evicted nodes are in none of them."""
     row = state.edit(project, cell["template_id"])
-    if row is None or node["state"] == "evicted":
+    if row is None or node["state"] == _EVICTED:
         return
     summary = _summary(state, project)
     if node["state"] == _ONLINE:

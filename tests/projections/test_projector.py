@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 import orjson
 import pytest
 from support.bus import connected
-from support.histories import PROJECTS, History
+from support.histories import PROJECTS, History, publish, subject
 from support.waiting import eventually, run
 
 from bus.client import Caller
@@ -18,18 +18,6 @@ from projections.sqlite import SqliteStore
 from projections.views import VIEWS
 
 pytestmark = pytest.mark.quick
-
-
-async def publish(nc, messages):
-    """Put a history's commits into the log as they are."""
-    js = nc.jetstream()
-    for start in range(0, len(messages), 500):
-        await asyncio.gather(*(js.publish(subject(data), data) for _, data in messages[start : start + 500]))
-
-
-def subject(data):
-    body = orjson.loads(data)
-    return f"strand.evt.{body['project']}.{body['type']}.{body['id']}"
 
 
 @asynccontextmanager
@@ -261,7 +249,7 @@ def test_verifying_names_what_does_not_fit(server, tmp_path):
             await publish(nc, history.walk(400))
             good = (await caller.query("default", "events", "verify"))["items"][0]
             assert (good["intact"], good["faults"]) == (True, [])
-            seq, data = next((s, d) for s, d in history.messages if orjson.loads(d)["project"] == "default")
+            data = next(d for _, d in history.messages if orjson.loads(d)["project"] == "default")
             await nc.jetstream().publish(subject(data), data.replace(b'"tester"', b'"nobody"'))
             bad = (await caller.query("default", "events", "verify", {"id": orjson.loads(data)["id"]}))["items"][0]
             assert not bad["intact"]

@@ -4,11 +4,13 @@ Every public method of every aggregate is called again and again with arguments 
 refuse is skipped. What they record is encoded exactly as the store encodes it.
 """
 
+import base64
 import inspect
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from random import Random
 
+import orjson
 from pydantic import ValidationError
 
 from bus.commit import GENESIS, encode
@@ -68,6 +70,15 @@ class History:
         before = len(self.messages)
         for _ in range(steps):
             self.step()
+        return self.messages[before:]
+
+    def sandboxes(self, count):
+        """``count`` new sandboxes of the project ``default``; returns their commits."""
+        before = len(self.messages)
+        for n in range(count):
+            identifier = "sb-" + base64.b32encode(n.to_bytes(12)).decode().lower()[:20]
+            sandbox = Sandbox.create(identifier, self.now, self.sandbox_spec(), self.random.choice(NODES))
+            self.commit((Sandbox, "default", identifier), sandbox)
         return self.messages[before:]
 
     def step(self):
@@ -257,6 +268,21 @@ POOLS = {
     "bytes_out": (0, 10),
     "bytes_err": (0,),
 }
+
+
+def subject(data):
+    """Where a commit is stored."""
+    body = orjson.loads(data)
+    return f"strand.evt.{body['project']}.{body['type']}.{body['id']}"
+
+
+async def publish(nc, messages):
+    """Put a history's commits into the log as they are."""
+    js = nc.jetstream()
+    for start in range(0, len(messages), 500):
+        for _, data in messages[start : start + 500]:
+            await js.publish_async(subject(data), data)
+        await js.publish_async_completed()
 
 
 @cache
