@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import shutil
 import signal
@@ -14,6 +15,7 @@ from typing import Annotated
 import typer
 import uvloop
 
+from bus.logging import configure
 from domain.kernel.errors import Refused
 from strandline.installation import Installation, Options, delete_all, purge
 from strandline.tour.screen import Screen
@@ -32,6 +34,7 @@ def demo(
     keep: Annotated[Path | None, typer.Option("--keep", help="Leave everything running in this directory instead of cleaning up.")] = None,
 ) -> None:
     """The main job, start to end: image, template, sandbox, snapshot, rollback, clones, compat, audit, replay."""
+    configure(logging.ERROR)
     raise typer.Exit(uvloop.run(_run(image, driver, keep)))
 
 

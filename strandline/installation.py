@@ -67,6 +67,7 @@ class Installation:
         self._server = server = Server(self.dir / "nats", port=self.options.port or self._last_port())
         await self.supervisor.start(Child("nats", server.configure(), self.dir / "logs" / "nats.log", stop_s=15))
         self._describe()
+        await _listens(server.port)
         self.connection = await connect_from(self.dir, "up", on_closed=lambda: None, timeout=READY_S)
         await self.supervisor.start(self._child("control", "handlers"))
         await self.supervisor.start(self._child("projector", "projections"))
@@ -142,6 +143,19 @@ class Installation:
             await self.supervisor.stop(name)
         if self._lock is not None:
             self._lock.close()
+
+
+async def _listens(port: int) -> None:
+    """Until the server takes connections; a client's own attempts would be logged as errors. Raises ``TimeoutError``."""
+    async with asyncio.timeout(READY_S):
+        while True:
+            try:
+                _, writer = await asyncio.open_connection("127.0.0.1", port)
+            except OSError:
+                await asyncio.sleep(0.02)
+            else:
+                writer.close()
+                return
 
 
 async def delete_all(installation: Installation) -> None:

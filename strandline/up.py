@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Annotated
 import typer
 import uvloop
 
+from bus.logging import configure
 from domain.kernel.errors import Refused
 from strandline.installation import Installation, InUseError, Options, default_dir
 
@@ -32,6 +34,7 @@ def up(
 
     Prints one line, `ready <url>`, when every part is ready. Sandboxes outlive it unless --stop-sandboxes.
     """
+    configure(logging.WARNING)
     options = Options(dir=(dir or default_dir()).absolute(), port=port, nodes=nodes, driver=driver)
     raise typer.Exit(uvloop.run(_run(options, stop_sandboxes=stop_sandboxes)))
 
