@@ -62,7 +62,7 @@ class Engine:
         In an empty store nothing has to be built: all views begin with the log.
         """
         known = self._store.generations()
-        for leftover in [g for g in known if g.role is Role.BUILDING]:
+        for leftover in [g for g in known if g.role in {Role.BUILDING, Role.RETIRED}]:
             self._store.drop(leftover.view, leftover.number)
         live = {g.view: g for g in known if g.role is Role.LIVE}
         if not any(g.position for g in live.values()):
@@ -190,15 +190,20 @@ class Engine:
             target.state.saved()
 
     def reload(self) -> None:
-        """Forget what is not saved and go on from what the store says."""
+        """Forget what is not saved and go on from what the store says, also when another process has replaced a generation."""
         for target in self.targets.values():
             target.state.forget()
             target.seen = target.position
-        known = {(g.view, g.number): g.position for g in self._store.generations()}
-        for key, target in self.targets.items():
-            if key in known:
-                target.position = target.seen = known[key]
+        known = {(g.view, g.number): g for g in self._store.generations() if g.role in {Role.LIVE, Role.BUILDING, Role.COPY}}
+        live = {g.view: g for g in known.values() if g.role is Role.LIVE}
+        for key, target in list(self.targets.items()):
+            generation = known.get(key)
+            if generation is not None:
+                target.position = target.seen = generation.position
                 target.state = State(self._store.current(*key))
+            elif (other := live.get(target.view.name)) is not None and other.schema == target.view.schema:
+                self.detach(*key)
+                self.attach(other)
         self.cursor = self.position
         self._reroute()
 

@@ -17,7 +17,7 @@ import structlog
 
 from projections.engine import Engine, Message, Target
 from projections.log import Batch, Log
-from projections.store import Generation, Store
+from projections.store import Generation, Overtaken, Store
 from projections.view import View
 
 log = structlog.get_logger(__name__)
@@ -83,6 +83,10 @@ class Live:
                     async for batch in batches:
                         await self._take(batch)
                         failures = 0
+            except Overtaken as overtaken:
+                log.info("views.overtaken", what=str(overtaken))
+                await asyncio.sleep(PAUSES_S[0])
+                await self._reload()
             except Exception:
                 pause = PAUSES_S[min(failures, len(PAUSES_S) - 1)]
                 failures += 1

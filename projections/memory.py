@@ -128,13 +128,9 @@ class MemoryStore:
         former = [t for t in self._tables.values() if t.generation.view == view and t.generation.role is Role.LIVE and t is not table]
         before = [old.generation for old in former]
         for old in former:
-            old.generation = replace(old.generation, role=Role.COPY)
+            old.generation = replace(old.generation, role=Role.RETIRED)
         table.generation = replace(table.generation, role=Role.LIVE)
         return before
-
-    def settle(self, view: str, number: int, role: Role) -> None:
-        table = self._tables[view, number]
-        table.generation = replace(table.generation, role=role)
 
     def drop(self, view: str, number: int) -> None:
         self._tables.pop((view, number), None)

@@ -181,15 +181,11 @@ class PostgresStore:
     def switch(self, view: str, number: int) -> list[Generation]:
         with self._writing() as db:
             former = [g for g in self.generations() if g.view == view and g.role is Role.LIVE and g.number != number]
-            db.execute("update generations set role = %s where view = %s and role = %s", (Role.COPY, view, Role.LIVE))
+            db.execute("update generations set role = %s where view = %s and role = %s", (Role.RETIRED, view, Role.LIVE))
             made = db.execute("update generations set role = %s where view = %s and number = %s", (Role.LIVE, view, number))
             if made.rowcount != 1:
                 raise NoSuchView(f"{view}@{number}")
         return former
-
-    def settle(self, view: str, number: int, role: Role) -> None:
-        with self._writing() as db:
-            db.execute("update generations set role = %s where view = %s and number = %s", (role, view, number))
 
     def drop(self, view: str, number: int) -> None:
         with self._writing() as db:

@@ -22,6 +22,7 @@ from domain.kernel.errors import Invalid, Refused
 from domain.views.commands import ViewRebuild, ViewRebuilt
 from projections.live import Live
 from projections.log import Log, position_at
+from projections.presence import Presence
 from projections.queries import Queries
 from projections.question import moment
 from projections.rebuild import Rebuilder
@@ -44,7 +45,8 @@ class Projector:
         self.store = store
         self.live = Live(store, self._views.values(), log_)
         self.rebuilder = Rebuilder(store, self._views, log_, self.live)
-        self.queries = Queries(store, self._views, log_, self)
+        self.presence = Presence()
+        self.queries = Queries(store, self._views, log_, self, {"nodes": self.presence.of_node})
         self._receipts = Receipts(nc)
         self._stack = AsyncExitStack()
         self._tasks: list[asyncio.Task[None]] = []
@@ -54,6 +56,7 @@ class Projector:
         self._tasks = [asyncio.create_task(self.live.run(), name="live views")]
         if missing:
             self._tasks.append(asyncio.create_task(self._build(missing), name="missing views"))
+        await self._stack.enter_async_context(self.presence.listening(self._nc))
         endpoints = await serve_queries(self._nc, self.queries.verbs, self.queries.handle)
         self._stack.push_async_callback(endpoints.close)
         commands = await serve_commands(self._nc, {ViewRebuild.wire_name(): ViewRebuild}, self.rebuild, group=GROUP)

@@ -11,7 +11,7 @@ import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeAlias, TypeVar
 
 from bus.endpoints import Reply, Request
 from domain.kernel.errors import Refused
@@ -26,6 +26,9 @@ from projections.view import View
 from projections.views.templates import resolve
 
 T = TypeVar("T")
+
+Present: TypeAlias = Callable[[dict[str, Any]], dict[str, Any]]
+"""Adds to an item of a live view what is known at this moment and never becomes an event."""
 
 BEHIND_S: Final = 5.0
 """How long a query waits for its view to read up to ``min_seq``."""
@@ -50,11 +53,14 @@ class Following(Protocol):
 class Queries:
     """Answers every query. ``handle`` is what the bus calls."""
 
-    def __init__(self, store: Store, views: Mapping[str, View], log: Log, following: Following) -> None:
+    def __init__(
+        self, store: Store, views: Mapping[str, View], log: Log, following: Following, present: Mapping[str, Present] | None = None
+    ) -> None:
         self._store = store
         self._views = views
         self._log = log
         self._following = following
+        self._present = present or {}
         self._moments = Moments(log, views)
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="query")
 
@@ -72,7 +78,8 @@ class Queries:
             case "events":
                 return await audit.verify_events(self._log, request.project, request.body)
             case "views" if verb == "list":
-                return _found(0, self._following.states())
+                states = self._following.states()
+                return _found(min((s["position"] for s in states), default=0), states)
             case "views":
                 return await self._digests(request)
             case _:
@@ -84,10 +91,13 @@ class Queries:
         store, seq = await self._when(view, question.as_of)
         names = await self._template_names(view, question, request.project)
         answer = _VERBS[verb]
+        present = self._present.get(view.name) if seq is None and verb != "summary" else None
 
         def read() -> Reply:
             with store.read(view.name) as reader:
                 found, following = answer(view, reader, request.project, question, names)
+                if present is not None:
+                    found = [present(item) for item in found]
                 return _found(reader.position if seq is None else seq, found, following)
 
         if verb in INLINE and not store.remote:

@@ -156,14 +156,11 @@ class SqliteStore:
     def switch(self, view: str, number: int) -> list[Generation]:
         former = [g for g in self.generations() if g.view == view and g.role is Role.LIVE and g.number != number]
         with self._transaction() as db:
-            db.execute("update generations set role = ? where view = ? and role = ?", (Role.COPY, view, Role.LIVE))
+            db.execute("update generations set role = ? where view = ? and role = ?", (Role.RETIRED, view, Role.LIVE))
             made = db.execute("update generations set role = ? where view = ? and number = ?", (Role.LIVE, view, number))
             if made.rowcount != 1:
                 raise NoSuchView(f"{view}@{number}")
         return former
-
-    def settle(self, view: str, number: int, role: Role) -> None:
-        self._db.execute("update generations set role = ? where view = ? and number = ?", (role, view, number))
 
     def drop(self, view: str, number: int) -> None:
         with self._transaction() as db:

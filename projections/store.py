@@ -40,10 +40,14 @@ class NoSuchView(LookupError):  # noqa: N818 - it names what happened
 
 
 class Role(StrEnum):
-    """``LIVE``: answers queries, one per view. ``BUILDING``: being replayed beside it. ``COPY``: a view as of some earlier position."""
+    """``LIVE``: answers queries, one per view. ``BUILDING``: being replayed beside it. ``RETIRED``: was live, and is about to be dropped.
+
+    ``COPY``: a view as of some earlier position.
+    """
 
     LIVE = "live"
     BUILDING = "building"
+    RETIRED = "retired"
     COPY = "copy"
 
 
@@ -125,11 +129,7 @@ class Store(Protocol):
         ...
 
     def switch(self, view: str, number: int) -> list[Generation]:
-        """Make this generation the live one, atomically. The former live ones are returned as they were; they stay, as copies."""
-        ...
-
-    def settle(self, view: str, number: int, role: Role) -> None:
-        """Give a generation that is not live another role."""
+        """Make this generation the live one, atomically. The former live ones are returned as they were; they retire."""
         ...
 
     def drop(self, view: str, number: int) -> None:

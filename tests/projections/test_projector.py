@@ -10,9 +10,11 @@ from support.histories import PROJECTS, History, publish, subject
 from support.waiting import eventually, run
 
 from bus.client import Caller
+from bus.heartbeat import beat
 from domain.kernel.errors import Refused
 from projections.buslog import BusLog
 from projections.export import dump
+from projections.postgres import PostgresStore
 from projections.projector import Projector
 from projections.sqlite import SqliteStore
 from projections.views import VIEWS
@@ -192,7 +194,7 @@ def test_a_view_as_of_a_position_or_instant_equals_what_it_was_then(server, tmp_
             for seq, (instant, views) in then.items():
                 assert await everything(caller, as_of=seq) == views
                 assert await everything(caller, as_of=instant) == views
-            before = await caller.query("default", "sandboxes", "list", {"as_of": "2020-01-01T00:00:00Z"})
+            before = await caller.query("default", "sandboxes", "list", {"as_of": "2019-01-01T00:00:00Z"})
             assert (before["seq"], before["items"]) == (0, [])
 
     run(main())
@@ -363,7 +365,7 @@ def test_the_server_dying_under_it_costs_nothing(server, tmp_path):
             server.kill()
             assert projector.live.engine.position
             await asyncio.to_thread(server.start)
-            await eventually(lambda: nc.is_connected)
+            await eventually(lambda: nc.is_connected, within=30)
             await publish(nc, history.walk(1000))
             digests = await caller.query("default", "views", "digest", {"min_seq": len(history.messages)}, timeout=30)
             replayed = await caller.query("default", "views", "digest", {"as_of": len(history.messages)}, timeout=30)
@@ -392,5 +394,53 @@ def test_a_store_that_fails_for_a_while_loses_nothing(server, tmp_path, monkeypa
             assert next(failures, None) is None
             replayed = await caller.query("default", "views", "digest", {"as_of": len(history.messages)})
             assert [i["sha256"] for i in digests["items"]] == [i["sha256"] for i in replayed["items"]]
+
+    run(main())
+
+
+def test_a_node_that_beats_was_seen_just_now_and_the_view_does_not_change_by_it(server, tmp_path):
+    async def main():
+        async with connected(server) as nc, projecting(nc, tmp_path):
+            history, caller = History(6), Caller(nc)
+            await publish(nc, history.walk(1000))
+            before = await caller.query("default", "views", "digest", {"view": "nodes", "min_seq": len(history.messages)})
+            await beat(nc, "n1")
+            await eventually(lambda: seen_since(caller, "n1", "2021"))
+            assert not await seen_since(caller, "n2", "2021")
+            assert not await seen_since(caller, "n1", "2021", as_of=len(history.messages))
+            after = await caller.query("default", "views", "digest", {"view": "nodes"})
+            assert before["items"] == after["items"]
+
+    run(main())
+
+
+async def seen_since(caller, node, day, **when):
+    reply = await caller.query("default", "nodes", "get", {"id": node, **when})
+    return (reply["items"][0]["last_seen"] or "") > day
+
+
+@pytest.mark.root
+def test_two_projectors_on_one_store_do_not_corrupt_it(server, postgres_url, monkeypatch):
+    monkeypatch.setattr("projections.live.PAUSES_S", (0.01,))
+
+    async def main():
+        async with connected(server) as nc:
+            history, caller = History(6), Caller(nc)
+            stores = [PostgresStore(postgres_url), PostgresStore(postgres_url)]
+            async with Projector(nc, stores[0], BusLog(nc), VIEWS) as first:
+                await publish(nc, history.walk(500))
+                await first.reached("jobs", len(history.messages), 10)
+                async with Projector(nc, stores[1], BusLog(nc), VIEWS) as second:
+                    for _ in range(3):
+                        await publish(nc, history.walk(500))
+                    await caller.command("default", "view.rebuild", {"view": "sandboxes", "wait_s": 20})
+                    await publish(nc, history.walk(500))
+                    for projector in (first, second):
+                        assert await projector.reached("sandboxes", len(history.messages), 20)
+                    live = await caller.query("default", "views", "digest", {"min_seq": len(history.messages)})
+                    replayed = await caller.query("default", "views", "digest", {"as_of": len(history.messages)})
+                    assert [i["sha256"] for i in live["items"]] == [i["sha256"] for i in replayed["items"]]
+            for store in stores:
+                store.close()
 
     run(main())

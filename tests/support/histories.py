@@ -35,7 +35,7 @@ from domain.templates.template import Template, TemplateRequest
 
 catalogue.load()
 
-START = datetime(2026, 1, 1, tzinfo=UTC)
+START = datetime(2020, 1, 1, tzinfo=UTC)
 PROJECTS = ("default", "acme")
 NODES = ("n1", "n2", "n3")
 TEMPLATES = tuple(f"tpl-{i:024x}" for i in range(4))
