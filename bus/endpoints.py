@@ -265,14 +265,18 @@ def read_request(project: str, name: str, headers: Mapping[str, str] | None, bod
 
 
 def _actor(headers: Mapping[str, str]) -> str:
-    """Who asks: what the server says about another account, or what our own, trusted connections say about their user."""
+    """Who asks: what the server says of a user of another account, or what our own, trusted connections say of theirs.
+
+    The name that the user's JWT was given, and the user's public key, which is what tells two of that name apart.
+    """
     origin = headers.get(ORIGIN_HEADER)
     if origin is not None:
         try:
             info = orjson.loads(origin)
-            return str(info.get("user") or info.get("acc") or "unknown")[:128]
-        except (orjson.JSONDecodeError, AttributeError):
+            actor = f"{info['name_tag']}/{info['user']}"
+        except (orjson.JSONDecodeError, KeyError, TypeError):
             return "unknown"
+        return actor if _ACTOR.fullmatch(actor) else str(info["user"])[:128]
     claimed = headers.get(ACTOR_HEADER, "")
     return claimed if _ACTOR.fullmatch(claimed) else "local"
 
@@ -294,8 +298,8 @@ async def serve_commands(
 ) -> Endpoints:
     """Serve every command of ``commands`` (``noun.verb`` -> class). ``handle`` parses the body; it runs in a task of its own.
 
-    Without ``group`` this is the front door, which also answers for names that nobody knows, and is silent about those served ``elsewhere``.
-    With it, only these commands are taken, in a queue group of that name: for another process than the control plane.
+    Without ``group`` this is the front door, which also answers for names that nobody knows, and is silent about those served
+    ``elsewhere``. With it, only these commands are taken, in a queue group of that name: for another process than the control plane.
     """
     endpoints = Endpoints(nc, "cmd", handle, limit, queue, group, elsewhere)
     for name, cls in sorted(commands.items()):

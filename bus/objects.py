@@ -36,6 +36,8 @@ BATCH: Final = 16
 """Chunks asked for at once: what a reader holds in memory."""
 STALL_S: Final = 60.0
 """How long a transfer goes on without progress, through reconnects and elections, before it gives up."""
+BEHIND_S: Final = 2.0
+"""How long a replica may lag behind (1.3 ms was the worst seen, reference/jetstream-eventstore.md §1.4) before nothing means nothing."""
 _DIGEST: Final = "SHA-256="
 
 
@@ -62,9 +64,9 @@ def _description(bucket: str, name: str) -> str:
     return f"$O.{bucket}.M.{base64.urlsafe_b64encode(name.encode()).decode()}"
 
 
-async def stat(nc: Client, bucket: str, name: str) -> Stat | None:
-    """What is stored under ``name``, by the leader's word; None for nothing."""
-    found = await direct.get(nc, _stream(bucket), leader=True, last_by_subj=_description(bucket, name))
+async def stat(nc: Client, bucket: str, name: str, *, leader: bool = False) -> Stat | None:
+    """What is stored under ``name``, None for nothing; by the leader's word if wanted, which nodes have no right to ask for."""
+    found = await direct.get(nc, _stream(bucket), leader=leader, last_by_subj=_description(bucket, name))
     return None if found is None else _read(found.data)
 
 
@@ -147,9 +149,7 @@ async def get_file(nc: Client, bucket: str, name: str, path: Path, *, sha256: st
     Raises ``Refused``: ``object.not-found``, ``object.corrupt`` when what is stored is not ``sha256``, ``bus.unavailable``, and
     ``object.replaced`` (retryable) when somebody put or deleted it meanwhile.
     """
-    what = await stat(nc, bucket, name)
-    if what is None:
-        raise Refused("object.not-found", f"nothing is stored as {name}", details={"id": name})
+    what = await _find(nc, bucket, name)
     if what.sha256 != sha256:
         raise Refused("object.corrupt", f"{name} is stored as {what.sha256}, not {sha256}")
     async with replacing(path) as file:
@@ -157,6 +157,18 @@ async def get_file(nc: Client, bucket: str, name: str, path: Path, *, sha256: st
         if digest != sha256:
             raise Refused("object.corrupt", f"the bytes stored as {name} are {digest}, not {sha256}")
     return what.size
+
+
+async def _find(nc: Client, bucket: str, name: str) -> Stat:
+    """What is stored, patient with a replica that is behind."""
+
+    async def once(_: float) -> Stat:
+        what = await stat(nc, bucket, name)
+        if what is None:
+            raise Refused("object.not-found", f"nothing is stored as {name}", details={"id": name})
+        return what
+
+    return await patiently(once, BEHIND_S, frozenset({"object.not-found"}))
 
 
 async def check(nc: Client, bucket: str, name: str, sha256: str) -> bool:
@@ -198,7 +210,7 @@ def _write(file: IO[bytes] | None, digest: hashlib._Hash, messages: list[direct.
 
 async def delete(nc: Client, bucket: str, name: str) -> None:
     """Forget ``name``: description first, so that nobody begins to read what is going away. Nothing there is fine."""
-    known = await stat(nc, bucket, name)
+    known = await stat(nc, bucket, name, leader=True)
     await call(nc, f"STREAM.PURGE.{_stream(bucket)}", {"filter": _description(bucket, name)})
     if known is not None:
         await call(nc, f"STREAM.PURGE.{_stream(bucket)}", {"filter": _chunks(bucket, known.nuid)})

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from typing import Any, Final, NamedTuple, TypeVar
 
 import orjson
@@ -13,6 +15,7 @@ from nats.aio.client import Client
 from nats.errors import BadSubjectError, ConnectionClosedError, ConnectionDrainingError, MaxPayloadError
 from nats.errors import Error as NatsError
 
+from bus.connection import Connection
 from domain.kernel.errors import Refused
 
 T = TypeVar("T")
@@ -82,15 +85,32 @@ async def _ask(nc: Client, subject: str, data: bytes, headers: dict[str, str], w
 async def request(nc: Client, subject: str, data: bytes, headers: dict[str, str], timeout: float) -> bytes:
     """One request, with nats-py's failures told apart: those that pass (``bus.unavailable``) and those that do not."""
     try:
-        return (await nc.request(subject, data, timeout=timeout, headers=headers or None)).data
+        async with asyncio.timeout(timeout) as limit, _until_reconnect(nc, limit):
+            return (await nc.request(subject, data, timeout=timeout + 1, headers=headers or None)).data
     except MaxPayloadError:
         raise Refused("bus.too-large", f"{len(data)} bytes are more than the server takes") from None
     except BadSubjectError:
         raise Refused("bus.bad-subject", f"not a subject: {subject[:128]!r}") from None
     except (ConnectionClosedError, ConnectionDrainingError):
         raise Refused("bus.closed", "this connection is closed") from None
-    except (NatsError, OSError) as error:
+    except (NatsError, OSError, TimeoutError) as error:
         raise unavailable(subject, error) from error
+
+
+@asynccontextmanager
+async def _until_reconnect(nc: Client, limit: asyncio.Timeout) -> AsyncIterator[None]:
+    """End the waiting when the socket that the request went out on is gone: nobody will answer it any more."""
+
+    def end() -> None:
+        with contextlib.suppress(RuntimeError):  # over already
+            limit.reschedule(0)
+
+    stop = nc.on_reconnect(end) if isinstance(nc, Connection) else None
+    try:
+        yield
+    finally:
+        if stop is not None:
+            stop()
 
 
 def unavailable(subject: str, why: Exception) -> Refused:

@@ -130,14 +130,17 @@ def _lane(shard: int, settings: Settings) -> Config:
 
 
 def _bucket(name: str) -> Config:
-    """A key-value bucket with a TTL per key, without limit markers: those confuse ``create`` (reference, pitfall 11)."""
+    """A key-value bucket with a TTL per key, without limit markers: those confuse ``create`` (reference, pitfall 11).
+
+    Without roll-ups too: a node may write its own key, and one header on that would wipe everybody's.
+    """
     return {
         "name": f"KV_{name}",
         "subjects": [f"$KV.{name}.>"],
         "max_msgs_per_subject": 1,
         "discard": "new",
         "deny_delete": True,
-        "allow_rollup_hdrs": True,
+        "allow_rollup_hdrs": False,
         "allow_msg_ttl": True,
         "duplicate_window": DUPLICATE_WINDOW,
     }
@@ -148,7 +151,7 @@ def _object_store(name: str) -> Config:
         "name": f"OBJ_{name}",
         "subjects": [f"$O.{name}.C.>", f"$O.{name}.M.>"],
         "discard": "new",
-        "allow_rollup_hdrs": True,
+        "allow_rollup_hdrs": False,
     }
 
 

@@ -1,7 +1,8 @@
 """Commands that were published and left alone: a work queue, the same handlers, and an outcome that is kept for a week (design.md §3).
 
 Submitted commands are not ordered among each other. A message without a command id gets one from its place in the stream, so that its
-redelivery after a crash is a repetition.
+redelivery after a crash is a repetition. Who submitted a command is not known: the server keeps no word about that with a stored
+message, and what its headers claim is not believed, so its actor is the project whose subject it came on.
 """
 
 from __future__ import annotations
@@ -82,4 +83,5 @@ def decode_submitted(message: Msg) -> Item[Request]:
         request = read_request(parts[3], ".".join(parts[4:]), message.headers, message.data, otherwise)
     except (Invalid, Refused) as refused:
         raise ValueError(f"{refused.code}: {refused.message}") from None
+    request.actor = f"project/{request.project}"
     return Item(request, f"{request.project}/{request.command_id}", request.command_id)
