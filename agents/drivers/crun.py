@@ -25,6 +25,11 @@ def find(name: str | None = None) -> str | None:
     return None
 
 
+def mark(container: str) -> dict[str, str]:
+    """In the environment of the runtime while it makes a container: it works on when the agent is killed, and has to be found then."""
+    return {"STRANDLINE_CONTAINER": container}
+
+
 class Runtime:
     """``root`` is where the runtime keeps its state: one per agent, so that container ids of several agents never meet."""
 
@@ -56,7 +61,7 @@ class Runtime:
             str(pid_file),
             container,
         )
-        code = await spawn.wait_for(self._argv(*words), stdio, _START_S)
+        code = await spawn.wait_for(self._argv(*words), spawn.HOST_ENV | mark(container), stdio, _START_S)
         if code != 0:
             raise RuntimeFault("sandbox.start-failed", complaint(_text(bundle / "log")) or f"exit code {code}")
         return int(pid_file.read_text(encoding="ascii"))

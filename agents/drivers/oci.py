@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from agents.drivers import ocispec, streams
-from agents.drivers.crun import Runtime, find
+from agents.drivers.crun import Runtime, find, mark
 from agents.drivers.driver import Condition, ExecRequest, ExecResult, Exit, Fault, Handle, Limits, Observed, RuntimeFault, Spec
 from agents.drivers.identity import Who, check_program, environment, resolve, why_not
 from agents.drivers.ocicheck import check
@@ -216,6 +216,8 @@ class OciDriver:
         group = self._cgroup(sandbox_id)
         if not (self._state.of(sandbox_id).exists() or group.exists() or (self._runtime.root / container).exists()):
             return
+        if not self._state.has_mark(sandbox_id, "started"):
+            await reaper.kill_marked(mark(container))
         if not await group.remove():
             raise RuntimeFault("sandbox.will-not-die", f"a process of {sandbox_id} ignores SIGKILL", retryable=True)
         handle = self._state.handle(sandbox_id)

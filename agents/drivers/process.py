@@ -270,8 +270,7 @@ class ProcessDriver:
             await self._kill(handle)
             self._ports.forget(*self._first(handle))
         else:
-            [variable] = [f"{name}={value}".encode() for name, value in self._mark(sandbox_id).items()]
-            await processes.kill_all(lambda: [pid for pid in processes.pids() if processes.carries(pid, variable)])
+            await reaper.kill_marked(self._mark(sandbox_id))
         reaper.sweep()
         self._state.remove(sandbox_id)
 

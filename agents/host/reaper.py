@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
+from collections.abc import Mapping
 from typing import Final
 
 from agents.host import processes
@@ -17,6 +18,7 @@ from agents.host.syscalls import become_subreaper, is_subreaper
 __all__ = ["become_subreaper", "collect", "is_subreaper", "sweep"]
 
 _REMEMBERED: Final = 4096
+_END_S: Final = 10.0
 _codes: OrderedDict[tuple[int, int], int] = OrderedDict()  # children are the process's, so this is too
 
 
@@ -40,6 +42,22 @@ def collect(pid: int, started: int) -> int | None:
     if reaped == 0:
         return None
     return _remember(pid, started, shell_code(status))
+
+
+async def kill_marked(mark: Mapping[str, str]) -> None:
+    """Kill and collect what was started with this variable in its environment, with its descendants: what a cut-off start has left."""
+    [variable] = [f"{name}={value}".encode() for name, value in mark.items()]
+    found: dict[int, int] = {}
+
+    def find() -> set[int]:
+        family = processes.family(processes.pids(), variable)
+        found.update({pid: seen.started for pid in family if (seen := processes.stat(pid)) is not None})
+        return family
+
+    await processes.kill_all(find)
+    for pid, started in found.items():
+        await processes.ended(pid, started, _END_S)
+        collect(pid, started)
 
 
 def sweep() -> int:

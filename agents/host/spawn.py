@@ -56,9 +56,9 @@ def _inheritable() -> list[int]:
     return found
 
 
-async def wait_for(argv: Sequence[str], stdio: tuple[int, int, int], timeout_s: float) -> int:
+async def wait_for(argv: Sequence[str], env: Mapping[str, str], stdio: tuple[int, int, int], timeout_s: float) -> int:
     """Run a helper whose streams belong to what it leaves behind, and return its exit code; 137 when time was up."""
-    pid = start(argv, HOST_ENV, stdio)
+    pid = start(argv, env, stdio)
     pidfd = os.pidfd_open(pid)
     try:
         if not await processes.readable(pidfd, timeout_s):

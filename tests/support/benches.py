@@ -56,8 +56,9 @@ class Bench:
         self.root = root
         self.driver: Any = kind.make(directory / "driver")
 
-    def again(self) -> Any:
+    async def again(self) -> Any:
         """The driver of the next agent process, over the same directory."""
+        await self.driver.close()
         self.driver = self.kind.make(self.directory / "driver")
         return self.driver
 

@@ -31,6 +31,7 @@ class Traces:
 
 def traces(directory: Path) -> Traces:
     reaper.sweep()
+    _bury_adopted()
     marks = tuple(hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8] for path in [*directory.glob("*"), *directory.glob("*/*")])
     return Traces(
         processes=frozenset(_descendants(os.getpid())),
@@ -40,6 +41,13 @@ def traces(directory: Path) -> Traces:
         tables=frozenset(line for line in _tables() if line.endswith(marks)),
         loops=frozenset(str(path) for path in Path("/sys/block").glob("loop*/loop/backing_file") if _backs(path, directory)),
     )
+
+
+def _bury_adopted() -> None:
+    """What PID 1 would do for the children of an agent that was killed: here they come to us."""
+    for child in processes.children(os.getpid()):
+        if (seen := processes.stat(child)) is not None and seen.state == "Z":
+            os.waitpid(child, 0)
 
 
 def _groups() -> set[str]:

@@ -52,12 +52,11 @@ def bench(kind: Kind, tmp_path: Path, pristine: Path) -> Iterator[Bench]:
     made = Bench(kind, tmp_path, root)
 
     async def clear() -> None:
-        driver = made.again()
+        driver = await made.again()
         for sandbox_id in await driver.list():
             await driver.destroy(sandbox_id)
         await driver.close()
 
     yield made
-    waiting.run(made.driver.close())
     waiting.run(clear())
     assert leftovers.traces(tmp_path).beyond(before) == {}

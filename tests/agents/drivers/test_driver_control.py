@@ -1,0 +1,261 @@
+"""Contract: pausing, stopping, destroying, limiting, measuring."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+from support.benches import ALL, CONTAINER, PROCESS, REAL, SIM, Bench
+from support.waiting import eventually, run
+
+from agents.drivers.driver import CanLimitLive, CanMeasure, CanPause, CanWatchPorts, Condition, Exit, Limits, RuntimeFault
+from agents.host import cgroups
+
+COUNT = "i=0; while :; do i=$((i+1)); echo $i > /srv/count; sleep 0.01; done"
+
+
+@ALL
+def test_capabilities_and_flags_say_the_same(bench: Bench) -> None:
+    for flag, protocol in {"pause": CanPause, "live-limits": CanLimitLive, "usage": CanMeasure, "ports": CanWatchPorts}.items():
+        assert isinstance(bench.driver, protocol) == (flag in bench.driver.flags), flag
+
+
+@ALL
+def test_a_paused_sandbox_says_so_and_executes_nothing(bench: Bench) -> None:
+    async def scenario() -> None:
+        handle = await bench.start()
+        await bench.driver.pause(handle)
+        await bench.driver.pause(handle)
+        assert await bench.condition(handle) is Condition.PAUSED
+        with pytest.raises(RuntimeFault) as refusal:
+            await bench.sh(handle, "true")
+        assert refusal.value.code == "sandbox.paused"
+        assert (await (await bench.again()).recover(handle)).condition is Condition.PAUSED
+        await bench.driver.resume(handle)
+        await bench.driver.resume(handle)
+        assert await bench.condition(handle) is Condition.RUNNING
+        assert await bench.said(handle, "echo on") == "on"
+
+    run(scenario())
+
+
+@REAL
+def test_nothing_moves_in_a_paused_sandbox(bench: Bench) -> None:
+    async def scenario() -> None:
+        handle = await bench.start("/bin/sh", "-c", COUNT)
+        file = bench.root / "srv/count"
+
+        def count() -> int:
+            return int(file.read_text().strip() or 0) if file.exists() else 0
+
+        await eventually(lambda: count() > 3)
+        await bench.driver.pause(handle)
+        stood = count()
+        clock = bench.kind.make(bench.directory / "clock")  # another sandbox, that counts on meanwhile
+        (bench.root / "tmp/clock").mkdir()
+        ticking = await clock.start(bench.spec("/bin/sh", "-c", COUNT.replace("/srv", "/tmp/clock")))
+        await eventually(lambda: (f := bench.root / "tmp/clock/count").exists() and int(f.read_text().strip() or 0) > 20)
+        assert count() == stood
+        await bench.driver.resume(handle)
+        await eventually(lambda: count() > stood)
+        await clock.destroy(ticking.sandbox_id)
+        await clock.close()
+
+    run(scenario())
+
+
+@REAL
+def test_a_main_process_may_end_in_its_own_way_when_asked(bench: Bench) -> None:
+    async def scenario() -> None:
+        handle = await bench.start("/bin/sh", "-c", "trap 'exit 5' TERM; touch /srv/ready; while :; do sleep 0.02; done")
+        await eventually((bench.root / "srv/ready").exists)
+        assert await bench.driver.stop(handle, grace_s=20) == Exit(5)
+        assert await bench.driver.stop(handle, grace_s=20) == Exit(5)
+        assert await bench.driver.wait(handle) == Exit(5)
+        assert await bench.condition(handle) is Condition.EXITED
+
+    run(scenario())
+
+
+@REAL
+def test_one_that_will_not_end_is_killed_after_the_grace(bench: Bench) -> None:
+    async def scenario() -> None:
+        handle = await bench.start("/bin/sh", "-c", "trap '' TERM; touch /srv/ready; while :; do sleep 0.02; done")
+        await eventually((bench.root / "srv/ready").exists)
+        assert await bench.driver.stop(handle, grace_s=0.2) == Exit(137, "killed")
+        assert await bench.condition(handle) is Condition.EXITED
+
+    run(scenario())
+
+
+@ALL
+def test_a_stopped_sandbox_stays_stopped(bench: Bench) -> None:
+    async def scenario() -> None:
+        handle = await bench.start()
+        ended = await bench.driver.stop(handle, grace_s=0.1)
+        assert ended.code in (137, 143)
+        assert await bench.driver.stop(handle, grace_s=0.1) == ended
+        assert (await (await bench.again()).recover(handle)).exit == ended
+        assert await bench.start() == handle
+        assert await bench.condition(handle) is Condition.EXITED
+
+    run(scenario())
+
+
+@ALL
+def test_a_paused_sandbox_can_be_stopped_and_destroyed(bench: Bench) -> None:
+    async def scenario() -> None:
+        first, second = await bench.start(name="sb-1"), await bench.start(name="sb-2")
+        await bench.driver.pause(first)
+        await bench.driver.pause(second)
+        assert (await bench.driver.stop(first, grace_s=0.1)).code in (137, 143)
+        await bench.driver.destroy("sb-2")
+        assert await bench.condition(second) is Condition.GONE
+
+    run(scenario())
+
+
+@ALL
+def test_destroying_is_for_ever_and_twice_is_fine(bench: Bench) -> None:
+    async def scenario() -> None:
+        handle = await bench.start()
+        await bench.driver.destroy("sb-1")
+        await bench.driver.destroy("sb-1")
+        await bench.driver.destroy("sb-never-heard-of")
+        assert await bench.condition(handle) is Condition.GONE
+        assert (await bench.driver.recover(handle)).condition is Condition.GONE
+        assert await bench.driver.wait(handle) == Exit(None, "lost")
+        assert await bench.driver.list() == {}
+
+    run(scenario())
+
+
+@REAL
+def test_a_sandbox_full_of_forking_processes_is_destroyed(bench: Bench) -> None:
+    async def scenario() -> None:
+        script = "for i in 1 2 3 4 5 6; do (while :; do sleep 0.01 & wait $!; done) & done; touch /srv/ready; wait"
+        handle = await bench.start("/bin/sh", "-c", script)
+        await eventually((bench.root / "srv/ready").exists)
+        await bench.driver.destroy("sb-1")
+        assert await bench.condition(handle) is Condition.GONE
+
+    run(scenario())
+
+
+@ALL
+def test_usage_is_measured(bench: Bench) -> None:
+    async def scenario() -> None:
+        handle = await bench.start("/bin/sh", "-c", "while :; do :; done") if bench.kind is not SIM else await bench.start()
+
+        async def used() -> bool:
+            usage = await bench.driver.usage(handle)
+            assert set(usage) == {"cpu_s", "memory_bytes", "pids"}
+            return bool(usage["cpu_s"] > 0 and usage["memory_bytes"] > 0 and usage["pids"] >= 1)
+
+        await eventually(used)
+
+    run(scenario())
+
+
+@REAL
+def test_a_listening_port_is_seen(bench: Bench) -> None:
+    async def scenario() -> None:
+        handle = await bench.start("nc", "-l", "-p", "8080")
+
+        async def seen() -> bool:
+            return bool(await bench.driver.listening(handle) == {8080})
+
+        await eventually(seen)
+        with socket.socket() as outside:
+            outside.bind(("127.0.0.1", 0))
+            outside.listen()
+            assert await bench.driver.listening(handle) == {8080}
+
+    run(scenario())
+
+
+@CONTAINER
+def test_too_much_memory_ends_a_container_and_is_named_as_the_reason(bench: Bench) -> None:
+    async def scenario() -> None:
+        handle = await bench.start("tail", "/dev/zero", limits=Limits(1, 32, 64))
+        assert await bench.driver.wait(handle) == Exit(137, "oom")
+
+    run(scenario())
+
+
+@CONTAINER
+def test_too_much_memory_in_one_process_leaves_the_container_alive(bench: Bench) -> None:
+    async def scenario() -> None:
+        handle = await bench.start(limits=Limits(1, 32, 64))
+        assert (await bench.sh(handle, "tail /dev/zero")).code == 137
+        assert await bench.condition(handle) is Condition.RUNNING
+
+    run(scenario())
+
+
+@PROCESS
+def test_too_much_memory_in_one_process_is_refused_to_it(bench: Bench) -> None:
+    async def scenario() -> None:
+        handle = await bench.start(limits=Limits(1, 32, 64))
+        done = await bench.sh(handle, "tail /dev/zero")
+        assert done.code != 0
+        assert b"out of memory" in done.stderr
+
+    run(scenario())
+
+
+@REAL
+def test_the_number_of_processes_is_bounded_where_a_driver_says_so(bench: Bench) -> None:
+    if not {"limits", "rlimit-pids"} & set(bench.driver.flags):
+        pytest.skip("this driver does not claim it here")
+
+    async def scenario() -> None:
+        handle = await bench.start(limits=Limits(1, 64, 12))
+        done = await bench.sh(handle, "for i in $(seq 40); do sleep 3 & done; wait")
+        assert b"can't fork" in done.stderr
+
+    run(scenario())
+
+
+@CONTAINER
+def test_limits_change_while_it_runs(bench: Bench) -> None:
+    async def scenario() -> None:
+        handle = await bench.start(limits=Limits(1, 64, 64))
+        group = cgroups.Cgroup(handle.state["container"])
+        for limits in (Limits(0.5, 128, 9), Limits(2, 48, 64)):
+            await bench.driver.set_limits(handle, limits)
+            assert _limits(group) == limits
+        await bench.driver.set_limits(handle, Limits(1, 64, 9))
+        assert b"can't fork" in (await bench.sh(handle, "for i in $(seq 40); do sleep 3 & done; wait")).stderr
+
+    run(scenario())
+
+
+def _limits(group: cgroups.Cgroup) -> Limits:
+    if cgroups.layout() is cgroups.Layout.V2:
+        quota = group._file("", "cpu.max").read_text().split()[0]
+        memory, pids = group._number("", "memory.max"), group._number("", "pids.max")
+    else:
+        quota = str(group._number("cpu", "cpu.cfs_quota_us"))
+        memory, pids = group._number("memory", "memory.limit_in_bytes"), group._number("pids", "pids.max")
+    return Limits(int(quota) / cgroups.PERIOD_US, memory >> 20, pids)
+
+
+@CONTAINER
+def test_a_container_cannot_administer_the_host(bench: Bench) -> None:
+    async def scenario() -> None:
+        handle = await bench.start()
+        status = await bench.said(handle, "grep -E '^(NoNewPrivs|Seccomp):|^CapEff' /proc/self/status")
+        capabilities, no_new, seccomp = (line.split()[1] for line in status.splitlines())
+        assert (no_new, seccomp) == ("1", "2")
+        assert int(capabilities, 16) & (1 << 21 | 1 << 12 | 1 << 19 | 1 << 27) == 0  # SYS_ADMIN, NET_ADMIN, SYS_PTRACE, MKNOD
+        for attempt in (
+            "mkdir /tmp/m; busybox mount -t tmpfs x /tmp/m",
+            "mknod /tmp/d b 7 0",
+            "busybox unshare -r true",
+            "echo 1 > /proc/sys/kernel/panic",
+        ):
+            assert (await bench.sh(handle, attempt)).code != 0, attempt
+        assert (await bench.said(handle, "cat /proc/kcore | wc -c")) == "0"
+
+    run(scenario())

@@ -1,0 +1,41 @@
+"""An agent to be killed: starts one sandbox, says its handle, and waits. ``python starter.py KIND DRIVER-DIR ROOT LOGS ARGV...``
+
+With ``STARTER_DIES_BEFORE=handle`` it kills itself at the moment when the started sandbox would be written down.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from agents.drivers.driver import Limits, Spec
+from agents.drivers.launchers import Bubblewrap, Unshare
+from agents.drivers.oci import OciDriver
+from agents.drivers.process import ProcessDriver
+from agents.drivers.sim import SimDriver
+from agents.drivers.statedir import StateDir
+
+MAKE = {
+    "sim": SimDriver,
+    "oci": OciDriver,
+    "bwrap": lambda directory: ProcessDriver(directory, Bubblewrap()),
+    "unshare": lambda directory: ProcessDriver(directory, Unshare()),
+}
+
+
+async def main(kind: str, directory: str, root: str, logs: str, *argv: str) -> None:
+    if os.environ.get("STARTER_DIES_BEFORE") == "handle":
+        StateDir.write_handle = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+    spec = Spec("sb-1", 0, Path(root), argv, {}, Path(logs), limits=Limits(1, 256, 256))
+    handle = await MAKE[kind](Path(directory)).start(spec)
+    print(json.dumps(asdict(handle)), flush=True)
+    await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    asyncio.run(main(*sys.argv[1:]))
