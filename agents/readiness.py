@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Awaitable
 from typing import Final
 
-from agents.drivers.driver import CanWatchPorts, Condition, Driver, Exit, Handle
+from agents.drivers.driver import CanWatchPorts, Condition, Driver, Exit, Handle, RuntimeFault
 from agents.failures import FailedError, fail
 from domain.nodes.orders import PortStatus
 from domain.sandboxes.spec import Recipe
@@ -54,8 +54,18 @@ async def _until_open(driver: Driver, handle: Handle, port: int, address: str) -
 
 async def _is_open(driver: Driver, handle: Handle, port: int, address: str) -> bool:
     if isinstance(driver, CanWatchPorts):
-        return port in await driver.listening(handle)
+        return port in await _listening(driver, handle)
     return await _connects(asyncio.open_connection(address, port))
+
+
+async def _listening(driver: CanWatchPorts, handle: Handle) -> frozenset[int]:
+    """None once it has ended; whoever waits for its exit says that better."""
+    try:
+        return await driver.listening(handle)
+    except RuntimeFault as fault:
+        if fault.code != "sandbox.not-running":
+            raise
+        return frozenset()
 
 
 async def _connects(attempt: Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]) -> bool:
@@ -75,14 +85,15 @@ def _exited(exit_: Exit) -> FailedError:
 
 async def _never_listened(driver: Driver, handle: Handle, port: int, seconds: float) -> FailedError:
     """The failure, with what listens instead, if that can be seen."""
-    others = sorted(await driver.listening(handle)) if isinstance(driver, CanWatchPorts) else []
+    others = sorted(await _listening(driver, handle)) if isinstance(driver, CanWatchPorts) else []
     instead = f"; it listens on {', '.join(map(str, others))}" if others else ""
     return fail("sandbox.startup-failed", f"nothing listens on port {port} after {seconds:g} s{instead}", port=port, listening=others)
 
 
 async def port_statuses(driver: Driver, handle: Handle, recipe: Recipe, address: str) -> tuple[PortStatus, ...]:
     """Every port of the recipe, and whether something listens on it, as far as that can be seen."""
-    listening = await driver.listening(handle) if isinstance(driver, CanWatchPorts) else frozenset()
-    known = {*listening, *([] if recipe.probe_port is None else [recipe.probe_port])}
-    wanted = dict.fromkeys([*recipe.ports, *([] if recipe.probe_port is None else [recipe.probe_port])])
+    probed = () if recipe.probe_port is None else (recipe.probe_port,)
+    wanted = dict.fromkeys([*recipe.ports, *probed])
+    listening = await _listening(driver, handle) if wanted and isinstance(driver, CanWatchPorts) else frozenset()
+    known = {*listening, *probed}
     return tuple(PortStatus(port=port, address=address, status="listening" if port in known else "declared") for port in wanted)
