@@ -11,6 +11,8 @@ from typing import Any, Final
 Row = Mapping[str, Any]
 Show = Callable[[Any], str]
 EMPTY: Final = "-"
+BRIEF: Final = 96
+OVER: Final = frozenset({"STOPPED", "DEAD"})
 
 
 def now() -> datetime:
@@ -19,18 +21,30 @@ def now() -> datetime:
 
 
 def plain(value: Any) -> str:
-    """Text for anything: lists joined by commas, objects as ``k=v``, nothing as ``-``."""
-    if value is None or value in ("", [], {}):
-        return EMPTY
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:g}"
-    if isinstance(value, Mapping):
-        return ",".join(f"{name}={plain(one)}" for name, one in value.items())
-    if isinstance(value, list | tuple):
-        return ",".join(plain(one) for one in value)
-    return str(value).replace("\n", "⏎")
+    """Text for anything: lists joined by commas, flat objects as ``k=v``, deeper ones as JSON, nothing as ``-``."""
+    match value:
+        case None | "" | []:
+            text = EMPTY
+        case dict() if not value:
+            text = EMPTY
+        case bool():
+            text = "yes" if value else "no"
+        case float():
+            text = f"{value:g}"
+        case dict() | list() | tuple() if _deep(value):
+            text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=str)
+        case dict():
+            text = ",".join(f"{name}={plain(one)}" for name, one in value.items())
+        case list() | tuple():
+            text = ",".join(plain(one) for one in value)
+        case _:
+            text = str(value).replace("\n", "⏎")
+    return text
+
+
+def _deep(value: Any) -> bool:
+    parts = value.values() if isinstance(value, dict) else value
+    return any(isinstance(part, dict | list | tuple) and part for part in parts)
 
 
 def _seconds(value: Any) -> float | None:
@@ -62,12 +76,22 @@ def remaining(value: Any) -> str:
     return "over" if seconds >= 0 else f"in {span(-seconds)}"
 
 
-def exactly(column: Column, value: Any) -> str:
+def exactly(column: Column, row: Row) -> str:
     """As the column shows it, with the instant itself where it only shows how long ago or how long still."""
-    shown = column.show(value)
-    if not value or column.show not in {age, remaining}:
+    value, shown = column.value(row), column.text(row)
+    if not value or shown == EMPTY or not (column.show is age or column.of_row is ends):
         return shown
     return f"{value} ({shown} ago)" if column.show is age else f"{value} ({shown})"
+
+
+def ends(row: Row) -> str:
+    """When a sandbox ends; of one that has ended, nothing."""
+    return EMPTY if row.get("state") in OVER else remaining(row.get("ends_at"))
+
+
+def ran(row: Row) -> str:
+    """How long a sandbox has run, all its runs together."""
+    return span((row.get("running_s") or 0) + max(_seconds(row.get("running_since")) or 0, 0))
 
 
 def size(value: Any) -> str:
@@ -104,6 +128,17 @@ def fault(value: Any) -> str:
     return plain(value)
 
 
+def names(value: Any) -> str:
+    """The names of a list of named things."""
+    return ",".join(str(one.get("name")) for one in value) if value else EMPTY
+
+
+def brief(value: Any) -> str:
+    """The beginning of something long: the table is for finding it, JSON for reading it."""
+    text = EMPTY if not value else json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=str)
+    return text if len(text) <= BRIEF else text[: BRIEF - 1] + "…"
+
+
 def percent(value: Any) -> str:
     """``87 %``."""
     return EMPTY if value is None else f"{float(value):.0f} %"
@@ -125,10 +160,15 @@ class Column:
     flex: bool = False
     state: bool = False
     right: bool = False
+    of_row: Callable[[Row], str] | None = None
 
     def value(self, row: Row) -> Any:
         """The raw value, or None."""
         return dig(row, self.path)
+
+    def text(self, row: Row) -> str:
+        """What the table shows: of the value, or, for the columns that need more than one field, of the row."""
+        return self.show(self.value(row)) if self.of_row is None else self.of_row(row)
 
 
 def dig(row: Any, path: str) -> Any:

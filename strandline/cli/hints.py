@@ -43,6 +43,10 @@ def _timeout(details: Details) -> str:
     return "raise --timeout"
 
 
+def _describe(details: Details) -> str:
+    return f"strandline sandbox describe {details.get('sandbox_id', 'SANDBOX')}"
+
+
 def _say(text: str) -> Callable[[Details], str]:
     return lambda _: text
 
@@ -61,6 +65,8 @@ HINTS: Final[dict[str, Callable[[Details], str]]] = {
     "storage.blocked": _say("strandline node list -o wide; strandline artifact collect frees space"),
     "node.offline": _say("strandline node list; is its agent running?"),
     "capacity.exhausted": _say("strandline node list -o wide; fewer --cpu and --memory, or delete sandboxes"),
+    "sandbox.startup-failed": _describe,
+    "sandbox.died": _describe,
     "sandbox.undo-blocked": _say("strandline sandbox abandon SANDBOX gives up and says what is left behind"),
     "command.invalid": _say("--help shows examples"),
     "command.mismatch": _say("this --idempotency-key was used for another command; choose a new one"),

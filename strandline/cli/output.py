@@ -94,9 +94,9 @@ class Output:
         shows = {c.path: c for c in shape.columns}
         width = max((len(name) for name in row), default=0)
         screen = console(sys.stdout)
-        for name, value in row.items():
+        for name in row:
             column = shows.get(name, Column(name, name))
-            text = exactly(column, value)
+            text = exactly(column, row)
             screen.print(Text.assemble((f"{name}:".ljust(width + 2), "bold"), (text, STATES.get(text, "") if column.state else "")))
 
     def columns(self, shape: Shape, sample: Sequence[Row] = ()) -> list[Column]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from strandline.cli.columns import Column, Shape, age, fault, megabytes, percent, ports, remaining, replicas, size
+from strandline.cli.columns import Column, Shape, age, brief, ends, fault, megabytes, names, percent, ports, ran, replicas, size
 
 TEMPLATE: Final = Shape(
     "template_id",
@@ -82,8 +82,8 @@ SANDBOX: Final = Shape(
         Column("STATE", "state", state=True),
         Column("TEMPLATE", "template_id"),
         Column("NODE", "node_id"),
-        Column("UPTIME", "started_at", age),
-        Column("ENDS", "ends_at", remaining),
+        Column("STARTED", "started_at", age),
+        Column("ENDS", "ends_at", of_row=ends),
         Column("REASON", "reason", wide=True),
         Column("DRIVER", "driver", wide=True),
         Column("ADDRESS", "address", wide=True),
@@ -100,7 +100,8 @@ NODE: Final = Shape(
     (
         Column("ID", "node_id"),
         Column("STATUS", "status", state=True),
-        Column("DRIVERS", "drivers", flex=True),
+        Column("DRIVERS", "drivers", names),
+        Column("SANDBOXES", "used.sandboxes", right=True),
         Column("CPU USED", "used.cpu", right=True),
         Column("CPU", "capacity.cpu", right=True),
         Column("MEM USED", "used.memory_mb", megabytes, right=True),
@@ -108,7 +109,10 @@ NODE: Final = Shape(
         Column("DISK", "storage.usage_pct", percent, right=True),
         Column("SEEN", "last_seen", age),
         Column("STORAGE", "storage.mode", wide=True, state=True),
-        Column("VERSIONS", "versions", wide=True, flex=True),
+        Column("GUEST IMAGE", "versions.guest_image", wide=True),
+        Column("AGENT", "versions.agent", wide=True),
+        Column("KERNEL", "versions.kernel", wide=True),
+        Column("ROLES", "roles", wide=True),
     ),
 )
 USAGE: Final = Shape(
@@ -116,9 +120,12 @@ USAGE: Final = Shape(
     (
         Column("SANDBOX", "sandbox_id"),
         Column("NODE", "node_id"),
-        Column("CPU s", "cpu_s", right=True),
-        Column("MEMORY", "memory_bytes", size, right=True),
-        Column("PIDS", "pids", right=True),
+        Column("CPU", "cpu", right=True),
+        Column("MEMORY", "memory_mb", megabytes, right=True),
+        Column("DISK", "disk_mb", megabytes, right=True),
+        Column("RAN", "running_s", of_row=ran, right=True),
+        Column("COMMANDS", "commands", right=True),
+        Column("TEMPLATE", "template_id", wide=True),
     ),
 )
 SUMMARY: Final = Shape(
@@ -139,7 +146,7 @@ EVENT: Final = Shape(
         Column("TYPE", "type"),
         Column("ID", "id"),
         Column("ACTOR", "actor", flex=True),
-        Column("DATA", "data", flex=True),
+        Column("DATA", "data", brief, flex=True),
         Column("PROJECT", "project", wide=True),
         Column("VERSION", "version", wide=True, right=True),
         Column("COMMAND", "command", wide=True),

@@ -24,7 +24,7 @@ def print_table(stream: TextIO, columns: Sequence[Column], rows: Sequence[Row], 
 
 def render(columns: Sequence[Column], rows: Sequence[Row], *, headers: bool, width: int | None) -> list[Text]:
     """The lines. ``width`` is what the terminal has; None means as wide as it takes."""
-    cells = [[column.show(column.value(row)) for column in columns] for row in rows]
+    cells = [[column.text(row) for column in columns] for row in rows]
     head = [column.header for column in columns] if headers else [""] * len(columns)
     widths = [max([cell_len(head[i]), *(cell_len(line[i]) for line in cells)]) for i in range(len(columns))]
     if width is not None:

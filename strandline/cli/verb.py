@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, Final, TypeVar, get_type_hints
 
 import typer
+from typer.core import TyperCommand
 
 from domain.kernel.errors import Refused
 from strandline.cli import parse, where
@@ -95,7 +96,7 @@ def verb(
 
     ``mutates`` adds ``--idempotency-key``; ``waits`` adds ``--wait/--no-wait`` and ``--timeout`` with that many seconds as default;
     ``lists`` adds filters and ``--limit``; ``watches`` adds ``--watch``. ``failure`` is the exit code of every failure (``exec``: 125).
-    ``raw`` hands everything after the first argument on as it is.
+    ``raw`` hands everything after the first argument, or after ``--``, on as it is.
     """
     extra = _options(mutates=mutates, waits=waits, lists=lists, watches=watches)
 
@@ -103,12 +104,32 @@ def verb(
         body = _body(function, extra, connect=connect, failure=failure)
         settings = {"allow_interspersed_args": False, "ignore_unknown_options": True} if raw else {}
         text = _help(function, examples)
-        app.command(name, help=text, context_settings=settings)(body)
+        cls = Passing if raw else None
+        app.command(name, cls=cls, help=text, context_settings=settings)(body)
         for alias in aliases:
-            app.command(alias, help=text, context_settings=settings, hidden=True)(body)
+            app.command(alias, cls=cls, help=text, context_settings=settings, hidden=True)(body)
         return function
 
     return register
+
+
+class Passing(TyperCommand):
+    """A command that passes words on. ``ID -- WORDS``: ours may stand anywhere before ``--``; ``ID WORDS``: ours stand before the id."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Bring our options before the id, so that from there on nothing is looked at."""
+        if "--" in args:
+            cut = args.index("--")
+            ours, passed = args[:cut], args[cut:]
+            parser = self.make_parser(ctx)
+            parser.allow_interspersed_args = True
+            values, left, _ = parser.parse_args(list(ours))
+            first, *others = (values.get(p.name) for p in self.params if p.param_type_name == "argument")
+            if isinstance(first, str) and not any(others) and not left:
+                ours.remove(first)
+                args = [*ours, first, *passed]
+        parsed: list[str] = super().parse_args(ctx, args)
+        return parsed
 
 
 def _help(function: Callable[..., Any], examples: str) -> str:

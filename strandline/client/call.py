@@ -65,14 +65,14 @@ class Calls:
 
     async def query(self, view: str, verb: str, body: Mapping[str, Any] | None = None, timeout: float = QUERY_TIMEOUT_S) -> dict[str, Any]:
         """Ask a view and return the whole reply."""
-        asked = {name: value for name, value in (body or {}).items() if value is not None}
+        asked = dict(body or {})
         if self.seen and "as_of" not in asked:
             asked.setdefault("min_seq", self.seen)
         return await self._caller.query(self.project, view, verb, asked, timeout)
 
     async def one(self, view: str, item: type[I], noun: str, identifier: str, as_of: int | str | None = None) -> I:
         """One item by its id. Raises ``<noun>.not-found``."""
-        reply = await self.query(view, "get", {"id": identifier, "as_of": as_of})
+        reply = await self.query(view, "get", given(id=identifier, as_of=as_of))
         found = item_of(reply)
         if found is None:
             raise not_found(noun, identifier)
@@ -90,9 +90,10 @@ class Calls:
     ) -> AsyncIterator[dict[str, Any]]:
         """The same, as the plain objects of the replies."""
         left, cursor = limit, None
+        where = {name: value for name, value in filters.items() if name != "as_of" or value is not None}
         while left is None or left > 0:
             size = page if left is None else min(page, left)
-            reply = await self.query(view, "list", {**filters, "limit": size, "cursor": cursor})
+            reply = await self.query(view, "list", {**where, **given(limit=size, cursor=cursor)})
             for found in reply.get("items", ()):
                 yield found
             cursor = reply.get("next")
@@ -103,6 +104,11 @@ class Calls:
     def note(self, answer: Mapping[str, Any]) -> None:
         """Remember how far the log had come, for read-your-writes."""
         self.seen = max(self.seen, int(answer.get("seq") or 0))
+
+
+def given(**fields: Any) -> dict[str, Any]:
+    """The fields that have a value. A filter may well be null; what was not said is not sent."""
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def item_of(reply: Mapping[str, Any]) -> dict[str, Any] | None:

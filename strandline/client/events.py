@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from bus.subjects import token
-from strandline.client.call import item_of
+from strandline.client.call import given, item_of
 from strandline.client.changes import changes
 from strandline.client.cloudevents import events_of
 from strandline.client.items import LogEvent, Verification
@@ -46,7 +46,7 @@ class Events(Noun):
         left, behind = limit, after
         while left is None or left > 0:
             page = PAGE if left is None or wanted else min(PAGE, left)
-            reply = await self._calls.query("events", "read", {"after": behind, "until": until, "type": exact, "id": id, "limit": page})
+            reply = await self._calls.query("events", "read", given(after=behind, until=until, type=exact, id=id, limit=page))
             for item in reply.get("items", ()):
                 event = LogEvent.model_validate(item)
                 if _matches(event, wanted):
@@ -100,7 +100,7 @@ class Events(Noun):
 
     async def verify(self, *, id: str | None = None, timeout: float = 300) -> Verification:  # noqa: A002 - the contract's name
         """Let the control plane check hashes, links and versions of the log, or of one aggregate; what it found."""
-        reply = await self._calls.query("events", "verify", {"id": id}, timeout)
+        reply = await self._calls.query("events", "verify", given(id=id), timeout)
         return Verification.model_validate({**(item_of(reply) or {}), "seq": reply.get("seq", 0)})
 
 

@@ -204,10 +204,11 @@ class LogEvent(Item):
 
 
 class Verification(Item):
-    """What a check of the log found; ``findings`` names places where it is not what was written."""
+    """What a check of the log found; ``faults`` names places where it is not what was written."""
 
     seq: int = 0
     commits: int = 0
     events: int = 0
     aggregates: int = 0
-    findings: list[Any] = []
+    intact: bool = True
+    faults: list[Any] = []

@@ -137,7 +137,7 @@ class Sandboxes(Noun):
         return self._calls.each("sandboxes", Sandbox, {**filters, "as_of": as_of}, limit=limit)
 
     def usage(self, **filters: Any) -> AsyncIterator[Item]:
-        """What sandboxes use, as far as their nodes measure it."""
+        """What sandboxes were promised and for how long; ended ones too."""
         return self._calls.each("usage", Item, filters)
 
     async def watch(self, sandbox_id: str) -> AsyncGenerator[Sandbox, None]:

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Literal, Unpack
 
 from domain.templates.commands import TemplateAdoptBaseline, TemplateCommit, TemplateCreate, TemplateDelete, TemplateRedo
-from strandline.client.call import Call
+from strandline.client.call import Call, given
 from strandline.client.items import Replica, Template
 from strandline.client.noun import Noun
 from strandline.client.replies import Accepted, BaselineAdopted, JobAccepted, TemplateAccepted
@@ -83,4 +83,4 @@ class Templates(Noun):
 
     def replicas(self, template_id: str | None = None, **filters: Any) -> AsyncIterator[Replica]:
         """What each node holds of a template, or of all."""
-        return self._calls.each("replicas", Replica, {**filters, "template_id": template_id})
+        return self._calls.each("replicas", Replica, {**filters, **given(template_id=template_id)})

@@ -8,7 +8,7 @@ from typing import Any, Unpack
 
 from domain.kernel.errors import not_found
 from domain.views.commands import ViewRebuild
-from strandline.client.call import Call, item_of
+from strandline.client.call import Call, given, item_of
 from strandline.client.noun import Noun
 from strandline.client.replies import ViewRebuilt
 
@@ -56,14 +56,14 @@ class Views(Noun):
 
     async def get(self, view: str, identifier: str, *, as_of: int | str | None = None) -> dict[str, Any]:
         """One row. Raises ``<view>.not-found`` or what the view itself says."""
-        found = item_of(await self._calls.query(view, "get", {"id": identifier, "as_of": as_of}))
+        found = item_of(await self._calls.query(view, "get", given(id=identifier, as_of=as_of)))
         if found is None:
             raise not_found(view, identifier)
         return found
 
     async def summary(self, view: str, *, as_of: int | str | None = None) -> dict[str, Any]:
         """The counts that a view offers."""
-        return item_of(await self._calls.query(view, "summary", {"as_of": as_of})) or {}
+        return item_of(await self._calls.query(view, "summary", given(as_of=as_of))) or {}
 
     async def states(self) -> AsyncGenerator[dict[str, Any], None]:
         """Every view there is: how far it has read, and which generation is live."""
@@ -72,6 +72,6 @@ class Views(Noun):
 
     async def digest(self, view: str, *, as_of: int | str | None = None) -> Digest:
         """What identifies a view's content, over all projects."""
-        reply = await self._calls.query("views", "digest", {"view": view, "as_of": as_of}, timeout=DIGEST_S)
+        reply = await self._calls.query("views", "digest", given(view=view, as_of=as_of), timeout=DIGEST_S)
         found = item_of(reply) or {}
         return Digest(view, int(found["seq"]), found.get("generation"), str(found["sha256"]))

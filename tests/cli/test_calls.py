@@ -33,7 +33,7 @@ def test_creating_a_sandbox_sends_exactly_what_was_said(cli: Cli, fleet: Scripte
     words = (
         "--name web2 --cpu 2 --memory 1G --env A=1 -e B=x=y --port 80 --ttl 1h30m --ttl-kind idle --on-ttl pause --auto-resume -l team=blue"
     )
-    result = cli("sandbox", "create", *words.split(), "python", "--", "sleep", "--for", "a while")
+    result = cli("sandbox", "create", "python", *words.split(), "--", "sleep", "--for", "a while")
     assert result.exit_code == 0, result.stderr
     assert fleet.commands[-1].name == "sandbox.create"
     assert fleet.commands[-1].body == {

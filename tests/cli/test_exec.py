@@ -45,6 +45,19 @@ def test_arguments_arrive_exactly_as_typed(cli: Cli, control: Scripted, program:
     assert control.commands[-1].body["cmd"] == words
 
 
+def test_with_a_separator_our_options_may_stand_behind_the_sandbox(cli: Cli, control: Scripted, program: Callable[..., None]) -> None:
+    program(0, b"x")
+    result = cli("sandbox", "exec", SB, "-w", SB, "-o", "json", "--", "git", "log", "-o", "x", "--", "file")
+    assert json.loads(result.stdout)["stdout"] == "x"
+    assert control.commands[-1].body == {"sandbox_id": SB, "cwd": SB, "cmd": ["git", "log", "-o", "x", "--", "file"], "timeout_s": 60.0}
+
+
+def test_without_one_a_separator_of_the_programs_own_is_left_alone(cli: Cli, control: Scripted, program: Callable[..., None]) -> None:
+    program()
+    cli("sandbox", "exec", "-w", "/srv", SB, "git", "log", "--", "file")
+    assert control.commands[-1].body["cmd"] == ["git", "log", "--", "file"]
+
+
 def test_options_before_the_sandbox_are_ours(cli: Cli, control: Scripted, program: Callable[..., None]) -> None:
     program()
     cli("sandbox", "exec", "-e", "A=1", "-w", "/srv", "-u", "app", "--timeout", "5m", SB, "env", "-w")

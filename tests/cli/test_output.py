@@ -27,9 +27,9 @@ def three(control: Scripted) -> Scripted:
 def test_a_table_shows_what_lives_in_aligned_columns(cli: Cli, three: Scripted) -> None:
     result = cli("sandbox", "list")
     assert result.stdout == (
-        "ID                       NAME  STATE    TEMPLATE                      NODE  UPTIME  ENDS\n"
-        f"{SB}  web   RUNNING  {TPL}  n1    5m      in 10m\n"
-        f"{SB2}  -     PAUSED   {TPL}  n1    5m      never\n"
+        "ID                       NAME  STATE    TEMPLATE                      NODE  STARTED  ENDS\n"
+        f"{SB}  web   RUNNING  {TPL}  n1    5m       in 10m\n"
+        f"{SB2}  -     PAUSED   {TPL}  n1    5m       never\n"
     )
     assert result.stderr == ""
 

@@ -151,7 +151,7 @@ class Scripted:
     def _log(self, verb: str, body: dict[str, Any]) -> Reply:
         last = self.events[-1]["seq"] if self.events else 0
         if verb == "verify":
-            return Reply({"commits": len(self.events), "findings": self.faults}, None, last)
+            return Reply({"commits": len(self.events), "intact": not self.faults, "faults": self.faults}, None, last)
         found = [e for e in self.events if e["seq"] > body["after"] and e["seq"] <= body.get("until", last)]
         found = [e for e in found if body.get("id") in {None, e["id"]} and body.get("type") in {None, e["type"], e["type"].split(".")[0]}]
         page = found[: body.get("limit", 1000)]

@@ -113,5 +113,5 @@ async def verify(
         return
     found = await run.s.events.verify(id=identifier)
     run.out.record(found, Shape("ok", ()))
-    if found.findings:
+    if found.faults or not found.intact:
         raise Refused("event.altered", "the log is not what was written", details=found.raw())

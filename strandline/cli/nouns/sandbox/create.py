@@ -22,11 +22,10 @@ MADE = shapes.fields("sandbox_id", "state", "node_id")
     "create",
     mutates=True,
     waits=60,
-    raw=True,
     examples="""
     strandline sandbox create python
-    strandline sandbox create --name web --port 8080 --ttl 1h --on-ttl pause -l team=blue python
-    strandline sandbox create -o name python -- python -m http.server 8080
+    strandline sandbox create python --name web --port 8080 --ttl 1h --on-ttl pause
+    strandline sandbox create python -o name -- python -m http.server 8080
     strandline sandbox create --snapshot before-upgrade
     """,
 )
@@ -75,7 +74,7 @@ async def create(
 ) -> None:
     """Start a sandbox from a template or a snapshot, and wait until it runs.
 
-    Options stand before the template; what follows it is the program.
+    What follows -- is the program.
     """
     if if_not_exists and await _existing(run, name):
         return
@@ -107,13 +106,9 @@ async def _template(run: Run, text: str | None) -> str:
 
 
 def _program(command: list[str] | None, first: str | None, *, from_snapshot: bool) -> list[str] | None:
-    """The words behind the template, without the ``--`` between; with ``--snapshot`` the first word is the program's too."""
-    words = list(command or ())
-    if from_snapshot:
-        words = [first, *words] if first else words
-    elif words[:1] == ["--"]:
-        words = words[1:]
-    return words or None
+    """The words behind the template; with ``--snapshot`` the first word is the program's too."""
+    words = [first] if from_snapshot and first else []
+    return [*words, *(command or ())] or None
 
 
 async def _existing(run: Run, name: str | None) -> bool:

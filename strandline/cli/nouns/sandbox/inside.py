@@ -33,6 +33,7 @@ Tool = ExitCode.EXEC_FAILED
     failure=Tool,
     examples="""
     strandline sandbox exec web -- ls -la /srv
+    strandline sandbox exec web -o json -- uname -a
     strandline sandbox exec -e MODE=test -w /srv web python -c 'print("as it stands: $HOME")'
     tar c . | strandline sandbox exec web -- tar x -C /srv
     """,
@@ -55,7 +56,7 @@ async def exec_(
 ) -> None:
     """Run a program in a sandbox. Its exit code is ours; 125 when it could not be run.
 
-    Options stand before the sandbox; everything after it is the program's.
+    What follows -- is the program. Without -- it is everything after the sandbox, and our options stand before it.
     """
     program = command[1:] if command[:1] == ["--"] else command
     if not program:

@@ -9,6 +9,7 @@ import typer
 
 from strandline.cli import args, parse, shapes
 from strandline.cli.bulk import do_all, settled, split, targets
+from strandline.cli.columns import Column, Shape, remaining
 from strandline.cli.nouns.sandbox.group import app
 from strandline.cli.nouns.snapshot import take
 from strandline.cli.progress import follow_job
@@ -17,6 +18,7 @@ from strandline.cli.verb import Run, verb
 from strandline.client import Call
 
 STATE = shapes.fields("sandbox_id", "state")
+TTL = Shape("sandbox_id", (Column("SANDBOX ID", "sandbox_id"), Column("ENDS", "ends_at", remaining)))
 
 
 async def _each(
@@ -161,7 +163,7 @@ async def set_ttl(
     """Give a sandbox a new time to live."""
     identifier = await run.id("sandbox", sandbox)
     reply = await run.s.sandboxes.set_ttl(identifier, parse.ttl(ttl), ttl_kind=kind, **run.call)
-    run.out.one({"sandbox_id": identifier, **reply.model_dump(exclude={"id"})}, shapes.fields("sandbox_id", "ends_at"))
+    run.out.one({"sandbox_id": identifier, **reply.model_dump(exclude={"id"})}, TTL)
 
 
 @verb(

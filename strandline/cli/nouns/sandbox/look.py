@@ -116,7 +116,11 @@ async def wait(
     identifier = await run.id("sandbox", sandbox)
     found = await run.s.sandboxes.wait(identifier, *wanted, timeout=run.timeout_s)
     if found.state not in wanted:
-        raise Refused("sandbox.died", f"sandbox {identifier} is DEAD: {found.reason or 'no reason given'}", details={"state": found.state})
+        raise Refused(
+            "sandbox.died",
+            f"sandbox {identifier} is DEAD: {found.reason or 'no reason given'}",
+            details={"sandbox_id": identifier, "reason": found.reason},
+        )
     run.out.one(found, shapes.SANDBOX)
 
 
@@ -144,11 +148,11 @@ async def events(run: Run, sandbox: args.Sandbox) -> None:
     strandline sandbox top node_id=n1 --watch
     """,
 )
-async def top(run: Run) -> None:
-    """What sandboxes use, as far as their nodes measure it."""
+async def top(run: Run, every: Annotated[bool, typer.Option("--all", "-a", help="Ended ones too.")] = False) -> None:
+    """What sandboxes were promised, how long they ran, and how many commands they were given."""
 
     def read() -> AsyncIterator[Any]:
-        return run.s.sandboxes.usage(**run.filters)
+        return run.s.sandboxes.usage(**({} if every else {"ended_at": None}), **run.filters)
 
     if run.watch:
         await watch(run, shapes.USAGE, ("sandbox",), read)
