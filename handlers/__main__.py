@@ -27,7 +27,7 @@ async def run(directory: Path, replicas: int) -> None:
     connection = await connect_from(directory, "control", timeout=None)
     async with connection:
         await ensure_streams(connection, replicas=replicas)
-        plane = await ControlPlane.open(connection)
+        plane = await ControlPlane.open(connection, keys=directory / "keys")
         await plane.start()
         await stopping.wait()
         log.info("control.stopping")

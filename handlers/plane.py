@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Self
 
 import orjson
@@ -37,6 +38,7 @@ from handlers import reports
 from handlers.commands import artifacts, execution, nodes, sandboxes, snapshots, templates
 from handlers.control import Control, Deadlines
 from handlers.dispatch import Dispatcher, Handler
+from handlers.evictions import Evictions
 from handlers.fleet import Fleet
 from handlers.liveness import Liveness
 from handlers.processes import jobs, removal
@@ -84,11 +86,11 @@ class ControlPlane:
     """Everything that one control-plane process runs. ``start`` returns when it can be used; ``close`` drains."""
 
     @classmethod
-    async def open(cls, nc: Client, *, deadlines: Deadlines | None = None) -> Self:
-        """A control plane with a store of its own; not started yet."""
-        return cls(nc, await Store.open(nc), deadlines or Deadlines())
+    async def open(cls, nc: Client, *, deadlines: Deadlines | None = None, keys: Path | None = None) -> Self:
+        """A control plane with a store of its own; not started yet. ``keys``: where the installation's authority is, if here."""
+        return cls(nc, await Store.open(nc), deadlines or Deadlines(), Evictions(nc, keys))
 
-    def __init__(self, nc: Client, store: Store, deadlines: Deadlines) -> None:
+    def __init__(self, nc: Client, store: Store, deadlines: Deadlines, evictions: Evictions) -> None:
         self._nc = nc
         self.control = Control(
             nc=nc,
@@ -109,6 +111,7 @@ class ControlPlane:
         self._receipts = Receipts(nc)
         self._dispatcher = Dispatcher(self.control, self._receipts, HANDLERS)
         self._liveness = Liveness(self.control)
+        self._evictions = evictions
         self._running = contextlib.AsyncExitStack()
 
     async def start(self) -> None:
@@ -149,6 +152,7 @@ class ControlPlane:
     async def _on_commit(self, commit: Commit) -> None:
         await self.control.fleet.reached(commit.seq)
         await self.processes.on_commit(commit)
+        await self._evictions.on_commit(commit)
 
     async def _on_report(self, report: Report) -> None:
         await reports.take(self.control, report)

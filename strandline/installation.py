@@ -10,12 +10,15 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, Final
 
+from bus.accounts import Authority, push, write_secret
 from bus.client import Caller
-from bus.connection import Connection, connect_from
+from bus.connection import Connection, connect, connect_from
 from bus.server import Server
 from domain.kernel.errors import Refused
 from strandline.supervisor import Child, Supervisor
@@ -64,7 +67,10 @@ class Installation:
     async def start(self) -> str:
         """Start every part and wait until each can be used. Returns the server's URL. Raises ``InUseError``, ``Refused``."""
         self._take_lock()
-        self._server = server = Server(self.dir / "nats", port=self.options.port or self._last_port())
+        authority = await asyncio.to_thread(Authority.load, self.dir / "keys")
+        config = authority.server_config(self.dir / "nats" / "jwt")
+        self._server = server = Server(self.dir / "nats", port=self.options.port or self._last_port(), config=config)
+        self._creds(authority)
         await self.supervisor.start(Child("nats", server.configure(), self.dir / "logs" / "nats.log", stop_s=15))
         self._describe()
         await _listens(server.port)
@@ -73,9 +79,10 @@ class Installation:
         await self.supervisor.start(self._child("projector", "projections"))
         caller = Caller(self.connection, actor="up")
         async with asyncio.timeout(READY_S):
-            await self._enroll(caller)
+            await self._enroll(caller, authority)
             for node in self.node_names:
-                await self.supervisor.start(self._child(node, "agents", "--node", node, "--driver", self.options.driver))
+                where = ["--connect", str(self.dir / "nodes" / node)]
+                await self.supervisor.start(self._child(node, "agents", "--node", node, "--driver", self.options.driver, *where))
             await self._nodes_ready(caller)
         return server.url
 
@@ -100,9 +107,26 @@ class Installation:
     def _child(self, name: str, module: str, *arguments: str) -> Child:
         return Child(name, self.python(module, "--dir", str(self.dir), *arguments), self.dir / "logs" / f"{name}.log")
 
-    async def _enroll(self, caller: Caller) -> None:
-        for node in self.node_names:
-            await caller.command("default", "node.enroll", {"node_id": node}, command_id=None, timeout=READY_S)
+    def _creds(self, authority: Authority) -> None:
+        """Credentials for our own processes and whoever owns the directory, and for telling the server of accounts. Made once."""
+        wanted: dict[str, Callable[[], str]] = {"admin": partial(authority.control_creds, "admin"), "system": authority.system_creds}
+        for name, make in wanted.items():
+            path = self.dir / "keys" / f"{name}.creds"
+            if not path.exists():
+                write_secret(path, make())
+
+    async def _enroll(self, caller: Caller, authority: Authority) -> None:
+        """Every node is an account of its own on the bus (docs/adr/0004), and known to the control plane."""
+        url = self._server.url if self._server is not None else ""
+        system = await connect(url, name="accounts", creds=self.dir / "keys" / "system.creds", on_closed=lambda: None)
+        async with system:
+            for node in self.node_names:
+                member = authority.node(node)
+                await push(system, member)
+                creds = self.dir / "nodes" / node / "node.creds"
+                write_secret(creds, member.creds)
+                write_secret(creds.with_name(CONNECT), json.dumps({"url": url, "creds": str(creds), "inbox_prefix": "_INBOX"}))
+                await caller.command("default", "node.enroll", {"node_id": node}, timeout=READY_S)
 
     async def _nodes_ready(self, caller: Caller) -> None:
         """Until the projector shows every node online."""
@@ -126,7 +150,13 @@ class Installation:
                 pids["nodes"][name] = child.pid
             else:
                 pids[name] = child.pid
-        said = {"url": self._server.url, "creds": None, "inbox_prefix": "_INBOX", "http": None, "pids": pids}
+        said = {
+            "url": self._server.url,
+            "creds": str(self.dir / "keys" / "admin.creds"),
+            "inbox_prefix": "_INBOX",
+            "http": None,
+            "pids": pids,
+        }
         path = self.dir / CONNECT
         temporary = path.with_suffix(".tmp")
         temporary.touch(mode=0o600)
