@@ -82,6 +82,21 @@ class Connection(Client):
         if self._watchdog is not None:
             self._watchdog.cancel()
 
+    def _build_message(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: dict[str, str] | None) -> Any:
+        """Drop what is no text: any client may publish such a subject or reply, and nats-py's read loop would die of it."""
+        try:
+            return super()._build_message(sid, subject, reply, data, headers)
+        except UnicodeDecodeError:
+            log.warning("connection.message-dropped", subject=repr(bytes(subject))[:200])
+            return None
+
+    async def _process_headers(self, headers: bytes | None) -> dict[str, str] | None:
+        """The same for a status line that is no text."""
+        try:
+            return await super()._process_headers(headers)
+        except (UnicodeDecodeError, IndexError):
+            return None
+
     async def close(self) -> None:
         self._end()
         await super().close()

@@ -7,7 +7,6 @@ A node is called expired only while this process could have heard it: silence of
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
@@ -20,9 +19,9 @@ import structlog
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
-from nats.errors import Error as NatsError
 
 from bus import direct, subjects
+from bus.requests import ApiError
 from domain.kernel.errors import Refused
 
 log = structlog.get_logger(__name__)
@@ -51,8 +50,10 @@ async def beating(nc: Client, node: str, body: Callable[[], Mapping[str, Any]], 
 
     async def loop() -> None:
         while True:
-            with contextlib.suppress(NatsError):  # the pending buffer is full, or the connection closed: nobody hears us anyway
+            try:
                 await beat(nc, node, body(), dead_s=every_s * (DEAD_S / BEAT_S))
+            except Exception as error:  # noqa: BLE001 - a node that cannot say how it is still lives, and says so next time
+                log.warning("heartbeat.not-sent", node=node, error=repr(error)[:300])
             await asyncio.sleep(every_s)
 
     task = asyncio.create_task(loop(), name="heartbeat")
@@ -118,7 +119,10 @@ class Watch:
         await self._recall()
         while True:
             await asyncio.sleep(self._dead_s / 16)
-            self._look(time.monotonic())
+            try:
+                self._look(time.monotonic())
+            except Exception:
+                log.exception("heartbeat.look-failed")
 
     async def _recall(self) -> None:
         """Those that beat before this process began."""
@@ -131,8 +135,8 @@ class Watch:
                     age = max((datetime.now(UTC) - at).total_seconds(), 0)
                     self._note(message.subject.rsplit(".", 1)[1], message.data, at, time.monotonic() - age)
                 seq, pending = got.last + 1, got.pending
-        except Refused as refused:
-            log.info("heartbeat.nothing-recalled", error=repr(refused))
+        except (Refused, ApiError, ValueError) as error:
+            log.warning("heartbeat.nothing-recalled", error=repr(error)[:300])
 
     async def _hear(self, message: Msg) -> None:
         self._note(message.subject.rsplit(".", 1)[1], message.data, datetime.now(UTC), time.monotonic())

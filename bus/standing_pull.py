@@ -16,10 +16,6 @@ import orjson
 import structlog
 from nats.aio.client import Client
 from nats.aio.msg import Msg
-from nats.errors import Error as NatsError
-
-from bus.requests import ApiError
-from domain.kernel.errors import Refused
 
 log = structlog.get_logger(__name__)
 
@@ -76,9 +72,9 @@ class Pull:
                     self.attached.set()
                     reason = await self._pull_until_gone(inbox)
                     failures = 0 if reason == "gone after work" else failures + 1
-                except (Refused, ApiError, NatsError, OSError) as error:
+                except Exception as error:  # noqa: BLE001 - whatever it is: a reader that stops without a word is worse
                     failures += 1
-                    log.warning("pull.detached", subject=self._next, error=repr(error), failures=failures)
+                    log.warning("pull.detached", subject=self._next, error=repr(error)[:500], failures=failures)
                 self.attached.clear()
                 await asyncio.sleep(_pause(failures))
         finally:

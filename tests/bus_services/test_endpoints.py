@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 from typing import Any, ClassVar
 
 import orjson
@@ -315,5 +316,34 @@ def test_nothing_that_a_stranger_publishes_stops_the_service(connecting, seed) -
                 reply = await nc.request("strand.v1.cmd.default.lamp.light", os.urandom(64), headers=headers, timeout=5)
                 assert orjson.loads(reply.data)["error"]["code"] == "command.invalid"
             assert (await Caller(nc).command("default", "lamp.light", {"lamp": "one"}))["ok"]
+
+    uvloop.run(main())
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        b"PUB strand.v1.cmd.default.lamp.\xff\xfe 2\r\nhi\r\n",
+        b"PUB strand.v1.cmd.default.lamp.light _INBOX.\xff 2\r\nhi\r\n",
+        b"HPUB strand.v1.cmd.default.lamp.light 20 22\r\nNATS/1.0 \xff\xfe\xff x\xff\r\n\r\nhi\r\n",
+        b"HPUB strand.v1.cmd.default.lamp.light 12 14\r\nNATS/1.0\r\n\r\nhi\r\n",
+        b"HPUB strand.v1.cmd.default.lamp.light 8 10\r\nNATS/1.0hi\r\n",
+    ],
+)
+def test_bytes_that_are_no_text_do_not_kill_the_connection(connecting, server, bad) -> None:
+    """nats-py's read loop dies of them, silently; here the same connection goes on, without waiting for its watchdog."""
+
+    def publish() -> None:
+        with socket.create_connection(("127.0.0.1", server.port)) as raw, raw.makefile("rb") as lines:
+            lines.readline()
+            raw.sendall(b'CONNECT {"verbose":false,"headers":true}\r\n' + bad + b"PING\r\n")
+            assert lines.readline()
+
+    async def main() -> None:
+        async with connecting() as nc, connecting() as other, await serve_commands(nc, LAMPS, light):
+            await asyncio.to_thread(publish)
+            reply = await other.request("strand.v1.cmd.default.lamp.light", b'{"lamp":"one"}', timeout=2)
+            assert orjson.loads(reply.data)["ok"]
+            assert nc.stats["reconnects"] == 0
 
     uvloop.run(main())

@@ -125,3 +125,17 @@ def test_a_failing_or_slow_listener_and_a_senseless_body_stop_nothing(connecting
             assert watch.bodies == {"bad": {}, "slow": {}, "good": {}}
 
     run(main())
+
+
+def test_a_node_that_cannot_say_how_it_is_goes_on_beating(connecting, run, eventually) -> None:
+    async def main() -> None:
+        notes, bodies = Notes(), iter([{"n": 1}, {"bad": object()}, None, {"n": 4}])
+
+        async with (
+            connecting(streams=True) as nc,
+            watching(nc, notes, 30) as watch,
+            heartbeat.beating(nc, "n1", lambda: next(bodies), every_s=0.01),
+        ):
+            await eventually(lambda: watch.bodies.get("n1") == {"n": 4})
+
+    run(main())
