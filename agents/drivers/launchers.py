@@ -22,6 +22,7 @@ from typing import Final, Protocol
 
 from agents.drivers.driver import Fault, RuntimeFault, Spec
 from agents.drivers.identity import Who
+from agents.drivers.pivot import DEVICES, LINKS
 from agents.host import processes, spawn
 
 _EXECUTED_S: Final = 5.0
@@ -110,7 +111,7 @@ class Bubblewrap:
         order = ["--unshare-user", "--unshare-ipc", "--unshare-pid", "--unshare-uts", "--unshare-cgroup-try", "--new-session", "--clearenv"]
         order += [] if spec.netns else ["--unshare-net"]
         order += ["--hostname", spec.hostname, "--uid", str(who.uid), "--gid", str(who.gid), "--cap-drop", "ALL"]
-        order += ["--bind", str(spec.root), "/", "--proc", "/proc", "--dev", "/dev", "--chdir", spec.cwd]  # applied in order: root first
+        order += ["--bind", str(spec.root), "/", "--proc", "/proc", *_devices(who), "--chdir", spec.cwd]  # in order: root first
         for name, value in launch.env.items():
             order += ["--setenv", name, value]
         order += ["--info-fd", str(launch.info_fd), "--json-status-fd", str(launch.status_fd), "--block-fd", str(launch.block_fd)]
@@ -217,6 +218,19 @@ async def read_info(fd: int) -> dict[str, object]:
         else:
             return value
     return {}
+
+
+def _devices(who: Who) -> list[str]:
+    """/dev. bwrap's own has a devpts, for which an unprivileged bwrap needs user 0 in an outer user namespace of its own.
+
+    A process of another user is then in a user namespace that does not own its other ones, and nobody without rights can join it: so no
+    pseudo-terminals for those.
+    """
+    if who.uid == 0 or os.geteuid() == 0:
+        return ["--dev", "/dev"]
+    binds = [word for name in DEVICES for word in ("--dev-bind", f"/dev/{name}", f"/dev/{name}")]
+    links = [word for name, target in LINKS.items() if name != "ptmx" for word in ("--symlink", target, f"/dev/{name}")]
+    return ["--tmpfs", "/dev", *binds, *links, "--perms", "1777", "--tmpfs", "/dev/shm"]  # noqa: S108  # the sandbox's
 
 
 def _fill(fd: int, data: bytes) -> None:

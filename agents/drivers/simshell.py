@@ -55,15 +55,15 @@ class Shell:
         lexer = shlex.shlex(script.replace("\n", ";"), posix=True, punctuation_chars=";&|>")
         lexer.whitespace_split = True
         words: list[str] = []
+        joined = ";"
         for word in [*lexer, ";"]:
             if word not in (";", "&&", "||", ";;"):
                 words.append(self._expand(word))
                 continue
-            if words and not self._line(words):
+            wanted = {"&&": self.out.code == 0, "||": self.out.code != 0}.get(joined, True)
+            if words and wanted and not self._line(words):
                 return
-            words = []
-            if (word == "&&" and self.out.code) or (word == "||" and not self.out.code):
-                return
+            words, joined = [], word
 
     def _expand(self, word: str) -> str:
         return _VARIABLE.sub(lambda match: self.env.get(match[1] or match[2], ""), word)

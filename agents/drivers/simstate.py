@@ -6,6 +6,7 @@ It lives as long as real processes would: longer than the agent, not longer than
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, dataclass, replace
 from io import BufferedWriter
 from pathlib import Path
@@ -65,11 +66,12 @@ class SimState:
     def _load(self) -> None:
         if not self._path.exists():
             return
-        for line in self._path.read_bytes().splitlines():
-            try:
-                value = json.loads(line)
-            except ValueError:
-                continue  # the last line of an agent that was killed while it wrote
+        data = self._path.read_bytes()
+        whole = data[: data.rfind(b"\n") + 1]  # beyond: the last line of an agent that was killed while it wrote
+        if len(whole) < len(data):
+            os.truncate(self._path, len(whole))
+        for line in whole.splitlines():
+            value = json.loads(line)
             self._lines += 1
             if value.get("dropped"):
                 self.sandboxes.pop(value["sandbox_id"], None)

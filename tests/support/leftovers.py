@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import socket
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +38,7 @@ def traces(directory: Path) -> Traces:
         processes=frozenset(_descendants(os.getpid())),
         mounts=frozenset(line for line in Path("/proc/self/mounts").read_text().splitlines() if f" {directory}/" in line),
         groups=frozenset(name for name in _groups() if name.split("-")[1] in marks),
-        links=frozenset(name for name in os.listdir("/sys/class/net") if _is_link(name, marks)),
+        links=frozenset(name for _, name in socket.if_nameindex() if _is_link(name, marks)),
         tables=frozenset(line for line in _tables() if line.endswith(marks)),
         loops=frozenset(str(path) for path in Path("/sys/block").glob("loop*/loop/backing_file") if _backs(path, directory)),
     )

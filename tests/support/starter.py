@@ -33,7 +33,8 @@ async def main(kind: str, directory: str, root: str, logs: str, *argv: str) -> N
         StateDir.write_handle = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
     spec = Spec("sb-1", 0, Path(root), argv, {}, Path(logs), limits=Limits(1, 256, 256))
     handle = await MAKE[kind](Path(directory)).start(spec)
-    print(json.dumps(asdict(handle)), flush=True)
+    sys.stdout.write(json.dumps(asdict(handle)) + "\n")
+    sys.stdout.flush()
     await asyncio.Event().wait()
 
 
