@@ -16,7 +16,7 @@ FAMILIES = ("not-found", "illegal-state", "unknown", "ambiguous", "invalid-id")
 
 
 def rows() -> dict[str, str]:
-    """Code → what it means, from the tables under “Errors”."""
+    """Code → what it means, from the tables under Errors."""
     errors = PAGE.read_text(encoding="utf-8").partition("\n## Errors\n")[2].partition("\n## ")[0]
     found = {}
     for line in errors.splitlines():

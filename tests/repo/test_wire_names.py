@@ -56,7 +56,7 @@ def test_every_command_is_served_or_said_not_to_be() -> None:
     served = {command.wire_name() for command in HANDLERS} | SERVED_BY_THE_PROJECTOR
     text = (ROOT / "docs" / "bus.md").read_text(encoding="utf-8")
     not_yet = set(re.findall(r"`([a-z.-]+)`", text.partition("## Not yet")[2].partition("\n## ")[0]))
-    assert set(COMMANDS) - served <= not_yet, "neither served nor listed in docs/bus.md under “Not yet”"
+    assert set(COMMANDS) - served <= not_yet, "neither served nor listed in docs/bus.md under Not yet"
     assert not (served & not_yet), "served by now: take it off the list"
 
 
