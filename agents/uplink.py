@@ -23,6 +23,7 @@ from domain.nodes.orders import Order, Report
 
 log = structlog.get_logger(__name__)
 
+CONNECT_S: Final = 2.0
 AGAIN_S: Final = 0.5
 LOGS_AHEAD: Final = 1 << 20
 """Bytes of output that are on their way at most: what a crash can lose."""
@@ -42,7 +43,7 @@ class Uplink:
         directory = self._options.connect or self._options.dir
         while True:
             try:
-                connection = await connect_from(directory, f"agent-{self._options.node}")
+                connection = await connect_from(directory, f"agent-{self._options.node}", timeout=CONNECT_S)
             except Refused as refused:
                 log.info("uplink.waiting", error=refused.message)
                 await asyncio.sleep(AGAIN_S)

@@ -1,0 +1,251 @@
+"""kill -9 of a real agent, on a real bus, at every step of a sandbox's creation: afterwards the sandbox runs, or nothing of it is left."""
+
+from __future__ import annotations
+
+import base64
+import shutil
+from pathlib import Path
+
+import pytest
+from support.agents import AgentProcess, Installation
+from support.waiting import eventually
+
+from agents.drivers.driver import Condition, Handle
+from agents.drivers.process import ProcessDriver
+from agents.drivers.sim import SimDriver
+from agents.journal import Journal
+from agents.network.netns import choose_network
+from agents.records import Memory
+from agents.storage.roots import choose_roots
+from domain.nodes.orders import Observation, ReportKind, Verb
+
+STEPS = ("artifact", "root", "network", "logs", "start", "ready", "report")
+DRIVERS = {"sim": SimDriver, "process": ProcessDriver}
+
+pytestmark = pytest.mark.slow
+
+
+def mounts() -> list[str]:
+    return [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
+
+
+async def left(place: Installation, driver: str) -> dict[str, set[str]]:
+    """Everything on this host that belongs to sandboxes of a node whose agent does not run; empty when nothing does."""
+    own = place.own
+    told = DRIVERS[driver](own / "drivers" / driver)
+    logs = own / "logs"
+    journal = Journal.open(own / "journal" / "journal", Memory())
+    found = {
+        "processes": set(await told.list()),
+        "roots": set((await choose_roots(own / "storage").list()).roots),
+        "mounts": {point for point in mounts() if f"{own}/storage/roots/sb-" in point},
+        "leases": set(await choose_network(own / "network").list()) if driver != "sim" else set(),
+        "logs": {path.name for path in logs.iterdir()} if logs.is_dir() else set(),
+        "records": set(journal.state.sandboxes),
+        "unfinished": set(journal.state.orders),
+    }
+    journal.close()
+    await told.close()
+    return {kind: names for kind, names in found.items() if names}
+
+
+async def purged(place: Installation, driver: str) -> None:
+    agent = AgentProcess(place, driver, "--purge")
+    await agent.start()
+    assert await agent.ended() == 0, agent.log()
+    assert not place.own.exists()
+
+
+async def output(place: Installation, sandbox: str, *cmd: str) -> str:
+    report = await place.tell(Verb.SANDBOX_EXEC, {"sandbox_id": sandbox, "cmd": list(cmd)})
+    assert report.kind is ReportKind.DONE, report
+    return base64.b64decode(report.body["stdout"]).decode()
+
+
+async def survives(place: Installation, driver: str, crash_at: str) -> None:
+    """The story of the tests here: an order, a death or two, a new agent, one sandbox, its end."""
+    provision = place.order(Verb.SANDBOX_PROVISION, place.provision("one"))
+    sandbox = provision.process_id
+    await place.send(provision)
+    for _ in crash_at.split(","):
+        async with AgentProcess(place, driver, crash_at=crash_at) as agent:
+            assert await agent.ended() == -9
+    async with AgentProcess(place, driver) as last:
+        report = await place.end_of(provision)
+        assert report.kind is ReportKind.DONE, (report, last.log()[-2000:])
+        assert await output(place, sandbox, "echo", "alive") == "alive\n"
+        ends = [r for r in place.reports if r.order == provision.id and r.kind is ReportKind.DONE]
+        assert len(ends) == 1, "the bus stores a report once however often it is sent"
+        destroyed = await place.tell(Verb.SANDBOX_DESTROY, {"sandbox_id": sandbox, "grace_s": 0})
+        assert destroyed.kind is ReportKind.DONE
+        await last.stop()
+        assert await left(place, driver) == {}
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_simulated_sandbox_survives_its_agent(installed, run, step):
+    """Killed before the step's effect, and by the next process after it, and the third one ends it."""
+
+    async def scenario():
+        async with installed() as there:
+            await survives(there, "sim", f"{step}:before,{step}:after")
+
+    run(scenario())
+
+
+@pytest.mark.root
+@pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
+@pytest.mark.parametrize("crash_at", ["root:after,network:after", "start:before,start:after", "ready:after,report:before"])
+def test_a_real_process_survives_its_agent(installed, run, crash_at):
+    async def scenario():
+        async with installed() as there:
+            await survives(there, "process", crash_at)
+            await purged(there, "process")
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("step", ["start", "root"])
+def test_a_death_while_undoing_leaves_nothing(installed, run, step):
+    async def scenario():
+        async with installed() as there:
+            provision = there.order(Verb.SANDBOX_PROVISION, there.provision("one", probe_port=1))
+            async with AgentProcess(there, "sim", "--port-wait", "0.05", crash_at=f"undo-{step}:after") as first:
+                await there.send(provision)
+                assert await first.ended() == -9
+            async with AgentProcess(there, "sim") as second:
+                report = await there.end_of(provision)
+                assert (report.kind, report.error.code) == (ReportKind.FAILED, "sandbox.startup-failed")
+                assert report.body["uncompensated"] == []
+                await second.stop()
+                assert await left(there, "sim") == {}
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("crash_at", ["start:before", "start:after"])
+def test_a_destroy_that_arrives_after_the_death_fences_what_was_begun(installed, run, crash_at):
+    async def scenario():
+        async with installed() as there:
+            provision = there.order(Verb.SANDBOX_PROVISION, there.provision("one"))
+            async with AgentProcess(there, "sim", crash_at=crash_at) as first:
+                await there.send(provision)
+                assert await first.ended() == -9
+            destroy = await there.send(there.order(Verb.SANDBOX_DESTROY, {"sandbox_id": provision.process_id, "grace_s": 0}))
+            async with AgentProcess(there, "sim") as second:
+                assert (await there.end_of(destroy)).kind is ReportKind.DONE
+                await there.end_of(provision)
+                await second.stop()
+                assert await left(there, "sim") == {}
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("place", ["before", "after"])
+def test_an_exec_is_not_run_twice(installed, run, place):
+    async def scenario():
+        async with installed() as there:
+            body = there.provision("one")
+            sandbox = body["sandbox_id"]
+            order = there.order(Verb.SANDBOX_EXEC, {"sandbox_id": sandbox, "cmd": ["sh", "-c", "echo x >> /tally"]})
+            async with AgentProcess(there, "sim", crash_at=f"exec:{place}") as first:
+                await there.tell(Verb.SANDBOX_PROVISION, body)
+                await there.send(order)
+                assert await first.ended() == -9
+            async with AgentProcess(there, "sim"):
+                report = await there.end_of(order)
+                assert (report.kind, report.error.code) == (ReportKind.FAILED, "sandbox.exec-interrupted")
+                tally = await there.tell(Verb.SANDBOX_EXEC, {"sandbox_id": sandbox, "cmd": ["cat", "/tally"]})
+                assert base64.b64decode(tally.body.get("stdout", "")) == (b"" if place == "before" else b"x\n")
+
+    run(scenario())
+
+
+@pytest.mark.root
+@pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
+def test_a_running_process_keeps_its_pid_over_a_kill_and_a_stop(installed, run):
+    """And its log goes on, its exit is told, and a snapshot that died leaves it thawed."""
+
+    async def scenario():
+        async with installed() as there:
+            script = "i=0; while [ ! -e /end ]; do i=$((i+1)); echo line $i; sleep 0.05; done; exit 7"
+            body = there.provision("one", cmd=["/bin/sh", "-c", script])
+            sandbox, snapshot = body["sandbox_id"], "snap-" + "b" * 24
+            async with AgentProcess(there, "process", crash_at="freeze:after") as first:
+                await there.tell(Verb.SANDBOX_PROVISION, body)
+                order = await there.send(there.order(Verb.SANDBOX_SNAPSHOT, {"sandbox_id": sandbox, "snapshot_id": snapshot}))
+                assert await first.ended() == -9
+            pid = await main_pid(there, sandbox)
+            async with AgentProcess(there, "process") as second:
+                assert (await there.end_of(order)).kind is ReportKind.DONE
+                assert await output(there, sandbox, "echo", "thawed") == "thawed\n"
+                assert await main_pid(there, sandbox) == pid
+                await second.stop()
+                assert second.process.returncode == 0
+            assert await main_pid(there, sandbox) == pid, "an orderly end leaves it running too"
+            async with AgentProcess(there, "process") as third:
+                await output(there, sandbox, "touch", "/end")
+                told = await there.said(lambda report: report.verb == Observation.SANDBOX_EXITED)
+                assert (told.body["exit_code"], told.body["reason"]) == (7, "exited")
+                await there.tell(Verb.SANDBOX_DESTROY, {"sandbox_id": sandbox})
+                await there.tell(Verb.SNAPSHOT_REMOVE, {"snapshot_id": snapshot})
+                await third.stop()
+                assert await left(there, "process") == {}
+            await purged(there, "process")
+
+    run(scenario())
+
+
+async def main_pid(place: Installation, sandbox: str) -> int:
+    """The host's number for the sandbox's main process, which must be running."""
+    journal = Journal.open(place.own / "journal" / "journal", Memory())
+    handle = journal.state.sandboxes[sandbox].handle
+    journal.close()
+    driver = ProcessDriver(place.own / "drivers" / "process")
+    seen = await driver.inspect(Handle(**handle))
+    await driver.close()
+    assert seen.condition in {Condition.RUNNING, Condition.PAUSED}
+    return seen.pid
+
+
+def test_a_second_agent_does_not_work_in_the_same_directory(installed, run):
+    async def scenario():
+        async with installed() as there, AgentProcess(there, "sim"):
+            await there.said(lambda report: report.verb == Observation.NODE_HELLO)
+            second = AgentProcess(there, "sim")
+            await second.start()
+            assert await second.ended() == 73
+
+    run(scenario())
+
+
+def test_an_agent_works_through_a_bus_that_comes_late_and_goes(installed, server, run):
+    async def scenario():
+        async with installed() as there:
+            await there.nc.flush()
+            server.kill()
+            async with AgentProcess(there, "sim") as agent:
+                await eventually(lambda: "uplink.waiting" in agent.log())
+                server.start()
+                await there.said(lambda report: report.verb == Observation.NODE_HELLO)
+                body = there.provision("one", cmd=["sleep", "1.0"])
+                await there.tell(Verb.SANDBOX_PROVISION, body)
+                server.kill()
+                await eventually(lambda: "connection" in agent.log() or "report.again" in agent.log(), 20)
+                server.start()
+                told = await there.said(lambda report: report.verb == Observation.SANDBOX_EXITED)
+                assert told.body["sandbox_id"] == body["sandbox_id"]
+
+    run(scenario())
+
+
+def test_the_versions_of_a_node_are_read_again_when_asked(installed, run):
+    async def scenario():
+        async with installed() as there, AgentProcess(there, "sim"):
+            hello = await there.said(lambda report: report.verb == Observation.NODE_HELLO)
+            assert hello.body["versions"]["guest_image"] == "1"
+            (there.own / "guest-image-version").write_text("2\n")
+            report = await there.tell(Verb.NODE_INSPECT, {}, process="node", process_id="n1", project="system")
+            assert report.body["versions"]["guest_image"] == "2"
+
+    run(scenario())
