@@ -147,6 +147,13 @@ async def api(nc: Client, verb: str, body: dict[str, Any], timeout: float = 5) -
     return said
 
 
+def heed_cancellation() -> None:
+    """Raise the cancellation that Python 3.11's ``asyncio.wait_for``, in nats-py's requests, drops when its result comes in the same moment."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
+
+
 async def kept_open(make: Callable[[], Awaitable[Pull]], report: Callable[[str], None]) -> None:
     """Pulls for ever: makes one, watches it, and makes the next when it breaks. ``report`` hears why."""
     pause = 0.02
@@ -155,6 +162,7 @@ async def kept_open(make: Callable[[], Awaitable[Pull]], report: Callable[[str],
         try:
             pull = await make()
             await pull.open()
+            heed_cancellation()
             why = await pull.watch()
             pause = 0.02
         except (UnansweredError, RejectedError, nats.errors.Error) as error:

@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import Final
 
+from bus.pull import heed_cancellation
 from bus.requests import ApiError
 from domain.kernel.errors import Refused
 from domain.kernel.ids import SYSTEM_PROJECT
@@ -26,6 +27,7 @@ async def changes(calls: Calls, *kinds: str, id: str | None = None) -> AsyncGene
     async with _listening(calls, _filters(calls.project, kinds, id), moved) as tick:
         while True:
             yield calls.seen
+            heed_cancellation()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(moved.wait(), tick)
             moved.clear()
