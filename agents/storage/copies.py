@@ -8,6 +8,7 @@ from typing import Any
 
 from agents.storage import trees
 from agents.storage.base import Storage
+from agents.storage.unpack import unpack
 
 
 class CopyRoots(Storage):
@@ -17,7 +18,7 @@ class CopyRoots(Storage):
 
                 async def make(draft: Path) -> None:
                     (draft / "tree").mkdir(mode=0o755)
-                    await trees.unpack(ext4, draft / "tree")
+                    await unpack(ext4, draft / "tree")
 
                 await self._artifacts.add(artifact_id, lambda: {"ext4": str(ext4)}, make)
 

@@ -20,6 +20,7 @@ from agents.drivers.driver import RuntimeFault
 from agents.host import loop, syscalls
 from agents.storage import trees
 from agents.storage.base import Storage
+from agents.storage.unpack import unpack
 
 MAX_LAYERS: Final = 8
 """Snapshots under one root; one more and the layers are merged into one. The kernel's bound is one page of mount options."""
@@ -44,7 +45,7 @@ class OverlayRoots(Storage):
         async def make(draft: Path) -> None:
             (draft / "lower").mkdir(mode=0o755)
             if not can_loop:
-                await trees.unpack(ext4, draft / "lower")
+                await unpack(ext4, draft / "lower")
 
         await self._artifacts.add(artifact_id, lambda: {"ext4": str(ext4), "loop": can_loop}, make)
 

@@ -90,18 +90,3 @@ def _allow(path: str, bits: int) -> None:
     mode = os.lstat(path).st_mode
     if not stat.S_ISLNK(mode) and mode & bits != bits:
         Path(path).chmod(stat.S_IMODE(mode) | bits)
-
-
-async def unpack(ext4: Path, target: Path) -> None:
-    """The tree inside an ext4 file, without mounting it. Device nodes and extended attributes stay behind: debugfs copies neither."""
-    done = await spawn.run(["debugfs", "-R", f'rdump / "{target}"', str(ext4)], timeout_s=_COPY_S, max_output=1 << 16)
-    complaints = [line for line in done.stderr.decode(errors="replace").splitlines() if not _harmless(line)]
-    if done.code != 0 or complaints:
-        raise RuntimeFault("artifact.unreadable", "; ".join(complaints)[:2000] or done.complaint())
-    if os.geteuid() != 0:
-        make_accessible(target)
-
-
-def _harmless(line: str) -> bool:
-    """Debugfs introduces itself on stderr, and without root it cannot give files away: they become the user's own."""
-    return line.startswith("debugfs 1.") or (os.geteuid() != 0 and "while changing ownership" in line) or not line.strip()

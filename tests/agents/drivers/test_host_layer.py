@@ -69,18 +69,18 @@ def test_a_cancelled_program_is_killed(tmp_path: Path) -> None:
 
 
 def test_burying_orphans_steals_no_exit_from_others() -> None:
+    leading = subprocess.Popen(["sh", "-c", "exit 11"], start_new_session=True)
+    shared = subprocess.Popen(["sh", "-c", "exit 12"])
+
     async def scenario() -> None:
-        with (
-            subprocess.Popen(["sh", "-c", "exit 11"], start_new_session=True) as plain,
-            subprocess.Popen(["sh", "-c", "exit 12"]) as shared,
-        ):
-            program = await asyncio.create_subprocess_exec("sh", "-c", "exit 13")
-            await eventually(lambda: (s := processes.stat(leading.pid)) is not None and s.state == "Z")
-            for _ in range(50):
-                reaper.sweep()
-            assert (leading.wait(), shared.wait(), await program.wait()) == (11, 12, 13)
+        program = await asyncio.create_subprocess_exec("sh", "-c", "exit 13")
+        await eventually(lambda: all((s := processes.stat(p.pid)) is not None and s.state == "Z" for p in (leading, shared)))
+        for _ in range(50):
+            reaper.sweep()
+        assert await program.wait() == 13
 
     run(scenario())
+    assert (leading.wait(), shared.wait()) == (11, 12)
 
 
 def test_orphans_are_buried() -> None:
