@@ -148,7 +148,7 @@ async def api(nc: Client, verb: str, body: dict[str, Any], timeout: float = 5) -
 
 
 def heed_cancellation() -> None:
-    """Raise the cancellation that Python 3.11's ``asyncio.wait_for``, in nats-py's requests, drops when its result comes in the same moment."""
+    """Raise the cancellation that ``asyncio.wait_for`` of Python 3.11, in nats-py's requests, drops when the answer comes just then."""
     task = asyncio.current_task()
     if task is not None and task.cancelling():
         raise asyncio.CancelledError
