@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from bus import direct, subjects
 from bus.connection import Client
+from bus.requests import call
 from bus.subscription import Tail
 from bus.verify import verify_log
 from domain.kernel.ids import SYSTEM_PROJECT
@@ -54,6 +55,10 @@ class BusLog:
                 owed = more or not messages
                 if messages:
                     yield Batch(list(messages), more)
+
+    async def identity(self) -> str:
+        """When the stream was made."""
+        return str((await call(self._nc, f"STREAM.INFO.{subjects.EVENTS}"))["created"])
 
     async def last(self) -> int:
         """The position of the log's end, from the stream's leader."""

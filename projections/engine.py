@@ -66,7 +66,7 @@ class Engine:
             self._store.drop(leftover.view, leftover.number)
         live = {g.view: g for g in known if g.role is Role.LIVE}
         if not any(g.position for g in live.values()):
-            self._begin(live)
+            self.begin()
             return []
         missing = []
         for view in self._views.values():
@@ -78,14 +78,16 @@ class Engine:
         self.cursor = self.position
         return missing
 
-    def _begin(self, live: dict[str, Generation]) -> None:
+    def begin(self) -> None:
+        """All views from the beginning of the log, whatever the store holds now."""
+        for old in self._store.generations():
+            self._store.drop(old.view, old.number)
+        self.targets.clear()
         for view in self._views.values():
-            old = live.get(view.name)
-            if old is not None:
-                self._store.drop(old.view, old.number)
             made = self._store.create(view.name, view.schema, indexed=view.lookups)
             self._store.switch(view.name, made.number)
             self.attach(made)
+        self.cursor = 0
 
     @property
     def position(self) -> int:

@@ -79,6 +79,7 @@ class Live:
         failures = 0
         while True:
             try:
+                await self._know_the_log()
                 async with aclosing(self._log.batches(self.engine.position)) as batches:
                     async for batch in batches:
                         await self._take(batch)
@@ -93,6 +94,20 @@ class Live:
                 log.exception("views.paused", seconds=pause, failures=failures)
                 await asyncio.sleep(pause)
                 await self._reload()
+
+    async def _know_the_log(self) -> None:
+        """Views of another log than this one are worth nothing: its positions mean other things. Begin anew then."""
+        identity = await self._log.identity()
+        async with self.lock:
+            known = await self.blocking(self.store.identity)
+            if known == identity:
+                return
+            if known:
+                log.warning("views.another-log", known=known, found=identity)
+                await self.blocking(self.engine.begin)
+                self.caught_up.clear()
+                self.told()
+            await self.blocking(self.store.adopt, identity)
 
     async def _take(self, batch: Batch) -> None:
         async with self.lock:

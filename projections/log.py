@@ -38,6 +38,10 @@ class Log(Protocol):
         """Everything behind ``after``, for ever. To be closed by ``aclosing``."""
         ...
 
+    async def identity(self) -> str:
+        """Which log this is: another one after the stream was made anew, when positions mean other things."""
+        ...
+
     async def last(self) -> int:
         """The position of the log's end."""
         ...

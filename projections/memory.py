@@ -82,10 +82,17 @@ class MemoryStore:
     def __init__(self) -> None:
         self._tables: dict[tuple[str, int], _Table] = {}
         self._last: Counter[str] = Counter()
+        self._identity = ""
 
     def __len__(self) -> int:
         """How many items it holds altogether."""
         return sum(len(table.rows) for table in self._tables.values())
+
+    def identity(self) -> str:
+        return self._identity
+
+    def adopt(self, identity: str) -> None:
+        self._identity = identity
 
     def generations(self) -> list[Generation]:
         return [self._tables[key].generation for key in sorted(self._tables)]

@@ -21,6 +21,7 @@ create table if not exists generations (
     primary key (view, number)
 );
 create table if not exists numbers (view text primary key, last bigint not null);
+create table if not exists log (one integer primary key check (one = 1), identity text not null);
 """
 _LOCK: Final = 7_316_842
 """Advisory lock under which the tables above are made: two projectors may start at once."""
@@ -128,6 +129,15 @@ class PostgresStore:
             db = self._writer()
             with db.transaction():
                 yield db
+
+    def identity(self) -> str:
+        with self._writing() as db:
+            row = db.execute("select identity from log").fetchone()
+        return "" if row is None else str(row[0])
+
+    def adopt(self, identity: str) -> None:
+        with self._writing() as db:
+            db.execute("insert into log values (1, %s) on conflict (one) do update set identity = excluded.identity", (identity,))
 
     def generations(self) -> list[Generation]:
         with self._writing() as db:

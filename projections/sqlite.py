@@ -21,6 +21,7 @@ create table if not exists generations (
     primary key (view, number)
 );
 create table if not exists numbers (view text primary key, last integer not null);
+create table if not exists log (one integer primary key check (one = 1), identity text not null);
 """
 CACHE_KB: Final = 32_768
 """SQLite's page cache per connection, in KiB."""
@@ -104,6 +105,13 @@ class SqliteStore:
             if self._db.in_transaction:
                 self._db.execute("rollback")
             raise
+
+    def identity(self) -> str:
+        row = self._db.execute("select identity from log").fetchone()
+        return "" if row is None else str(row[0])
+
+    def adopt(self, identity: str) -> None:
+        self._db.execute("insert into log values (1, ?) on conflict do update set identity = excluded.identity", (identity,))
 
     def generations(self) -> list[Generation]:
         rows = self._db.execute("select view, number, schema, position, role from generations order by view, number")

@@ -112,6 +112,14 @@ class Store(Protocol):
     remote: bool
     """Whether a read costs a round trip, so that callers should ask for many items at once and stay off the event loop."""
 
+    def identity(self) -> str:
+        """Which log the generations were made from; empty until ``adopt`` says so."""
+        ...
+
+    def adopt(self, identity: str) -> None:
+        """Remember which log this is."""
+        ...
+
     def generations(self) -> list[Generation]:
         """Everything that exists, by view and number."""
         ...

@@ -132,6 +132,12 @@ class StoreContract:
         assert dump(store, g) == [(("", "p", "a"), {"n": 1})]
         fill(store, g, {("", "p", "b"): {"n": 2}}, 2, 1)
 
+    def test_it_remembers_which_log_it_was_made_from(self, store):
+        assert not store.identity()
+        store.adopt("one")
+        store.adopt("other")
+        assert store.identity() == "other"
+
 
 class DurableContract(StoreContract):
     """What holds for stores that outlive their process, too."""
