@@ -13,8 +13,11 @@ from agents.host import spawn
 
 
 def rules(table: str, bridge: str, subnet: IPv4Network, *, egress: bool) -> str:
-    """Sandboxes never reach the node itself; the world only with ``egress``, behind the node's address."""
-    accept = f'iifname "{bridge}" accept;' if egress else ""
+    """Sandboxes never reach the node itself; the world only with ``egress``, behind the node's address.
+
+    Refused in prerouting: where the node does not forward at all, packets never come to a forward chain and would vanish in silence.
+    """
+    leave = "accept" if egress else "reject with icmpx type admin-prohibited"
     masquerade = (
         f'chain outgoing {{ type nat hook postrouting priority 100; ip saddr {subnet} oifname != "{bridge}" masquerade; }}'
         if egress
@@ -24,6 +27,9 @@ def rules(table: str, bridge: str, subnet: IPv4Network, *, egress: bool) -> str:
 add table inet {table}
 delete table inet {table}
 table inet {table} {{
+  chain arriving {{ type filter hook prerouting priority 0; policy accept;
+    iifname "{bridge}" ct state established,related accept;
+    iifname "{bridge}" fib daddr type unicast {leave}; }}
   chain incoming {{ type filter hook input priority 0; policy accept;
     iifname "{bridge}" ct state established,related accept;
     iifname "{bridge}" icmp type echo-request accept;
@@ -31,8 +37,8 @@ table inet {table} {{
   chain passing {{ type filter hook forward priority 0; policy accept;
     oifname "{bridge}" ct state established,related accept;
     oifname "{bridge}" iifname != "{bridge}" reject with icmpx type admin-prohibited;
-    {accept}
-    iifname "{bridge}" reject with icmpx type admin-prohibited; }}
+    iifname "{bridge}" oifname "{bridge}" reject with icmpx type admin-prohibited;
+    iifname "{bridge}" {leave}; }}
   {masquerade}
 }}
 """

@@ -361,6 +361,6 @@ def test_a_thing_appears_on_its_shelf_as_a_whole_or_not_at_all(tmp_path: Path) -
 
         with pytest.raises(OSError, match="no"):
             await shelf.add("one", dict, make)
-        assert list(tmp_path.iterdir()) == []
 
     run(scenario())
+    assert list(tmp_path.iterdir()) == []

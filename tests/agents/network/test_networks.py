@@ -1,0 +1,261 @@
+"""A network per sandbox: who reaches whom, what stays, what goes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from pathlib import Path
+
+import pytest
+from support.inside import inside, listen, reach
+from support.waiting import run
+
+from agents.drivers.driver import RuntimeFault
+from agents.network import namespaces
+from agents.network.firewall import rules
+from agents.network.ledger import Ledger
+from agents.network.netns import BridgeNetwork, NoNetwork
+from agents.network.rtnetlink import Route
+
+root = pytest.mark.root
+quick = pytest.mark.quick
+
+
+@root
+def test_a_sandbox_gets_an_address_that_the_node_reaches(network: BridgeNetwork) -> None:
+    async def scenario() -> None:
+        attached = await network.attach("sb-1")
+        with inside(attached.netns, listen) as server:
+            assert reach(attached.address, server.getsockname()[1]) == "open"
+        assert IPv4Address(attached.address) in IPv4Network("100.64.0.0/10")
+        with inside(attached.netns, lambda: listen("127.0.0.1")) as server:
+            assert inside(attached.netns, lambda: reach("127.0.0.1", server.getsockname()[1])) == "open"
+
+    run(scenario())
+
+
+@root
+def test_attaching_again_changes_nothing(network: BridgeNetwork, directory: Path) -> None:
+    async def scenario() -> None:
+        first = await network.attach("sb-1")
+        server = inside(first.netns, listen)
+        assert await network.attach("sb-1") == first
+        later = BridgeNetwork(directory)
+        await later.setup()
+        assert await later.attach("sb-1") == first
+        assert reach(first.address, server.getsockname()[1]) == "open"
+        server.close()
+        assert await later.list() == {"sb-1": first.address}
+
+    run(scenario())
+
+
+@root
+def test_sandboxes_reach_neither_each_other_nor_the_node(network: BridgeNetwork) -> None:
+    async def scenario() -> None:
+        one, two = await asyncio.gather(network.attach("sb-1"), network.attach("sb-2"))
+        assert one.address != two.address
+        with inside(two.netns, listen) as other, listen() as node:
+            port = node.getsockname()[1]
+            began = time.monotonic()
+            assert inside(one.netns, lambda: reach(str(network._ledger.gateway), port)) in ("No route to host", "Connection refused")
+            assert inside(one.netns, lambda: reach("192.0.2.1", 80)) in ("No route to host", "Network is unreachable")
+            assert time.monotonic() - began < 1  # refused, not left waiting
+            assert inside(one.netns, lambda: reach(two.address, other.getsockname()[1], timeout=0.5)) != "open"
+
+    run(scenario())
+
+
+@root
+def test_with_egress_the_world_is_reached_as_the_node_and_without_it_is_not(directory: Path) -> None:
+    world = directory / "world"
+    with Route() as host, namespaces.create(world) as (namespace, far):
+        bridge = f"slx{os.getpid() % 10**6}"
+        host.add_bridge(bridge)
+        try:
+            near = host.index(bridge)
+            assert near is not None
+            host.up(near)
+            host.add_address(near, IPv4Interface("203.0.113.1/24"))
+            host.add_veth(f"slw{os.getpid() % 10**6}", near, "eth0", namespace)
+            index = far.index("eth0")
+            assert index is not None
+            far.add_address(index, IPv4Interface("203.0.113.10/24"))
+            far.up(index)
+            with inside(world, listen) as server:
+                run(_reach_world(directory, server, egress=False))
+                run(_reach_world(directory, server, egress=True))
+        finally:
+            host.delete(host.index(bridge) or 0)
+            namespaces.remove(world)
+
+
+async def _reach_world(directory: Path, server, *, egress: bool) -> None:
+    network = BridgeNetwork(directory, egress=egress)
+    await network.setup()
+    one, two = await network.attach("sb-1"), await network.attach("sb-2")
+    port = server.getsockname()[1]
+    try:
+        if not egress:
+            assert inside(one.netns, lambda: reach("203.0.113.10", port)) == "No route to host"
+            return
+        assert inside(one.netns, lambda: reach("203.0.113.10", port)) == "open"
+        connection, peer = server.accept()
+        connection.close()
+        assert peer[0] == "203.0.113.1"
+        with inside(two.netns, listen) as other:
+            assert inside(one.netns, lambda: reach(two.address, other.getsockname()[1], timeout=0.5)) != "open"
+    finally:
+        await network.teardown()
+
+
+@root
+def test_detaching_leaves_nothing_and_twice_is_fine(network: BridgeNetwork) -> None:
+    async def scenario() -> None:
+        attached = await network.attach("sb-1")
+        await network.detach("sb-1")
+        await network.detach("sb-1")
+        await network.detach("sb-never-heard-of")
+        assert not attached.netns.exists()
+        assert await network.list() == {}
+        with Route() as route:
+            assert route.index(network._link("sb-1")) is None
+
+    run(scenario())
+
+
+@root
+@pytest.mark.parametrize("step", ["add_veth", "add_address", "add_default_route"])
+def test_an_attachment_that_was_cut_short_is_finished_by_the_next(
+    network: BridgeNetwork, directory: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    async def scenario() -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(Route, step, _fail)
+            with pytest.raises(RuntimeFault) as refusal:
+                await network.attach("sb-1")
+            assert refusal.value.retryable
+        assert set(await network.list()) == {"sb-1"}
+        attached = await BridgeNetwork(directory).attach("sb-1")
+        with inside(attached.netns, listen) as server:
+            assert reach(attached.address, server.getsockname()[1]) == "open"
+
+    run(scenario())
+
+
+def _fail(*_: object) -> None:
+    raise OSError(5, "cut short")
+
+
+@root
+def test_what_the_kernel_lost_is_made_again_with_the_same_address(network: BridgeNetwork) -> None:
+    """As after a reboot: the ledger is all that there is."""
+
+    async def scenario() -> None:
+        before = await network.attach("sb-1")
+        with Route() as route:
+            route.delete(route.index(network._link("sb-1")) or 0)
+        namespaces.remove(before.netns)
+        await network.setup()
+        after = await network.attach("sb-1")
+        assert after == before
+        with inside(after.netns, listen) as server:
+            assert reach(after.address, server.getsockname()[1]) == "open"
+
+    run(scenario())
+
+
+@root
+def test_two_agents_share_a_host(network: BridgeNetwork, directory: Path) -> None:
+    async def scenario() -> None:
+        other = BridgeNetwork(directory / "second")
+        await other.setup()
+        one, two = await network.attach("sb-1"), await other.attach("sb-1")
+        assert one.address != two.address
+        assert one.netns != two.netns
+        await other.teardown()
+        with inside(one.netns, listen) as server:
+            assert reach(one.address, server.getsockname()[1]) == "open"
+
+    run(scenario())
+
+
+@root
+def test_without_setup_there_is_nothing_to_attach_to(directory: Path) -> None:
+    async def scenario() -> None:
+        with pytest.raises(RuntimeFault) as refusal:
+            await BridgeNetwork(directory).attach("sb-1")
+        assert refusal.value.code == "network.not-set-up"
+
+    run(scenario())
+
+
+@quick
+def test_where_there_is_no_network_sandboxes_get_none() -> None:
+    async def scenario() -> None:
+        nothing = NoNetwork()
+        await nothing.setup()
+        attached = await nothing.attach("sb-1")
+        assert (attached.netns, attached.address) == (None, "")
+        assert await nothing.list() == {}
+        await nothing.detach("sb-1")
+        await nothing.teardown()
+
+    run(scenario())
+
+
+@quick
+def test_names_fit_and_differ(tmp_path: Path) -> None:
+    one, two = BridgeNetwork(tmp_path / "one"), BridgeNetwork(tmp_path / "two")
+    names = [network._link(f"sb-{number}") for network in (one, two) for number in range(2000)] + [one.bridge, two.bridge]
+    assert max(len(name) for name in names) <= 15
+    assert len(set(names)) == len(names)
+
+
+@quick
+def test_a_lease_is_kept_and_given_back(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "leases")
+    ledger.choose(IPv4Network("10.0.0.0/29"))
+    assert str(ledger.gateway) == "10.0.0.1"
+    given = {name: ledger.lease(name) for name in "abcde"}
+    assert len(set(given.values())) == 5
+    assert set(given.values()).isdisjoint({IPv4Address("10.0.0.0"), ledger.gateway, IPv4Address("10.0.0.7")})
+    with pytest.raises(RuntimeFault) as refusal:
+        ledger.lease("f")
+    assert (refusal.value.code, refusal.value.retryable) == ("network.no-address", True)
+    ledger.release("c")
+    assert ledger.lease("f") == given["c"]
+    assert Ledger(tmp_path / "leases").leases == {name: ledger.lease(name) for name in "abdef"}
+
+
+@quick
+def test_an_address_that_was_given_back_is_not_the_next_to_be_given(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "leases")
+    ledger.choose(IPv4Network("10.0.0.0/24"))
+    first = ledger.lease("a")
+    ledger.release("a")
+    assert ledger.lease("b") != first
+    assert Ledger(tmp_path / "leases").lease("c") not in (first, ledger.lease("b"))
+
+
+@quick
+def test_a_torn_line_was_never_a_lease(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "leases")
+    ledger.choose(IPv4Network("10.0.0.0/24"))
+    ledger.lease("a")
+    with (tmp_path / "leases").open("ab") as file:
+        file.write(b'{"id": "b", "addr')
+    again = Ledger(tmp_path / "leases")
+    assert set(again.leases) == {"a"}
+    again.lease("c")
+    assert set(Ledger(tmp_path / "leases").leases) == {"a", "c"}
+
+
+@quick
+@pytest.mark.parametrize("egress", [False, True])
+def test_only_egress_masquerades(egress: bool) -> None:
+    text = rules("t", "br", IPv4Network("10.0.0.0/24"), egress=egress)
+    assert ("masquerade" in text) == egress
+    assert ('iifname "br" fib daddr type unicast accept' in text) == egress
