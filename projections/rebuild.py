@@ -94,10 +94,7 @@ class Rebuilder:
         try:
             done = await (self._replace(view, made, progress, watch) if progress.until is None else self._copy(view, made, progress, watch))
         except BaseException as error:
-            progress.state, progress.error = "failed", repr(error)[:300]
-            log.warning("view.rebuild-failed", view=view.name, generation=made.number, error=progress.error)
-            async with self._live.lock:
-                await self._live.blocking(self._store.drop, view.name, made.number)
+            await self._give_up(progress, error)
             raise
         progress.state = "done"
         watch(progress)
@@ -172,6 +169,15 @@ class Rebuilder:
         for task in self._tasks.values():
             task.cancel()
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        for progress in self.progress.values():
+            if progress.state == "running":  # cancelled before it began
+                await self._give_up(progress, asyncio.CancelledError())
+
+    async def _give_up(self, progress: Progress, error: BaseException) -> None:
+        progress.state, progress.error = "failed", repr(error)[:300]
+        log.warning("view.rebuild-failed", view=progress.view, generation=progress.generation, error=progress.error)
+        async with self._live.lock:
+            await self._live.blocking(self._store.drop, progress.view, progress.generation)
 
 
 def _unbroken(engine: Engine) -> None:
