@@ -1,4 +1,7 @@
-"""The command line of an OCI runtime: crun, or runc where crun is missing. Knows how they complain, nothing of sandboxes."""
+"""The command line of an OCI runtime: crun, or runc where crun is missing. Knows how they complain, nothing of sandboxes.
+
+The two differ in one thing that shows: an exec by runc ends only when everything that holds its output open has ended.
+"""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 
-class RuntimeFault(Exception):
+class RuntimeFault(Exception):  # noqa: N818  # a fault is what the house calls it, at every border
     """A driver could not do what it was asked. ``retryable``: the same call may succeed later."""
 
     def __init__(self, code: str, message: str, *, retryable: bool = False) -> None:
