@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 from collections.abc import Iterable, Iterator
 from functools import cache
@@ -18,12 +19,19 @@ CODE = re.compile(r"[a-z][a-z-]*\.[a-z][a-z-]*")
 @cache
 def python(*folders: str) -> tuple[Path, ...]:
     """Every Python file below these folders of the repository."""
-    return tuple(sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py")))
+    return tuple(sorted(path for folder in folders for path in _below(ROOT / folder) if path.suffix == ".py"))
 
 
 def documents() -> list[Path]:
     """Every Markdown file that belongs to the repository."""
-    return sorted([*ROOT.glob("*.md"), *(p for folder in ("docs", *ALL) for p in (ROOT / folder).rglob("*.md"))])
+    return sorted([*ROOT.glob("*.md"), *(p for folder in ("docs", *ALL) for p in _below(ROOT / folder) if p.suffix == ".md")])
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """Files below a folder. ``Path.rglob`` leaves a directory open when it vanishes under it."""
+    for place, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if name != "__pycache__"]
+        yield from (Path(place, name) for name in names)
 
 
 @cache
