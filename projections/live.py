@@ -28,8 +28,8 @@ BULK_ITEMS: Final = 20_000
 """Changed items, over all views, that are saved at the latest; what bounds memory while catching up."""
 BULK_S: Final = 0.5
 """Seconds after which a batch is saved although more is waiting."""
-INLINE: Final = 64
-"""Commits that are applied on the event loop; more go to a thread, so that queries are answered meanwhile."""
+INLINE: Final = 500
+"""Changed items that are saved on the event loop, in some 5 ms."""
 PAUSES_S: Final = (0.05, 0.2, 1.0, 5.0)
 
 
@@ -119,17 +119,25 @@ class Live:
             log.info("views.caught-up", position=self.engine.position)
 
     async def _work(self, messages: Sequence[Message], *, due: bool) -> None:
-        await self._run_at(len(messages), self.engine.apply, messages)
+        await self.apply(self.engine, messages)
         if due or self.engine.dirty >= BULK_ITEMS:
-            await self._run_at(self.engine.dirty // 8, self.engine.save)
+            await self._save()
             self._saved_at = time.monotonic()
             self.told()
 
-    async def _run_at(self, size: int, call: Callable[..., T], *arguments: Any) -> T:
-        """Where it disturbs least: small work on the event loop, which is faster; large work, or a far store, in a thread."""
-        if size <= INLINE and not self.store.remote:
-            return call(*arguments)
-        return await self.blocking(call, *arguments)
+    async def apply(self, engine: Engine, messages: Sequence[Message]) -> None:
+        """Apply a batch. On the event loop, unless the store is far: it computes, and threads that compute only get in each other's way."""
+        if self.store.remote:
+            await self.blocking(engine.apply, messages)
+        else:
+            engine.apply(messages)
+
+    async def _save(self) -> None:
+        """Small changes are saved on the event loop, which is faster; large ones in a thread, so that queries are answered meanwhile."""
+        if self.store.remote or self.engine.dirty > INLINE:
+            await self.blocking(self.engine.save)
+        else:
+            self.engine.save()
 
     async def flush(self) -> None:
         """Save what was applied: at the end, so that the next start has less to read."""

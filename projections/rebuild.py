@@ -150,7 +150,7 @@ class Rebuilder:
 
     async def _apply(self, engine: Engine, messages: list[Message], progress: Progress, watch: Watcher) -> None:
         async with self._live.lock:
-            await self._live.blocking(engine.apply, messages)
+            await self._live.apply(engine, messages)
             if engine.dirty >= SAVE_ITEMS:
                 await self._live.blocking(engine.save)
         _unbroken(engine)
