@@ -22,7 +22,10 @@ from domain.kernel.ids import NAME_PATTERN
 
 _NAME: Final = re.compile(r"[a-z0-9-]{1,64}\.[a-z0-9-]{1,64}")
 _PATIENCE: Final = 5.0
-"""Seconds one sending waits for its answer, on top of the command's own ``wait_s``; the answer may be lost, so it is then sent again."""
+"""Seconds one sending waits for its answer; whoever took it may have died, so it is then sent again. A repetition joins the first sending
+where that is still worked on, so this need not be as long as the command's own ``wait_s``."""
+_REPEATS: Final = 30
+"""How often a long wait is asked about, at most: its repetitions are further apart."""
 _AGAIN: Final = frozenset({"bus.unavailable", "bus.overloaded"})
 
 
@@ -57,7 +60,7 @@ class Caller:
             headers[ACTOR_HEADER] = self._actor
         if trace is not None:
             headers[TRACE_HEADER] = trace
-        return await self._ask(subjects.command(project, noun, verb), body, headers, wait + timeout, wait + _PATIENCE)
+        return await self._ask(subjects.command(project, noun, verb), body, headers, wait + timeout, max(_PATIENCE, wait / _REPEATS))
 
     async def query(self, project: str, view: str, verb: str, body: Mapping[str, Any] | None = None, timeout: float = 10) -> dict[str, Any]:
         """Ask a view and return its whole reply. Raises ``Refused``."""

@@ -16,8 +16,8 @@ import structlog
 log = structlog.get_logger(__name__)
 
 FIRST_DELAY_S: Final = 0.1
-LONGEST_DELAY_S: Final = 10.0
-STEADY_S: Final = 30.0
+LONGEST_DELAY_S: Final = 5.0
+STEADY_S: Final = 5.0
 """After running that long, a death counts as the first one again."""
 
 
@@ -69,12 +69,13 @@ class Supervisor:
         self._changed()
 
     async def _keep(self, child: Child) -> None:
-        delay = FIRST_DELAY_S
+        delay = 0.0
         loop = asyncio.get_running_loop()
         while child.process is not None:
             began = loop.time()
             code = await child.process.wait()
-            delay = FIRST_DELAY_S if loop.time() - began > STEADY_S else min(delay * 2, LONGEST_DELAY_S)
+            steady = loop.time() - began > STEADY_S
+            delay = FIRST_DELAY_S if steady or not delay else min(delay * 2, LONGEST_DELAY_S)
             log.warning("child.died", name=child.name, code=code, again_in_s=delay)
             self._changed()
             await asyncio.sleep(delay)

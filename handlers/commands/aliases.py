@@ -15,6 +15,20 @@ _NAME = re.compile(NAME_PATTERN)
 GONE = frozenset({TemplateState.DELETED, TemplateState.DELETING})
 
 
+async def acted_on(control: Control, project: str, reference: str, command_id: str) -> Template | None:
+    """The template that this command has changed already, however it is called by now: a repeated command means that one."""
+    candidates = [reference]
+    if not _TEMPLATE.match(reference):
+        commits = await control.store.read(project, Alias.TOPIC, reference) if _NAME.match(reference) else []
+        events = [event["data"] for commit in commits for event in commit.events]
+        candidates = list(dict.fromkeys(data["template_id"] for data in reversed(events) if data.get("template_id")))
+    for identifier in candidates:
+        loaded = await control.store.load(Template, project, identifier)
+        if command_id in loaded.commands:
+            return loaded.aggregate
+    return None
+
+
 async def resolve_template(control: Control, project: str, reference: str) -> Template:
     """The template behind an id or alias. Raises ``template.not-found``, also for deleted ones."""
     identifier = reference

@@ -17,7 +17,7 @@ from domain.templates.redo import ReplicaView, redo_targets, resume_phase
 from domain.templates.replica import Replica
 from domain.templates.targets import select_targets
 from domain.templates.template import Template, TemplateRequest, TemplateState
-from handlers.commands.aliases import resolve_template
+from handlers.commands.aliases import acted_on, resolve_template
 from handlers.control import Control, Parts, part, unchanged
 from handlers.dispatch import Asked
 
@@ -69,10 +69,10 @@ async def job_reply(control: Control, project: str, job_id: str, result: dict[st
 
 async def redo(control: Control, asked: Asked, command: c.TemplateRedo) -> Reply:
     """Make replicas again, on the nodes that the mode names (reference/cubesandbox.md §4.1)."""
-    template = await resolve_template(control, asked.project, command.template)
     job_id = ids.job_id(asked.project, asked.command_id)
-    result = {"job_id": job_id}
-    if await control.find(Job, asked.project, job_id) is None:
+    known = await control.find(Job, asked.project, job_id)
+    if known is None:
+        template = await resolve_template(control, asked.project, command.template)
         last = await control.get(Job, asked.project, template.last_job)
         replicas = await _replicas(control, asked.project, template.id)
         healthy = [n.node_id for n in control.fleet.healthy_nodes()]
@@ -98,7 +98,8 @@ async def redo(control: Control, asked: Asked, command: c.TemplateRedo) -> Reply
             Part(Job, asked.project, job_id, begin),
         ]
         await control.store.transact_many(parts, asked.cause)
-    return await job_reply(control, asked.project, job_id, result, template.id, command.wait_s)
+    resource = template.id if known is None else known.resource_id
+    return await job_reply(control, asked.project, job_id, {"job_id": job_id}, resource, command.wait_s)
 
 
 async def commit(control: Control, asked: Asked, command: c.TemplateCommit) -> Reply:
@@ -140,8 +141,11 @@ async def adopt_baseline(control: Control, asked: Asked, command: c.TemplateAdop
 
 async def delete(control: Control, asked: Asked, command: c.TemplateDelete) -> Reply:
     """Refused while sandboxes of it live; ``force`` ends a running job first, never a sandbox (reference/cubesandbox.md §4.4)."""
-    template = await resolve_template(control, asked.project, command.template)
-    users = control.fleet.users_of(template.id)
+    template = await acted_on(control, asked.project, command.template, asked.command_id)
+    repeated = template is not None
+    if template is None:
+        template = await resolve_template(control, asked.project, command.template)
+    users = [] if repeated else control.fleet.users_of(template.id)
     if users:
         raise Refused("template.in-use", f"{len(users)} sandboxes of template {template.id} live", details={"sandboxes": users[:20]})
     done = await control.change(
