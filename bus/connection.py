@@ -187,8 +187,9 @@ async def connect_from(
         said = json.loads(await asyncio.to_thread(path.read_text))
     except (OSError, ValueError) as error:
         raise Refused("bus.unavailable", f"{path}: {error}", retryable=True) from error
+    tls = ssl.create_default_context(cafile=said["ca"]) if said.get("ca") else None
     return await connect(
-        said["url"], name=name, creds=said.get("creds"), inbox_prefix=said.get("inbox_prefix"), on_closed=on_closed, timeout=timeout
+        said["url"], name=name, creds=said.get("creds"), inbox_prefix=said.get("inbox_prefix"), on_closed=on_closed, tls=tls, timeout=timeout
     )
 
 

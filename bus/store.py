@@ -8,6 +8,7 @@ Rules that all of it serves:
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -35,6 +36,8 @@ T = TypeVar("T")
 ATTEMPTS: Final = 50
 """Decisions per command before giving up: only other processes can make one lose, and one of them wins every time."""
 PATIENCE_S: Final = 15.0
+FLOORS: Final = 10_000
+"""Aggregates whose last position is remembered from the log: those that changed in the last moments."""
 
 Decide = Callable[[A | None], A]
 Reply = Callable[[A], dict[str, Any]]
@@ -99,6 +102,7 @@ class Store:
         self._appender = Appender(publisher, self._reader, patience_s)
         self._cache = Cache(cache_size)
         self._locks = Locks()
+        self._floors: OrderedDict[Key, int] = OrderedDict()
 
     @classmethod
     async def open(cls, nc: Client, **settings: Any) -> Self:
@@ -135,7 +139,13 @@ class Store:
 
     def saw(self, commit: Commit) -> None:
         """Told of a commit by whoever follows the log: an aggregate that another process changed is not served from memory any more."""
-        self._cache.drop(Key(commit.project, commit.type, commit.id), older_than=commit.seq)
+        key = Key(commit.project, commit.type, commit.id)
+        self._cache.drop(key, older_than=commit.seq)
+        # A follower may not have it yet: without the floor a load right now could bring the old state back, and nobody would look again.
+        self._floors[key] = commit.seq
+        self._floors.move_to_end(key)
+        if len(self._floors) > FLOORS:
+            self._floors.popitem(last=False)
 
     # -- deciding
 
@@ -240,6 +250,7 @@ class Store:
     # -- helpers
 
     async def _load(self, cls: type[A], key: Key, at_least: int = 0) -> Loaded[A]:
+        at_least = max(at_least, self._floors.get(key, 0))
         known = self._cache.get(key)
         if known is not None and known.seq >= at_least:
             return known

@@ -230,7 +230,8 @@ async def _api(nc: Client, verb: str, body: Config) -> dict[str, Any]:
         try:
             message = await nc.request(f"$JS.API.{verb}", orjson.dumps(body) if body else b"", timeout=5)
             reply: dict[str, Any] = orjson.loads(message.data)
-        except nats.errors.NoRespondersError:
+        except (nats.errors.NoRespondersError, nats.errors.TimeoutError):
+            # a cluster that has just come up knows JetStream before it has a leader for it, and then does not answer at all
             if attempt + 1 == ATTEMPTS:
                 raise
             await asyncio.sleep(PAUSE_S)

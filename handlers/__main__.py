@@ -19,7 +19,7 @@ from handlers.plane import ControlPlane
 log = structlog.get_logger(__name__)
 
 
-async def run(directory: Path, replicas: int) -> None:
+async def run(directory: Path, replicas: int, name: str) -> None:
     """Connect, make sure that the streams are there, serve until told to stop."""
     stopping = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -27,7 +27,7 @@ async def run(directory: Path, replicas: int) -> None:
     connection = await connect_from(directory, "control", timeout=None)
     async with connection:
         await ensure_streams(connection, replicas=replicas)
-        plane = await ControlPlane.open(connection, keys=directory / "keys")
+        plane = await ControlPlane.open(connection, keys=directory / "keys", name=name)
         await plane.start()
         await stopping.wait()
         log.info("control.stopping")
@@ -39,10 +39,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m handlers", description=__doc__)
     parser.add_argument("--dir", type=Path, required=True, help="data directory with connect.json")
     parser.add_argument("--replicas", type=int, default=1, choices=(1, 3), help="replicas of every stream")
+    parser.add_argument("--name", default="control", help="tells control planes of one cluster apart")
     arguments = parser.parse_args()
     configure()
     catalogue.load()
-    uvloop.run(run(arguments.dir, arguments.replicas))
+    uvloop.run(run(arguments.dir, arguments.replicas, arguments.name))
 
 
 if __name__ == "__main__":

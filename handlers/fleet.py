@@ -76,6 +76,7 @@ class Fleet:
         self.sandboxes: dict[str, SandboxEntry] = {}
         self.users: dict[str, set[str]] = defaultdict(set)
         self.open: dict[Key, datetime] = {}
+        self._promised: dict[str, tuple[str, float, int]] = {}
         self.artifacts: set[str] = set()
         self.jobs_of_artifact: dict[str, set[Key]] = defaultdict(set)
         self.jobs_of_resource: dict[str, set[Key]] = defaultdict(set)
@@ -167,10 +168,7 @@ class Fleet:
         if entry is None or name not in SANDBOX_DEAD:
             return
         del self.sandboxes[commit.id]
-        node = self.nodes.setdefault(entry.node_id, NodeEntry(entry.node_id))
-        node.used_cpu -= entry.cpu
-        node.used_memory_mb -= entry.memory_mb
-        node.sandboxes -= 1
+        self._use(entry.node_id, -entry.cpu, -entry.memory_mb, -1)
         for source in filter(None, (entry.template_id, entry.snapshot_id)):
             self.users[source].discard(entry.sandbox_id)
 
@@ -186,13 +184,30 @@ class Fleet:
             recipe.get("cpu", 1),
             recipe.get("memory_mb", 512),
         )
+        self.withdraw(commit.id)
         self.sandboxes[commit.id] = entry
-        node = self.nodes.setdefault(entry.node_id, NodeEntry(entry.node_id))
-        node.used_cpu += entry.cpu
-        node.used_memory_mb += entry.memory_mb
-        node.sandboxes += 1
+        self._use(entry.node_id, entry.cpu, entry.memory_mb, 1)
         for source in filter(None, (entry.template_id, entry.snapshot_id)):
             self.users[source].add(entry.sandbox_id)
+
+    def promise(self, sandbox_id: str, node_id: str, cpu: float, memory_mb: int) -> None:
+        """Count a placement before its event is stored, so that a burst of requests does not all see the same free node."""
+        if sandbox_id not in self.sandboxes and sandbox_id not in self._promised:
+            self._promised[sandbox_id] = (node_id, cpu, memory_mb)
+            self._use(node_id, cpu, memory_mb, 1)
+
+    def withdraw(self, sandbox_id: str) -> None:
+        """The placement came to nothing, or its event is here."""
+        promised = self._promised.pop(sandbox_id, None)
+        if promised is not None:
+            node_id, cpu, memory_mb = promised
+            self._use(node_id, -cpu, -memory_mb, -1)
+
+    def _use(self, node_id: str, cpu: float, memory_mb: int, sandboxes: int) -> None:
+        node = self.nodes.setdefault(node_id, NodeEntry(node_id))
+        node.used_cpu += cpu
+        node.used_memory_mb += memory_mb
+        node.sandboxes += sandboxes
 
     def _job(self, commit: Commit, name: str, data: dict[str, Any]) -> None:
         key = ("job", commit.project, commit.id)

@@ -5,7 +5,6 @@ Each one folds the whole log into its fleet index; events, reports and timers ar
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from bus.commit import Commit
 from bus.connection import Client
 from bus.endpoints import Reply, Request, serve_commands
 from bus.lanes import LaneKeeper
+from bus.leases import Leases
 from bus.receipts import Receipts
 from bus.reports import ReportReader
 from bus.store import Store
@@ -38,9 +38,10 @@ from handlers import reports
 from handlers.commands import artifacts, execution, nodes, sandboxes, snapshots, templates
 from handlers.control import Control, Deadlines
 from handlers.dispatch import Dispatcher, Handler
-from handlers.evictions import Evictions
+from handlers.duty import Duty, Work
 from handlers.fleet import Fleet
 from handlers.liveness import Liveness
+from handlers.membership import Membership
 from handlers.processes import jobs, removal
 from handlers.processes import sandboxes as sandbox_process
 from handlers.processes.concerns import concerns
@@ -86,12 +87,16 @@ class ControlPlane:
     """Everything that one control-plane process runs. ``start`` returns when it can be used; ``close`` drains."""
 
     @classmethod
-    async def open(cls, nc: Client, *, deadlines: Deadlines | None = None, keys: Path | None = None) -> Self:
-        """A control plane with a store of its own; not started yet. ``keys``: where the installation's authority is, if here."""
-        return cls(nc, await Store.open(nc), deadlines or Deadlines(), Evictions(nc, keys))
+    async def open(cls, nc: Client, *, deadlines: Deadlines | None = None, keys: Path | None = None, name: str = "control") -> Self:
+        """A control plane with a store of its own; not started yet.
 
-    def __init__(self, nc: Client, store: Store, deadlines: Deadlines, evictions: Evictions) -> None:
+        ``keys``: where the installation's authority is, if here. ``name`` tells control planes of one cluster apart.
+        """
+        return cls(nc, await Store.open(nc), deadlines or Deadlines(), Membership(nc, keys), name)
+
+    def __init__(self, nc: Client, store: Store, deadlines: Deadlines, membership: Membership, name: str) -> None:
         self._nc = nc
+        self._name = name
         self.control = Control(
             nc=nc,
             store=store,
@@ -111,31 +116,33 @@ class ControlPlane:
         self._receipts = Receipts(nc)
         self._dispatcher = Dispatcher(self.control, self._receipts, HANDLERS)
         self._liveness = Liveness(self.control)
-        self._evictions = evictions
+        self._membership = membership
         self._running = contextlib.AsyncExitStack()
 
     async def start(self) -> None:
-        """Fold the log, then take events, reports, timers and heartbeats, and last of all commands."""
+        """Fold the log, then be ready for duty, and last of all take commands."""
         run = self._running.enter_async_context
         await self.control.results.start()
         tail: Tail[Commit] = Tail(self._nc, 0, [ALL_EVENTS], self._fold)
         await run(tail)
         await tail.caught_up.wait()
         await run(LaneKeeper(self._nc, self._admits))
-        await run(DurableReader(self._nc, "processes", [ALL_EVENTS], self._on_commit))
-        await run(ReportReader(self._nc, self._on_report))
-        await run(DueReader(self._nc, self._on_due))
-        await run(
-            heartbeat.watch(
-                self._nc, self._liveness.seen, self._liveness.expired, self.control.deadlines.node_dead_s, expected=self._liveness.expected
-            )
-        )
-        watchdog = asyncio.create_task(self.processes.watch(), name="watchdog")
-        self._running.callback(watchdog.cancel)
-        await run(SubmitWorker(self._nc, self._submitted))
+        await run(Duty(Leases(self._nc), self._name, self._duties()))
         endpoints = await serve_commands(self._nc, self._dispatcher.commands, self._dispatcher.handle, elsewhere=ELSEWHERE)
         self._running.push_async_callback(endpoints.close)
         log.info("control.ready", seq=self.control.fleet.seq)
+
+    def _duties(self) -> list[Work]:
+        alive = self._liveness
+        dead_s = self.control.deadlines.node_dead_s
+        return [
+            lambda: DurableReader(self._nc, "processes", [ALL_EVENTS], self._on_commit),
+            lambda: ReportReader(self._nc, self._on_report),
+            lambda: DueReader(self._nc, self._on_due),
+            lambda: heartbeat.watch(self._nc, alive.seen, alive.expired, dead_s, expected=alive.expected),
+            self.processes.watching,
+            lambda: SubmitWorker(self._nc, self._submitted),
+        ]
 
     async def close(self) -> None:
         """Take nothing new, finish what was begun."""
@@ -152,7 +159,7 @@ class ControlPlane:
     async def _on_commit(self, commit: Commit) -> None:
         await self.control.fleet.reached(commit.seq)
         await self.processes.on_commit(commit)
-        await self._evictions.on_commit(commit)
+        await self._membership.on_commit(commit)
 
     async def _on_report(self, report: Report) -> None:
         await reports.take(self.control, report)

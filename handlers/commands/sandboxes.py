@@ -39,12 +39,21 @@ async def create(control: Control, asked: Asked, command: c.SandboxCreate) -> Re
 
 async def _request(control: Control, asked: Asked, command: c.SandboxCreate, sandbox_id: str) -> Committed[Sandbox]:
     spec, node_id = await _plan(control, asked.project, command)
-    ttl = (
-        None
-        if command.ttl_s is None
-        else Ttl(seconds=command.ttl_s, kind=command.ttl_kind, on_ttl=command.on_ttl, auto_resume=command.auto_resume)
-    )
+    control.fleet.promise(sandbox_id, node_id, spec.recipe.cpu, spec.recipe.memory_mb)
+    try:
+        return await _record(control, asked, sandbox_id, spec, node_id, _ttl(command))
+    except BaseException:
+        control.fleet.withdraw(sandbox_id)
+        raise
 
+
+def _ttl(command: c.SandboxCreate) -> Ttl | None:
+    if command.ttl_s is None:
+        return None
+    return Ttl(seconds=command.ttl_s, kind=command.ttl_kind, on_ttl=command.on_ttl, auto_resume=command.auto_resume)
+
+
+async def _record(control: Control, asked: Asked, sandbox_id: str, spec: SandboxSpec, node_id: str, ttl: Ttl | None) -> Committed[Sandbox]:
     def decide(sandbox: Sandbox | None) -> Sandbox:
         return sandbox or Sandbox.create(sandbox_id, asked.cause.at, spec, node_id, ttl)
 
@@ -193,7 +202,7 @@ async def set_ttl(control: Control, asked: Asked, command: c.SandboxSetTtl) -> R
     done = await control.change(
         Sandbox, asked.project, command.sandbox_id, asked.cause, lambda s: s.set_ttl(asked.cause.at, command.ttl_s, command.ttl_kind), _ends
     )
-    return Reply(_ends(done.aggregate), command.sandbox_id, done.seq)
+    return Reply(done.reply, command.sandbox_id, done.seq)
 
 
 def _ends(sandbox: Sandbox) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from datetime import timedelta
 
 import structlog
@@ -46,7 +47,17 @@ class Processes:
             if not lock.locked():
                 self._running.pop(key, None)
 
-    async def watch(self) -> None:
+    @contextlib.asynccontextmanager
+    async def watching(self) -> AsyncIterator[None]:
+        """The watchdog runs while the block does."""
+        task = asyncio.create_task(self._watch(), name="watchdog")
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def _watch(self) -> None:
         """For ever: pump what was opened a while ago and is not finished (design.md §10.4)."""
         period = self._control.deadlines.watchdog_s
         while True:

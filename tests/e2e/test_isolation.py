@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import stat
 from pathlib import Path
 
@@ -39,6 +38,11 @@ def test_a_node_cannot_forge_and_an_evicted_one_is_disconnected(tmp_path: Path) 
 @pytest.mark.timeout(60)
 def test_secrets_are_readable_by_their_owner_only(tmp_path: Path) -> None:
     with up(tmp_path / "state", "--driver", "sim") as running:
-        secrets = [*running.dir.rglob("*.creds"), *running.dir.rglob("*.nk"), *running.dir.rglob("*.conf"), *running.dir.rglob("connect.json")]
+        secrets = [
+            *running.dir.rglob("*.creds"),
+            *running.dir.rglob("*.nk"),
+            *running.dir.rglob("*.conf"),
+            *running.dir.rglob("connect.json"),
+        ]
         assert len(secrets) >= 7
-        assert {stat.S_IMODE(os.stat(path).st_mode) for path in secrets} == {0o600}
+        assert {stat.S_IMODE(path.stat().st_mode) for path in secrets} == {0o600}
