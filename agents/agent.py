@@ -37,7 +37,7 @@ from domain.nodes.orders import NodeHello, Observation
 
 log = structlog.get_logger(__name__)
 
-FINISH_S: Final = 5.0
+FINISH_S: Final = 3.0
 """How long orders in progress, and then reports, may take when the agent is told to end."""
 BROKEN_EXIT: Final = 75
 """EX_TEMPFAIL: start me again; the next process reads what the disk really has."""
@@ -55,7 +55,7 @@ class Agent:
         self.boot = secrets.token_hex(8)
         self.directory = options.own
         self.uplink = Uplink(options)
-        self.node: LocalNode
+        self._built = False
         self._stack = contextlib.AsyncExitStack()
         self._loops: list[asyncio.Task[Any]] = []
         self._lane: LaneReader | None = None
@@ -109,6 +109,7 @@ class Agent:
             settings=options.settings,
         )
         self.work = Work(self.node)
+        self._built = True
 
     def _loop(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         task = asyncio.create_task(work, name=name)
@@ -137,6 +138,12 @@ class Agent:
         """Take nothing new, finish or hand over, say goodbye. Sandboxes run on unless the options say otherwise."""
         if self._lane is not None:
             await self._lane.close()
+        if self._built:
+            await self._hand_over()
+        await self._stack.aclose()
+        await self.uplink.close()
+
+    async def _hand_over(self) -> None:
         await self.work.close(FINISH_S)
         if self.options.stop_sandboxes:
             await self._stop_sandboxes()
@@ -149,8 +156,6 @@ class Agent:
         self.logs.close()
         for driver in self.node.drivers:
             await driver.close()
-        await self._stack.aclose()
-        await self.uplink.close()
 
     async def _stop_sandboxes(self) -> None:
         """End their processes; their monitors tell. What they leave goes when the control plane says so."""

@@ -73,17 +73,17 @@ class Builder:
         certificate = await asyncio.to_thread(self._certificate) if body.egress_ca else None
         work = self._work / order_id
         work.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path = self._cache.path(body.artifact_id)
         try:
+            file = work / "rootfs.ext4"
             built = await images.build(
-                body.image, body.digest, body.disk_mb, work, path, _auth(body), tell, base=self._base, egress_ca=certificate
+                body.image, body.digest, body.disk_mb, work, file, _auth(body), tell, base=self._base, egress_ca=certificate
             )
+            path = await self._cache.adopt(body.artifact_id, file, built.sha256)
         finally:
             await asyncio.to_thread(shutil.rmtree, work, ignore_errors=True)
-        await self._cache.adopt(body.artifact_id, built.sha256)
         await self._shelf.put(body.artifact_id, path, built.sha256)
         result = ArtifactBuilt(sha256=built.sha256, size_bytes=built.size_bytes, image_config=built.image_config)
-        self._note(body.artifact_id).write_text(result.model_dump_json())
+        self._cache.note(body.artifact_id).write_text(result.model_dump_json())
         return result
 
     async def _stored(self, body: ArtifactBuild) -> ArtifactBuilt | None:
@@ -92,16 +92,13 @@ class Builder:
         if stat is None or not await self._shelf.check(body.artifact_id, stat.sha256):
             return None
         with contextlib.suppress(OSError, ValueError):
-            noted = ArtifactBuilt.model_validate_json(await asyncio.to_thread(self._note(body.artifact_id).read_text))
+            noted = ArtifactBuilt.model_validate_json(await asyncio.to_thread(self._cache.note(body.artifact_id).read_text))
             if (noted.sha256, noted.size_bytes) == (stat.sha256, stat.size):
                 return noted
         found = await images.resolve(body.image, _auth(body), base=self._base)
         if found.digest != body.digest:
             return None
         return ArtifactBuilt(sha256=stat.sha256, size_bytes=stat.size, image_config=found.config)
-
-    def _note(self, artifact_id: str) -> Path:
-        return self._cache.path(artifact_id).with_suffix(".built")
 
     def _certificate(self) -> bytes:
         for directory in self._directories:

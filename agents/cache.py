@@ -39,6 +39,10 @@ class Cache:
     def path(self, artifact_id: str) -> Path:
         return self._directory / f"{artifact_id}.ext4"
 
+    def note(self, artifact_id: str) -> Path:
+        """Where a builder notes what else it knows of the artifact."""
+        return self._directory / f"{artifact_id}.built"
+
     def _proof(self, artifact_id: str) -> Path:
         return self._directory / f"{artifact_id}.json"
 
@@ -71,14 +75,18 @@ class Cache:
         temporary.write_bytes(orjson.dumps({**_identity(self.path(artifact_id)), "sha256": sha256}))
         temporary.replace(proof)
 
-    async def adopt(self, artifact_id: str, sha256: str) -> None:
-        """The file at ``path(artifact_id)`` was just built here and is known to be right."""
+    async def adopt(self, artifact_id: str, file: Path, sha256: str) -> Path:
+        """Take a file that was just built here, and is known to be right, from its place on the same file system."""
         async with self._lock(artifact_id):
+            path = self.path(artifact_id)
+            await asyncio.to_thread(file.replace, path)
             self._vouch(artifact_id, sha256)
+            return path
 
     async def remove(self, artifact_id: str) -> None:
         async with self._lock(artifact_id):
             await asyncio.to_thread(self._drop, artifact_id)
+            self.note(artifact_id).unlink(missing_ok=True)
 
     def _drop(self, artifact_id: str) -> None:
         """The proof first: a file without one is never believed."""

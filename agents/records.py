@@ -178,9 +178,9 @@ class Memory:
         yield from (replica_entry(template, artifact) for template, artifact in self.replicas.items())
         yield from map(box_entry, self.sandboxes.values())
         yield from ({"k": "log", "id": sandbox, "at": offsets} for sandbox, offsets in self.offsets.items())
-        for trail in self.orders.values():
-            yield from _retold(trail)
         yield from self._retold_reports()
+        for trail in self.orders.values():  # behind the reports: an order that ended may have come again
+            yield from _retold(trail)
 
     def _retold_reports(self) -> Iterator[Entry]:
         for identifier, report in self.answers.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,7 +16,7 @@ from agents.options import Options
 from bus import objects, reports
 from bus.connection import Connection, connect_from
 from bus.heartbeat import beating
-from bus.lanes import Ack, LaneReader
+from bus.lanes import LANE_WORK, Ack, LaneReader
 from bus.logs import LogWriter, Stream
 from bus.subjects import ARTIFACTS_BUCKET
 from domain.kernel.errors import Refused
@@ -23,6 +24,8 @@ from domain.nodes.orders import Order, Report
 
 log = structlog.get_logger(__name__)
 
+LANE: Final = replace(LANE_WORK, grace=3)
+"""Handing over is cheap, and the supervisor is patient for 20 s altogether."""
 CONNECT_S: Final = 2.0
 AGAIN_S: Final = 0.5
 LOGS_AHEAD: Final = 1 << 20
@@ -75,7 +78,7 @@ class Uplink:
 
     async def lane(self, handle: Callable[[Order, Ack], Awaitable[None]], arrived: Callable[[Order], None]) -> LaneReader:
         """This node's orders, not yet started."""
-        return LaneReader(await self._bus(), self._options.node, handle, shards=self._options.shards, arrived=arrived)
+        return LaneReader(await self._bus(), self._options.node, handle, shards=self._options.shards, arrived=arrived, work=LANE)
 
     async def beating(self, body: Callable[[], Mapping[str, Any]]) -> AbstractAsyncContextManager[None]:
         """Heartbeats, while the block runs."""

@@ -7,12 +7,11 @@ import base64
 
 import pytest
 from support.local_node import SNAPSHOT
+from support.records import record
 
 from agents.adoption import Seen, plan, say_what_lives
 from agents.drivers.driver import Condition, Observed
-from agents.records import SandboxRecord
 from domain.nodes.orders import Observation, ReportKind, Verb
-from domain.sandboxes.spec import SandboxSpec
 
 pytestmark = pytest.mark.quick
 
@@ -199,17 +198,6 @@ def test_an_orderly_end_is_no_crash_and_the_work_goes_on(rig, run):
             assert rig.ends_of(order)[0].kind is ReportKind.DONE
 
     run(scenario())
-
-
-def record(condition: str, **more) -> SandboxRecord:
-    spec = SandboxSpec.model_validate(
-        {
-            "template_id": "tpl-" + "0" * 24,
-            "artifact": {"artifact_id": "rfs-" + "0" * 24, "sha256": "0" * 64, "size_bytes": 1},
-            "recipe": {"cmd": ["true"]},
-        }
-    )
-    return SandboxRecord(id=f"sb-{condition}", project="default", spec=spec, driver="sim", condition=condition, **more)
 
 
 def test_the_plan_is_a_function_of_what_is_known_and_what_is_seen():
