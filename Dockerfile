@@ -3,7 +3,7 @@ FROM python:3.11-slim-bookworm
 WORKDIR /opt/strandline
 COPY strandline/host_packages.py strandline/host_packages.py
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends openssl $(python strandline/host_packages.py --for "driver oci" | tr '\n' ' ') \
+    && apt-get install -y --no-install-recommends openssl $(python strandline/host_packages.py --for oci | tr '\n' ' ') \
     && rm -rf /var/lib/apt/lists/*
 COPY requirements.lock pyproject.toml README.md LICENSE ./
 RUN pip install --no-cache-dir --require-hashes -r requirements.lock

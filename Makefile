@@ -18,8 +18,8 @@ $(VENV)/.made: requirements.lock pyproject.toml scripts/make-venv
 	@PYTHON="$(PYTHON)" UV="$(UV)" sh scripts/make-venv "$(VENV)"
 	@touch $@
 
-packages:  ## Install what the tests need from Debian (root only; elsewhere it says what is missing)
-	@$(PYTHON) -m strandline.host_packages --for tests --install
+packages:  ## Install what the tests need from Debian (as root; otherwise say what is missing)
+	@PYTHON="$(PYTHON)" sh scripts/install-packages tests
 
 demo: setup  ## Run the main job, end to end, on an embedded server
 	@$(BIN)/strandline demo $(ARGS)
