@@ -14,7 +14,7 @@ from strandline.cli.columns import Shape
 from strandline.cli.errors import UsageProblem, print_error
 from strandline.cli.exitcodes import exit_code
 from strandline.cli.output import Format
-from strandline.cli.style import interactive
+from strandline.cli.style import counted, interactive
 from strandline.cli.verb import Run
 from strandline.client import Call
 
@@ -32,7 +32,7 @@ async def targets(run: Run, noun: str, named: Sequence[str] | None, *, every: As
         return [await run.id(noun, text) for text in named]
     found = [identifier async for identifier in every]
     if found and not yes:
-        _agree(f"{what} {len(found)} {noun}{'s' if len(found) > 1 else ''}")
+        _agree(f"{what} {counted(len(found), noun)}")
     return found
 
 
@@ -50,7 +50,8 @@ def split(words: Sequence[str] | None, *, every: bool) -> tuple[list[str], list[
 def _agree(question: str) -> None:
     if not (interactive(sys.stdin) and interactive(sys.stderr)):
         raise UsageProblem(f"{question.lower()}: --all needs --yes where nobody can be asked")
-    typer.confirm(f"{question}?", abort=True, err=True)
+    if not typer.confirm(f"{question}?", err=True):
+        raise Refused("command.declined", "nothing was done")
 
 
 async def do_all(run: Run, identifiers: Sequence[str], act: Act, shape: Shape) -> None:

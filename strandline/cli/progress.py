@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from domain.kernel.errors import Refused
 from strandline.cli.columns import size
-from strandline.cli.style import console, err, interactive
+from strandline.cli.style import err, interactive, screen
 from strandline.cli.verb import Run
 from strandline.client.call import timed_out
 from strandline.client.items import Job, Pull
@@ -79,7 +79,7 @@ class _Bars:
             TextColumn("{task.percentage:>3.0f}%"),
             TimeElapsedColumn(),
             TextColumn("{task.fields[detail]}", style="bright_black"),
-            console=console(sys.stderr),
+            console=screen(sys.stderr),
         )
         self._task: TaskID | None = None
         self._phase: str | None = None

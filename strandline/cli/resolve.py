@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from domain.kernel import ids
 from domain.kernel.errors import Refused, not_found
+from strandline.cli.style import counted
 
 if TYPE_CHECKING:
     from strandline.client import Strandline
@@ -48,8 +49,7 @@ NOUNS: Final = {
 def ambiguous(noun: str, text: str, candidates: list[str]) -> Refused:
     """More than one thing could be meant; exit code 2."""
     shown = sorted(candidates)[:CANDIDATES]
-    more = "" if len(candidates) == len(shown) else f" and {len(candidates) - len(shown)} more"
-    return Refused(f"{noun}.ambiguous", f"{text!r} could be {len(candidates)} {noun}s{more}", details={"candidates": shown})
+    return Refused(f"{noun}.ambiguous", f"{text!r} could be {counted(len(candidates), noun)}", details={"candidates": shown})
 
 
 async def resolve(s: Strandline, noun: str, text: str) -> str:

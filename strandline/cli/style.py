@@ -21,6 +21,16 @@ def console(stream: TextIO) -> Console:
     return Console(file=stream, highlight=False, soft_wrap=True, emoji=False)
 
 
+def screen(stream: TextIO) -> Console:
+    """A console for what is drawn again and again: it must know how many lines it has drawn."""
+    return Console(file=stream, highlight=False, emoji=False)
+
+
+def counted(number: int, noun: str) -> str:
+    """``1 node``, ``2 sandboxes``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}{'es' if noun.endswith('x') else 's'}"
+
+
 def interactive(stream: TextIO) -> bool:
     """Whether a person looks at ``stream``."""
     return stream.isatty()

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from strandline.cli.columns import Row, Shape
 from strandline.cli.output import to_row
-from strandline.cli.style import console, interactive, out
+from strandline.cli.style import interactive, out, screen
 from strandline.cli.table import render
 from strandline.cli.verb import Run
 
@@ -28,12 +28,12 @@ async def watch(run: Run, shape: Shape, kinds: tuple[str, ...], read: Read) -> N
 
 
 async def _draw(run: Run, shape: Shape, read: Read, moves: AsyncIterator[int]) -> None:
-    screen = console(sys.stdout)
-    with Live(console=screen, auto_refresh=False, vertical_overflow="crop") as live:
+    drawn = screen(sys.stdout)
+    with Live(console=drawn, auto_refresh=False, vertical_overflow="crop") as live:
         async for _ in moves:
             rows = [to_row(item) async for item in read()]
-            lines = render(run.out.columns(shape, rows[:1]), rows, headers=run.out.headers, width=screen.width)
-            live.update(Text("\n").join(lines[: max(screen.height - 1, 1)]), refresh=True)
+            lines = render(run.out.columns(shape, rows[:1]), rows, headers=run.out.headers, width=drawn.width)
+            live.update(Text("\n").join(lines[: max(drawn.height - 1, 1)]), refresh=True)
 
 
 async def _lines(_run: Run, shape: Shape, read: Read, moves: AsyncIterator[int]) -> None:

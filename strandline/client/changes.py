@@ -8,7 +8,6 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import Final
 
 from bus.pull import heed_cancellation
-from bus.requests import ApiError
 from domain.kernel.errors import Refused
 from domain.kernel.ids import SYSTEM_PROJECT
 from strandline.client.call import Calls
@@ -45,7 +44,7 @@ async def _listening(calls: Calls, filters: list[str], moved: asyncio.Event) -> 
     """Set ``moved`` whenever the log goes on. The position is taken first: what happens from here on is told."""
     try:
         after = await position(calls.nc)
-    except (ApiError, Refused):
+    except Refused:
         yield DEAF_TICK_S
         return
 

@@ -11,16 +11,20 @@ from bus import subjects
 from bus.commit import Commit
 from bus.connection import Client
 from bus.pull import heed_cancellation
-from bus.requests import call
+from bus.requests import ApiError, call
 from bus.subscription import Tail
+from domain.kernel.errors import Refused
 
 AHEAD: Final = 8
 """Batches that may wait for the reader; then the tail stops asking for more."""
 
 
 async def position(nc: Client) -> int:
-    """Where the log ends now. Raises ``Refused`` or ``ApiError`` when this connection may not know."""
-    said = await call(nc, f"STREAM.INFO.{subjects.EVENTS}", within=5)
+    """Where the log ends now. Raises ``auth.denied`` when this connection may not know, ``bus.unavailable`` when nobody says."""
+    try:
+        said = await call(nc, f"STREAM.INFO.{subjects.EVENTS}", within=5)
+    except ApiError as error:
+        raise Refused("auth.denied", f"this connection may not follow the log: {error}") from error
     return int(said["state"]["last_seq"])
 
 

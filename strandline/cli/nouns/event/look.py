@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.text import Text
 
 from domain.kernel.errors import Refused
 from strandline.cli import audit, shapes
 from strandline.cli.columns import Shape
 from strandline.cli.nouns.event.group import Id, Since, Types, Until, app, position
 from strandline.cli.output import Format
-from strandline.cli.style import out
+from strandline.cli.style import console, interactive
 from strandline.cli.verb import Run, verb
 from strandline.client.items import LogEvent
 
@@ -68,7 +70,7 @@ async def tail(
     after = await position(run, since)
     if run.out.format in {Format.TABLE, Format.WIDE} and not run.out.names:
         async for event in _some(run, after, types, identifier, count):
-            out(_line(event))
+            _show(event)
         return
     if run.out.format in {Format.JSON, Format.YAML, Format.TABLE, Format.WIDE}:
         run.out.format = Format.JSONL
@@ -84,10 +86,19 @@ async def _some(run: Run, after: int | None, types: list[str] | None, identifier
             return
 
 
-def _line(event: LogEvent) -> str:
-    data = json.dumps(event.data, ensure_ascii=False) if event.data else ""
+def _show(event: LogEvent) -> None:
+    """One line; cut to the terminal's width where there is one."""
+    data = json.dumps(event.data, ensure_ascii=False, separators=(",", ":")) if event.data else ""
     at = event.time.astimezone().strftime("%H:%M:%S.%f")[:-3]
-    return f"{event.seq:>7}  {at}  {event.type:<28}  {event.id}  {data}".rstrip()
+    line = Text.assemble(
+        f"{event.seq:>7}  ", (f"{at}  ", "bright_black"), (f"{event.type:<28}  ", "cyan"), f"{event.id}  ", (data, "bright_black")
+    )
+    line.rstrip()
+    screen = console(sys.stdout)
+    if interactive(sys.stdout):
+        line.truncate(screen.width, overflow="ellipsis")
+    screen.print(line)
+    sys.stdout.flush()
 
 
 @verb(

@@ -17,6 +17,31 @@ from strandline.cli.verb import Run, verb
 MADE = shapes.fields("sandbox_id", "state", "node_id")
 
 
+Origin = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="TEMPLATE", help="Its id or alias; none with --snapshot.", autocompletion=args.complete("template"), show_default=False
+    ),
+]
+Program = Annotated[
+    list[str] | None, typer.Argument(metavar="-- COMMAND", help="Program to run instead of the template's own.", show_default=False)
+]
+FromSnapshot = Annotated[
+    str | None, typer.Option("--snapshot", help="Start from this snapshot.", autocompletion=args.complete("snapshot"), show_default=False)
+]
+Name = Annotated[str | None, typer.Option("--name", help="A name for it.", show_default=False)]
+Labels = Annotated[list[str] | None, typer.Option("--label", "-l", metavar="KEY=VALUE", help="Label; repeatable.", show_default=False)]
+TimeToLive = Annotated[
+    str | None, typer.Option("--ttl", metavar="DURATION", help="Time to live, e.g. 15m; never for none.", show_default=False)
+]
+TtlKind = Annotated[
+    Literal["absolute", "idle"] | None, typer.Option("--ttl-kind", help="Counted from the start, or from the last use.", show_default=False)
+]
+OnTtl = Annotated[Literal["delete", "pause"] | None, typer.Option("--on-ttl", help="What happens at its end.", show_default=False)]
+AutoResume = Annotated[bool, typer.Option("--auto-resume", help="Wake up by itself when it is used.")]
+OnNode = Annotated[str | None, typer.Option("--node", help="On this node.", autocompletion=args.complete("node"), show_default=False)]
+
+
 @verb(
     app,
     "create",
@@ -31,45 +56,20 @@ MADE = shapes.fields("sandbox_id", "state", "node_id")
 )
 async def create(
     run: Run,
-    template: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="TEMPLATE",
-            help="Its id or alias; none with --snapshot.",
-            autocompletion=args.complete("template"),
-            show_default=False,
-        ),
-    ] = None,
-    command: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="-- COMMAND", help="Program to run instead of the template's own.", show_default=False),
-    ] = None,
-    snapshot: Annotated[
-        str | None,
-        typer.Option("--snapshot", help="Start from this snapshot.", autocompletion=args.complete("snapshot"), show_default=False),
-    ] = None,
-    name: Annotated[str | None, typer.Option("--name", help="A name for it.", show_default=False)] = None,
+    template: Origin = None,
+    command: Program = None,
+    snapshot: FromSnapshot = None,
+    name: Name = None,
     cpu: args.Cpu = None,
     memory: args.Memory = None,
     env: args.Env = None,
     port: args.Ports = None,
-    label: Annotated[
-        list[str] | None, typer.Option("--label", "-l", metavar="KEY=VALUE", help="Label; repeatable.", show_default=False)
-    ] = None,
-    ttl: Annotated[
-        str | None, typer.Option("--ttl", metavar="DURATION", help="Time to live, e.g. 15m; never for none.", show_default=False)
-    ] = None,
-    ttl_kind: Annotated[
-        Literal["absolute", "idle"] | None,
-        typer.Option("--ttl-kind", help="Counted from the start, or from the last use.", show_default=False),
-    ] = None,
-    on_ttl: Annotated[
-        Literal["delete", "pause"] | None, typer.Option("--on-ttl", help="What happens at its end.", show_default=False)
-    ] = None,
-    auto_resume: Annotated[bool, typer.Option("--auto-resume", help="Wake up by itself when it is used.")] = False,
-    node: Annotated[
-        str | None, typer.Option("--node", help="On this node.", autocompletion=args.complete("node"), show_default=False)
-    ] = None,
+    label: Labels = None,
+    ttl: TimeToLive = None,
+    ttl_kind: TtlKind = None,
+    on_ttl: OnTtl = None,
+    auto_resume: AutoResume = False,
+    node: OnNode = None,
     if_not_exists: args.IfNotExists = False,
 ) -> None:
     """Start a sandbox from a template or a snapshot, and wait until it runs.
