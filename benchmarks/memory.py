@@ -1,0 +1,119 @@
+"""Resident memory: an idle agent with 100 simulated sandboxes, and control plane and projector with 10,000 sandboxes in the log.
+
+The log of 10,000 running sandboxes on 100 nodes is written first; then the product's own processes start on it and are measured when they
+serve. What 100,000 would need is extrapolated from that and the same processes over an empty log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from benchmarks.commits import Writer, lives, nodes
+from benchmarks.harness import Budget, Row, at_once
+from benchmarks.installed import ALIAS, WAIT_S, installed, template
+from benchmarks.machine import resident
+from bus.append import Entry
+from bus.client import Caller
+from bus.connection import Connection, connect
+from bus.fast import open_publisher
+from bus.server import Server
+from bus.streams import ensure_streams
+from domain.kernel.errors import Refused
+
+SANDBOXES, FLEET, HOPED = 100, 10_000, 100_000
+AGENT, CONTROL = Budget(80, "MiB"), Budget(1536, "MiB")
+MIB = 1 << 20
+IDLE_S = 3.0
+READY_S = 120
+
+
+async def run(*, short: bool = False) -> list[Row]:
+    fleet = FLEET // 10 if short else FLEET
+    return [*await _agent(), *await _fleet(fleet)]
+
+
+async def _agent() -> list[Row]:
+    async with installed("sim") as (installation, caller):
+        pid = installation.supervisor.children["node-1"].pid
+        assert pid is not None
+        await template(installation, caller)
+        empty = resident(pid) / MIB
+        body = {"template": ALIAS, "memory_mb": 16, "cpu": 0.01, "wait_s": WAIT_S}
+        await at_once(SANDBOXES, 8, lambda _: caller.command("default", "sandbox.create", body))
+        await asyncio.sleep(IDLE_S)
+        full = resident(pid) / MIB
+    return [Row(f"agent, idle, {SANDBOXES} sim sandboxes, RSS", f"{full:.0f} MiB", f"{empty:.0f} MiB with none", full, "MiB", AGENT)]
+
+
+async def _fleet(count: int) -> list[Row]:
+    nothing, everything = await _processes(0), await _processes(count)
+    rows, total = [], 0.0
+    for name, full in everything.items():
+        grown = nothing[name] + (full - nothing[name]) * HOPED / count
+        total += grown
+        rows.append(Row(f"{name}, {count:,} sandboxes, RSS", f"{full:.0f} MiB", f"{nothing[name]:.0f} MiB with none"))
+    what = f"control plane and projector, {HOPED:,} sandboxes, extrapolated"
+    return [*rows, Row(what, f"{total:.0f} MiB", "", total, "MiB", CONTROL)]
+
+
+async def _processes(count: int) -> dict[str, float]:
+    """MiB of the processes, once they serve everything."""
+    with tempfile.TemporaryDirectory(prefix="strandline-bench-") as directory:
+        with Server(Path(directory) / "nats", sync="2m") as server:
+            (Path(directory) / "connect.json").write_text(json.dumps({"url": server.url, "creds": None, "inbox_prefix": "_INBOX"}))
+            async with await connect(server.url, name="benchmark", watch_s=60) as nc:
+                await ensure_streams(nc)
+                stored = await _fill(nc, count)
+                children = {name: _start(module, directory) for name, module in (("control plane", "handlers"), ("projector", "projections"))}
+                try:
+                    await _served(Caller(nc), stored)
+                    await asyncio.sleep(IDLE_S)
+                    return {name: resident(child.pid) / MIB for name, child in children.items()}
+                finally:
+                    for child in children.values():
+                        child.terminate()
+                        child.wait()
+
+
+def _start(module: str, directory: str) -> subprocess.Popen[bytes]:
+    argv = [sys.executable, "-m", module, "--dir", directory]
+    return subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+async def _fill(nc: Connection, count: int) -> int:
+    """Write the log; returns its last position."""
+    publisher = await open_publisher(nc)
+    fleet = list(nodes(100)) if count else []
+    life = list(lives(count))
+    parts = (fleet, [e for n, e in enumerate(life) if n % 4 < 2], [e for n, e in enumerate(life) if n % 4 >= 2])
+    for part in parts:
+        await at_once(len(part), 256, _publish(publisher.publish, part))
+    await publisher.close()
+    return len(fleet) + len(life)
+
+
+def _publish(publish: Callable[[str, bytes], Awaitable[object]], part: list[Entry]) -> Callable[[int], Awaitable[object]]:
+    return lambda n: publish(part[n].subject, part[n].data)
+
+
+async def _served(caller: Caller, stored: int) -> None:
+    """Until the control plane has read the log, and the view shows all of it."""
+    async with asyncio.timeout(READY_S):
+        for ask in (
+            lambda: caller.command("default", "node.enroll", {"node_id": "last"}),
+            lambda: caller.query("default", "sandboxes", "list", {"limit": 1, "min_seq": stored}),
+        ):
+            while True:
+                try:
+                    await ask()
+                except Refused as refused:
+                    if not refused.retryable:
+                        raise
+                else:
+                    break

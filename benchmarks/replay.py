@@ -1,0 +1,94 @@
+"""Replay of the log into a view, beside reading the same log and doing nothing with it.
+
+Bare: ``bus.subscription.Tail`` over all of EVENTS, whose decoder hands the bytes through and whose handler only looks at the last position.
+Ours: the projector's own ``Live`` over a new SQLite file: parse, apply, save items and position in transactions, until all is saved.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.commits import lives
+from benchmarks.harness import Budget, Row, at_once, in_turn, per_second, ratio
+from bus import subjects
+from bus.connection import Connection, connect
+from bus.fast import open_publisher
+from bus.server import Server
+from bus.streams import ensure_streams
+from bus.subscription import Tail
+from projections.__main__ import GARBAGE
+from projections.buslog import BusLog
+from projections.live import Live
+from projections.sqlite import SqliteStore
+from projections.view import View
+from projections.views import VIEWS
+
+BUDGET = Budget(0.7, least=True)
+VIEW = "sandboxes"
+
+
+async def run(*, short: bool = False) -> list[Row]:
+    count, turns = (2_000, 2) if short else (20_000, 5)
+    gc.freeze()
+    gc.set_threshold(*GARBAGE)  # as the projector's process has it
+    with tempfile.TemporaryDirectory() as directory, Server(directory, sync="2m") as server:
+        async with await connect(server.url, name="benchmark", watch_s=60) as nc:
+            await ensure_streams(nc)
+            stored = await _fill(nc, count)
+            bench = _Bench(nc, Path(directory), stored)
+            one = [view for view in VIEWS if view.name == VIEW]
+            found = await in_turn(turns, {"bare": bench.read, "one": lambda: bench.replay(one), "all": lambda: bench.replay(VIEWS)})
+    return [
+        Row(f"replay into the view {VIEW!r}, commits", per_second(found["one"]), per_second(found["bare"]), ratio(found["one"], found["bare"]), budget=BUDGET),
+        Row(f"replay into all {len(VIEWS)} views, commits", per_second(found["all"]), per_second(found["bare"]), ratio(found["all"], found["bare"])),
+    ]
+
+
+async def _fill(nc: Connection, count: int) -> int:
+    """The lives of that many sandboxes; how many commits that is. Commits of one aggregate must follow each other."""
+    publisher = await open_publisher(nc)
+    entries = [(entry.subject, entry.data) for entry in lives(count)]
+    first = [entry for n, entry in enumerate(entries) if n % 4 < 2]
+    for part in (first, [entry for n, entry in enumerate(entries) if n % 4 >= 2]):
+        await at_once(len(part), 256, lambda n, part=part: publisher.publish(*part[n]))
+    await publisher.close()
+    return len(entries)
+
+
+class _Bench:
+    def __init__(self, nc: Connection, directory: Path, stored: int) -> None:
+        self._nc, self._directory, self._stored = nc, directory, stored
+        self._files = 0
+
+    async def read(self) -> float:
+        done = asyncio.Event()
+
+        async def take(batch: Sequence[int]) -> None:
+            if batch[-1] >= self._stored:
+                done.set()
+
+        began = time.perf_counter()
+        async with Tail(self._nc, 0, [subjects.ALL_EVENTS], take, decode=lambda _, seq: seq):
+            await done.wait()
+        return self._stored / (time.perf_counter() - began)
+
+    async def replay(self, views: Sequence[View]) -> float:
+        self._files += 1
+        store = SqliteStore(self._directory / f"views-{self._files}.db")
+        live = Live(store, views, BusLog(self._nc))
+        live.open()
+        began = time.perf_counter()
+        task = asyncio.create_task(live.run())
+        for view in views:
+            assert await live.reached(view.name, self._stored, 120)
+        took = time.perf_counter() - began
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        store.close()
+        gc.collect()
+        return self._stored / took
