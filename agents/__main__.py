@@ -9,10 +9,11 @@ import sys
 import structlog
 import uvloop
 
-from agents.agent import Agent, InUseError
+from agents.agent import Agent
 from agents.drivers import hostns
 from agents.host.reaper import become_subreaper
 from agents.options import Options, parse
+from agents.ownership import InUseError
 from agents.purge import purge
 from agents.registry import NoDriverError
 from bus.logging import configure
@@ -51,7 +52,8 @@ def main() -> int:
     configure()
     try:
         if options.purge:
-            return 0 if uvloop.run(purge(options)) else 1
+            uvloop.run(purge(options))
+            return 0
         if options.driver != "sim":
             hostns.enter(options.own)  # before there are threads
             become_subreaper()

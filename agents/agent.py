@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import os
 import secrets
 from collections.abc import Coroutine
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import Any, Final
 
 import structlog
 
@@ -25,6 +24,7 @@ from agents.logs import LogShipper
 from agents.network.netns import NoNetwork, choose_network
 from agents.node import Drivers, LocalNode
 from agents.options import Options
+from agents.ownership import own
 from agents.records import Memory
 from agents.registry import SIMULATOR, working
 from agents.reporting import Reporter
@@ -43,10 +43,6 @@ BROKEN_EXIT: Final = 75
 """EX_TEMPFAIL: start me again; the next process reads what the disk really has."""
 
 
-class InUseError(Exception):
-    """Another agent process works in this directory."""
-
-
 class Agent:
     """``start`` takes the host over and begins to work, ``close`` hands it over."""
 
@@ -63,7 +59,7 @@ class Agent:
     async def start(self) -> None:
         """Recover what runs, resume what was begun, say who is here, take new work. Raises ``NoDriverError``, ``InUseError``."""
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._stack.callback(_lock(self.directory).close)
+        self._stack.callback(own(self.directory).close)
         drivers = await working(self.options.driver, self.directory / "drivers")
         self._build(drivers)
         await self.node.network.setup()
@@ -80,21 +76,21 @@ class Agent:
         log.info("agent.ready", node=self.options.node, boot=self.boot, drivers=list(drivers), adopted=len(self.node.memory.sandboxes))
 
     def _build(self, drivers: dict[str, Driver]) -> None:
-        own, options = self.directory, self.options
-        journal = Journal.open(own / "journal" / "journal", Memory(), on_broken=lambda: os._exit(BROKEN_EXIT))
+        place, options = self.directory, self.options
+        journal = Journal.open(place / "journal" / "journal", Memory(), on_broken=lambda: os._exit(BROKEN_EXIT))
         self._stack.callback(journal.close)
-        crash, clock = CrashPoints(own), lambda: datetime.now(UTC)
-        cache = Cache(own / "artifacts", self.uplink.fetch)
-        builder = Builder(own / "build", cache, self.uplink.shelf(), base=Path.cwd(), directories=(own, options.dir))
+        crash, clock = CrashPoints(place), lambda: datetime.now(UTC)
+        cache = Cache(place / "artifacts", self.uplink.fetch)
+        builder = Builder(place / "build", cache, self.uplink.shelf(), base=Path.cwd(), directories=(place, options.dir))
         builder.clean()
-        self.fingerprint = Fingerprint(self.boot, (own, options.dir), drivers.values(), options.promise)
-        self.logs = LogShipper(own / "logs", journal, self.uplink.log)
+        self.fingerprint = Fingerprint(self.boot, (place, options.dir), drivers.values(), options.promise)
+        self.logs = LogShipper(place / "logs", journal, self.uplink.log)
         self.node = LocalNode(
             name=options.node,
-            directory=own,
+            directory=place,
             drivers=Drivers(drivers),
-            roots=choose_roots(own / "storage"),
-            network=NoNetwork() if set(drivers) == {SIMULATOR} else choose_network(own / "network", egress=options.egress),
+            roots=choose_roots(place / "storage"),
+            network=NoNetwork() if set(drivers) == {SIMULATOR} else choose_network(place / "network", egress=options.egress),
             cache=cache,
             images=builder,
             journal=journal,
@@ -166,14 +162,3 @@ class Agent:
         await asyncio.gather(*stops, return_exceptions=True)
         if monitors:
             await asyncio.wait(monitors, timeout=FINISH_S)
-
-
-def _lock(directory: Path) -> IO[bytes]:
-    """Held while this process lives."""
-    file = (directory / "lock").open("ab")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        file.close()
-        raise InUseError(f"another agent works in {directory}") from error
-    return file

@@ -3,35 +3,37 @@
 from __future__ import annotations
 
 import shutil
-
-import structlog
+from pathlib import Path
 
 from agents.drivers import hostns
 from agents.network.netns import choose_network
 from agents.options import Options
+from agents.ownership import own
 from agents.registry import DRIVERS
 from agents.storage.roots import choose_roots
 
-log = structlog.get_logger(__name__)
+
+async def purge(options: Options) -> None:
+    """Raises what could not be removed, and ``InUseError``. Drivers need no check here: what they once started they can end."""
+    place = options.own
+    if not place.is_dir():
+        return
+    with own(place):
+        await _purge(place)
 
 
-async def purge(options: Options) -> bool:
-    """True when nothing is left. Drivers need no check here: what they once started they can end."""
-    own = options.own
-    if not own.is_dir():
-        return True
-    clean = True
+async def _purge(place: Path) -> None:
     for name, make in DRIVERS.items():
-        if (own / "drivers" / name).is_dir():
-            driver = make(own / "drivers" / name)
+        if (place / "drivers" / name).is_dir():
+            driver = make(place / "drivers" / name)
             for sandbox_id in await driver.list():
                 await driver.destroy(sandbox_id)
             await driver.close()
-    network = choose_network(own / "network")
+    network = choose_network(place / "network")
     for sandbox_id in await network.list():
         await network.detach(sandbox_id)
     await network.teardown()
-    roots = choose_roots(own / "storage")
+    roots = choose_roots(place / "storage")
     there = await roots.list()
     for sandbox_id in there.roots:
         await roots.remove(sandbox_id)
@@ -39,6 +41,5 @@ async def purge(options: Options) -> bool:
         await roots.remove_snapshot(snapshot_id)
     for artifact_id in there.artifacts:
         await roots.forget(artifact_id)
-    hostns.leave(own)
-    shutil.rmtree(own)
-    return clean
+    hostns.leave(place)
+    shutil.rmtree(place)
