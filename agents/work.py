@@ -54,6 +54,8 @@ REPEATABLE: Final = frozenset({Verb.SANDBOX_DESTROY, Verb.SNAPSHOT_REMOVE, Verb.
 """Done again when they come again: their ids are never used for anything else, and the second time finds nothing."""
 MAX_BEGUN: Final = 3
 """An order that was begun this often by agents that died is taken for the reason why they died."""
+_ANSWERED_AGAIN: Final = frozenset({Verb.SANDBOX_EXEC})
+"""Whoever repeats one of these waits for the answer, which the bus must not take for the one that it has stored already."""
 _FROM_THE_LANE: Final = frozenset({Verb.IMAGE_RESOLVE, Verb.ARTIFACT_BUILD})
 """Never carried out from the journal, which does not keep their credentials: the lane still has them."""
 _HIDDEN: Final = frozenset({"stdin", "env", "registry_user", "registry_secret"})
@@ -93,10 +95,21 @@ class Work:
             return await asyncio.shield(running)
         if order.id in memory.ended and order.verb not in REPEATABLE:
             report = memory.answers.get(order.id)
+            if order.verb in _ANSWERED_AGAIN:
+                report = self._anew(order, report)
             if report is not None:
                 await self._node.reporter.again(report)
             return report
         return await asyncio.shield(self._begin(order))
+
+    def _anew(self, order: Order, report: Report | None) -> Report:
+        """The answer to an order that came again, as a report of its own; what is not kept any more is said to be lost."""
+        if report is None:
+            report = self._failed(order, fail("sandbox.exec-interrupted", "it ran before, and what it said is not kept any more"))
+        return self._renamed(report)
+
+    def _renamed(self, report: Report) -> Report:
+        return report.model_copy(update={"id": f"{report.id}:again-{self._node.clock().timestamp():.6f}"})
 
     def _begin(self, order: Order) -> asyncio.Task[Report]:
         task = asyncio.create_task(self._carry_out(order), name=f"{order.verb} {order.id}")
@@ -137,6 +150,7 @@ class Work:
 
     async def _to_its_end(self, order: Order) -> Report:
         node, task = self._node, None
+        repeated = order.id in node.memory.ended
         try:
             task = await self._accept(order)
             body = BODIES[order.verb].model_validate(order.body)
@@ -153,7 +167,7 @@ class Work:
                 await task.account.close()
         if order.verb is Verb.SANDBOX_DESTROY:
             node.spare(order.body.get("sandbox_id", ""), order)
-        await node.reporter.end(order, report)
+        await node.reporter.end(order, self._renamed(report) if repeated else report)
         ensure_watched(node, str(order.body.get("sandbox_id", "")))
         return report
 

@@ -43,12 +43,14 @@ def attach_subject(node: str) -> str:
     return f"strand.attach.{subjects.token(node)}"
 
 
-async def send(nc: Client, node: str, order: Order, *, shards: int = 1, within: float = WITHIN_S) -> Stored:
+async def send(nc: Client, node: str, order: Order, *, shards: int = 1, within: float = WITHIN_S, again: str = "") -> Stored:
     """Put an order on a node's lane and wait until it is stored. The same order id again, within two minutes, changes nothing.
 
+    ``again``: put it there once more under this name, for whoever has missed the answer; the node does not carry it out twice.
     Raises ``Refused`` (``bus.unavailable``, retryable) when nobody said within ``within`` seconds whether it is stored.
     """
-    return await store(nc, lane_entry(node, order.verb, shards), order.model_dump_json().encode(), msg_id=order.id, within=within)
+    name = f"{order.id}:{again}" if again else order.id
+    return await store(nc, lane_entry(node, order.verb, shards), order.model_dump_json().encode(), msg_id=name, within=within)
 
 
 async def attach(nc: Client, node: str, *, fresh: bool, shards: int = 1, work: Work = LANE_WORK) -> None:

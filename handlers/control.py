@@ -6,14 +6,14 @@ Nothing here decides whether a transition is legal; aggregates do (design.md §5
 from __future__ import annotations
 
 import hashlib
+import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from bus.store import Committed, Part, Store
-
 from bus import lanes, timers
+from bus.store import Committed, Part, Store
 from domain.kernel.aggregate import Aggregate
 from domain.kernel.command import Cause, canonical
 from domain.kernel.errors import not_found
@@ -95,6 +95,11 @@ class Control:
     async def order(self, node: str, order: Order) -> None:
         """Put an order on a node's lane; a repeat of the same order id is absorbed."""
         await lanes.send(self.nc, node, order)
+
+    async def ask(self, node: str, order: Order) -> None:
+        """The same for an order whose answer somebody waits for here: the node answers one that it had before once more."""
+        if (await lanes.send(self.nc, node, order)).duplicate:
+            await lanes.send(self.nc, node, order, again=secrets.token_hex(8))
 
     def new_order(
         self,

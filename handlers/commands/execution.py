@@ -1,13 +1,15 @@
 """``sandbox.exec``: one more process inside, its output to the caller, the fact of it into the log.
 
-The output goes past the log, on the bus only. A command id that is repeated later gets the exit code again, and no output.
+The output goes past the log, on the bus only. A command id that is repeated gets it from its receipt, or from the node while that still
+keeps it; after that only the exit code is known.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from datetime import timedelta
-from typing import Any
+from typing import Any, Final
 
 from bus.endpoints import Reply
 from domain.kernel.errors import Refused
@@ -18,28 +20,35 @@ from domain.sandboxes.sandbox import Sandbox, SandboxState
 from handlers.control import Control
 from handlers.dispatch import Asked
 
+AGAIN_S: Final = 5.0
+"""How long the node is asked for an answer that it gave before."""
+
 
 async def execute(control: Control, asked: Asked, command: SandboxExec) -> Reply:
     """Run it and wait; a paused sandbox with ``auto_resume`` wakes up first."""
     sandbox = await control.get(Sandbox, asked.project, command.sandbox_id)
     loaded = await control.store.load(Sandbox, asked.project, command.sandbox_id)
     if asked.command_id in loaded.commands:
-        return await _repeated(control, asked, sandbox.id)
+        return await _repeated(control, asked, sandbox, command)
     if sandbox.state is SandboxState.PAUSED and sandbox.ttl is not None and sandbox.ttl.auto_resume:
         sandbox = await _wake(control, asked, sandbox)
     sandbox.require_exec()
-    timeout = command.timeout_s
-    order = _order(control, asked, command)
-    answer = control.results.expect(order.id)
     try:
-        await control.order(sandbox.node_id, order)
-        async with asyncio.timeout(timeout + control.deadlines.exec_slack_s):
-            report = await answer
+        report = await _ask(control, sandbox.node_id, _order(control, asked, command), command.timeout_s + control.deadlines.exec_slack_s)
     except TimeoutError:
         raise Refused("node.offline", f"node {sandbox.node_id} did not answer", retryable=True, details={"node": sandbox.node_id}) from None
+    return await _reply(control, asked, command.cmd[0], report)
+
+
+async def _ask(control: Control, node: str, order: Order, seconds: float) -> Report:
+    """The node's answer. Raises ``TimeoutError``."""
+    answer = control.results.expect(order.id)
+    try:
+        async with asyncio.timeout(seconds):
+            await control.ask(node, order)
+            return await answer
     finally:
         control.results.forget(order.id)
-    return await _reply(control, asked, command.cmd[0], report)
 
 
 def _order(control: Control, asked: Asked, command: SandboxExec) -> Order:
@@ -84,11 +93,16 @@ def _output(body: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-async def _repeated(control: Control, asked: Asked, sandbox_id: str) -> Reply:
-    done = await control.change(Sandbox, asked.project, sandbox_id, asked.cause, lambda _: None)
+async def _repeated(control: Control, asked: Asked, sandbox: Sandbox, command: SandboxExec) -> Reply:
+    """It ran, and whoever took it has died before it could answer; its command id is in the log, so it cannot run again."""
+    done = await control.change(Sandbox, asked.project, sandbox.id, asked.cause, lambda _: None)
+    with contextlib.suppress(TimeoutError):
+        report = await _ask(control, sandbox.node_id, _order(control, asked, command), AGAIN_S)
+        if report.kind is ReportKind.DONE:
+            return Reply(_output(report.body), sandbox.id, done.seq)
     code = (done.reply or {}).get("exit_code")
     return Reply(
-        {"exit_code": code, "stdout": "", "stderr": "", "truncated": True, "timed_out": False, "repeated": True}, sandbox_id, done.seq
+        {"exit_code": code, "stdout": "", "stderr": "", "truncated": True, "timed_out": False, "repeated": True}, sandbox.id, done.seq
     )
 
 

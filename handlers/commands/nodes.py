@@ -65,7 +65,7 @@ async def rescan(control: Control, asked: Asked, command: CompatRescan) -> Reply
     answers = [(node_id, control.results.expect(_order_id(asked, node_id))) for node_id in wanted if node_id in healthy]
     for node_id, _ in answers:
         order = control.new_order(Verb.NODE_INSPECT, SYSTEM_PROJECT, ("node", node_id), {}, key=f"node/{node_id}", salt=asked.command_id)
-        await control.order(node_id, order.model_copy(update={"id": _order_id(asked, node_id)}))
+        await control.ask(node_id, order.model_copy(update={"id": _order_id(asked, node_id)}))
     seconds = command.wait_s or control.deadlines.exec_slack_s
     settled = await control.results.all_of([answer for _, answer in answers], seconds)
     for node_id, _ in answers:

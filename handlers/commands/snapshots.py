@@ -115,7 +115,8 @@ async def rollback(control: Control, asked: Asked, command: SandboxRollback) -> 
             [part(Sandbox, asked.project, sandbox.id, begin), Part(Job, asked.project, job_id, job)], asked.cause
         )
     sandbox = await control.get(Sandbox, asked.project, command.sandbox_id)
-    result = {"generation": sandbox.last_generation, "job_id": job_id}
+    done = await control.get(Job, asked.project, job_id)
+    result = {"generation": done.result.get("generation", sandbox.last_generation), "job_id": job_id}
     return await job_reply(control, asked.project, job_id, result, command.sandbox_id, command.wait_s)
 
 
