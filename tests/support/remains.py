@@ -1,0 +1,64 @@
+"""What an installation left on the host after it was purged, found without its help: by its directory's name, and by names made from it."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+from agents.host import cgroups, processes
+
+
+def remains(directory: Path, nodes: int = 1) -> list[str]:
+    """Files, processes, mounts, control groups, links and tables of the installation in ``directory``; empty when nothing is left."""
+    own = [directory / "nodes" / f"node-{n}" for n in range(1, nodes + 1)]
+    parts = [part for node in own for part in (node / "drivers" / "oci", node / "drivers" / "process", node / "network")]
+    marks = tuple(hashlib.sha256(str(part.resolve()).encode()).hexdigest() for part in parts)
+    return [*_files(directory), *_processes(directory), *_mounts(directory), *_groups(marks), *_links(marks), *_tables(marks)]
+
+
+def _files(directory: Path) -> Iterator[str]:
+    if directory.exists():
+        yield from (f"file {path}" for path in [directory, *directory.rglob("*")][:20])
+
+
+def _processes(directory: Path) -> Iterator[str]:
+    """Whose command line, environment, folders or mounts name the directory. Ours name it in none of these."""
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        seen = processes.stat(int(entry.name))
+        if seen is None or seen.state == "Z":
+            continue
+        with contextlib.suppress(OSError):
+            links = [str((entry / name).readlink()) for name in ("cwd", "root", "exe")]
+            texts = [(entry / name).read_text(errors="replace") for name in ("cmdline", "environ", "mountinfo")]
+            line = texts[0].replace("\0", " ")
+            if any(str(directory) in text for text in [*links, *texts]) and "pytest" not in line:
+                yield f"process {entry.name} {line}"
+
+
+def _mounts(directory: Path) -> Iterator[str]:
+    yield from (f"mount {line}" for line in Path("/proc/self/mounts").read_text().splitlines() if str(directory) in line)
+
+
+def _groups(marks: tuple[str, ...]) -> Iterator[str]:
+    if cgroups.layout() is not cgroups.Layout.NONE:
+        yield from (f"cgroup {name}" for name in cgroups.names("strandline-") if name.split("-")[1] in {mark[:8] for mark in marks})
+
+
+def _links(marks: tuple[str, ...]) -> Iterator[str]:
+    for _, name in socket.if_nameindex():
+        if any(name == f"slb{mark[:8]}" or (name.startswith(f"sl{mark[:4]}") and len(name) == 15) for mark in marks):
+            yield f"link {name}"
+
+
+def _tables(marks: tuple[str, ...]) -> Iterator[str]:
+    if os.geteuid() == 0 and shutil.which("nft") is not None:
+        listed = subprocess.run(["nft", "list", "tables"], capture_output=True, text=True, check=False).stdout
+        yield from (f"table {line}" for line in listed.splitlines() if line.endswith(tuple(f"strandline_{mark[:8]}" for mark in marks)))
