@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sys
 
@@ -23,6 +24,7 @@ log = structlog.get_logger(__name__)
 EXIT_NO_DRIVER = 78
 """EX_CONFIG: starting it again changes nothing until somebody mends the host."""
 EXIT_IN_USE = 73
+SYSTEM_PATH = "/usr/local/sbin:/usr/sbin:/sbin"
 
 
 async def _run(options: Options) -> int:
@@ -50,6 +52,8 @@ def main() -> int:
     """0: ended when told to; 78: no driver works here; 73: another agent has this directory."""
     options = parse()
     configure()
+    # an ordinary user's PATH lacks the folders where Debian keeps mke2fs, nft and their like
+    os.environ["PATH"] = f"{os.environ.get('PATH', os.defpath)}:{SYSTEM_PATH}"
     try:
         if options.purge:
             uvloop.run(purge(options))

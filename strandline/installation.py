@@ -78,13 +78,26 @@ class Installation:
         await self.supervisor.start(self._child("control", "handlers"))
         await self.supervisor.start(self._child("projector", "projections"))
         caller = Caller(self.connection, actor="up")
-        async with asyncio.timeout(READY_S):
-            await self._enroll(caller, authority)
-            for node in self.node_names:
-                where = ["--connect", str(self.dir / "nodes" / node)]
-                await self.supervisor.start(self._child(node, "agents", "--node", node, "--driver", self.options.driver, *where))
-            await self._nodes_ready(caller)
+        try:
+            async with asyncio.timeout(READY_S):
+                await self._start_nodes(caller, authority)
+        except TimeoutError:
+            raise Refused("installation.not-ready", f"not everything came up: {self._last_words()}") from None
         return server.url
+
+    async def _start_nodes(self, caller: Caller, authority: Authority) -> None:
+        await self._enroll(caller, authority)
+        for node in self.node_names:
+            where = ["--connect", str(self.dir / "nodes" / node)]
+            await self.supervisor.start(self._child(node, "agents", "--node", node, "--driver", self.options.driver, *where))
+        await self._nodes_ready(caller)
+
+    def _last_words(self) -> str:
+        """The last line of the log of whichever part was started again and again, else of the first node's."""
+        restless = [child for child in self.supervisor.children.values() if child.starts > 1]
+        child = (restless or list(self.supervisor.children.values()))[-1]
+        lines = child.log.read_text(errors="replace").strip().splitlines() if child.log.exists() else []
+        return f"{child.name}: {lines[-1][:500] if lines else 'it said nothing'}"
 
     def _take_lock(self) -> None:
         self.dir.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -12,7 +12,7 @@ from domain.templates.snapshot import Snapshot
 from handlers.control import Control, Parts, part
 
 STARTING = frozenset({SandboxState.PENDING, SandboxState.NOT_READY})
-STEPS = ("root", "network", "start", "ready")
+STEPS = ("artifact", "root", "network", "logs", "start", "ready")
 
 
 @dataclass(frozen=True, slots=True)
