@@ -28,15 +28,15 @@ class Screen:
         line = Text.assemble((f"\n{self._step:>2} ", "bold cyan"), (what, "bold"))
         if subject:
             line.append(f"  {subject}", "dim")
-        self.console.print(line)
+        self.console.print(line, soft_wrap=True)
 
     def fact(self, text: str, style: str = "") -> None:
         """What came of it."""
-        self.console.print(Text(f"   {text}", style))
+        self.console.print(Text(f"   {text}", style), soft_wrap=True)
 
     def lacks(self, text: str) -> None:
         """What is not possible here, and what is shown instead."""
-        self.console.print(Text(f"   note: {text}", "yellow"))
+        self.console.print(Text(f"   note: {text}", "yellow"), soft_wrap=True)
 
     def facts(self, **values: Any) -> None:
         """Several facts on one line."""
@@ -56,15 +56,15 @@ class Screen:
 
     def matrix(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """The compat matrix."""
-        table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
+        table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), expand=False)
         for column in ("   template", "overall", "node", "compat", "bound guest image", "current"):
-            table.add_column(column)
+            table.add_column(column, no_wrap=True)
         for row in rows:
             for cell in row["nodes"]:
                 style = COMPAT_STYLES.get(cell["compat"], "")
                 bound, current = cell["bound"].get("guest_image", ""), cell["current"].get("guest_image", "")
                 table.add_row(f"   {row['template_id']}", row["overall"], cell["node_id"], Text(cell["compat"], style), bound, current)
-        self.console.print(table)
+        self.console.print(table, soft_wrap=True)
 
     def done(self) -> None:
         """The last line."""
