@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncGenerator, Sequence
 from typing import Final
 
@@ -34,16 +33,16 @@ async def commits(nc: Client, after: int, filters: Sequence[str]) -> AsyncGenera
     async with Tail[Commit](nc, after, filters, batches.put) as tail:
         heed_cancellation()
         ended = asyncio.create_task(tail.wait())
+        taken: asyncio.Task[Sequence[Commit]] | None = None
         try:
             while True:
                 taken = asyncio.create_task(batches.get())
                 await asyncio.wait([taken, ended], return_when=asyncio.FIRST_COMPLETED)
                 if not taken.done():
-                    taken.cancel()
                     await ended
                     return
                 yield taken.result()
         finally:
-            ended.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await ended
+            for task in filter(None, (taken, ended)):
+                task.cancel()
+            await asyncio.gather(*filter(None, (taken, ended)), return_exceptions=True)

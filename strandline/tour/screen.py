@@ -8,7 +8,6 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
 from rich.text import Text
 
 COMPAT_STYLES = {"OK": "green", "STALE": "red", "UNKNOWN": "yellow", "MISSING": "dim"}
@@ -56,15 +55,22 @@ class Screen:
 
     def matrix(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """The compat matrix."""
-        table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), expand=False)
-        for column in ("   template", "overall", "node", "compat", "bound guest image", "current"):
-            table.add_column(column, no_wrap=True)
+        widths = (30, 10, 10, 9, 19, 19)
+        titles = ("template", "overall", "node", "compat", "bound guest image", "current")
+        self.fact("".join(title.ljust(width) for title, width in zip(titles, widths, strict=True)), "bold")
         for row in rows:
             for cell in row["nodes"]:
-                style = COMPAT_STYLES.get(cell["compat"], "")
-                bound, current = cell["bound"].get("guest_image", ""), cell["current"].get("guest_image", "")
-                table.add_row(f"   {row['template_id']}", row["overall"], cell["node_id"], Text(cell["compat"], style), bound, current)
-        self.console.print(table, soft_wrap=True)
+                bound, current = cell["bound"] or {}, cell["current"] or {}
+                words = (
+                    row["template_id"],
+                    row["overall"],
+                    cell["node_id"],
+                    cell["compat"],
+                    bound.get("guest_image"),
+                    current.get("guest_image"),
+                )
+                line = "".join(str(word or "-").ljust(width) for word, width in zip(words, widths, strict=True))
+                self.fact(line, COMPAT_STYLES.get(cell["compat"], ""))
 
     def done(self) -> None:
         """The last line."""
