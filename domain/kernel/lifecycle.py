@@ -63,9 +63,10 @@ class Lifecycle(Generic[S]):
 
     def _refusal(self, command: str, state: S, cell: str) -> Refused:
         allowed = [s.value for s, c in self.table[command].items() if not c.startswith(REFUSED)]
+        asked = command.partition(":")[0].removeprefix("request_").removeprefix("require_").replace("_", " ")
         return Refused(
             cell[1:] or f"{self.noun}.illegal-state",
-            f"{self.noun} is {state.value}; {command.partition(':')[0].replace('_', ' ')} needs {' or '.join(allowed) or 'another life'}",
+            f"{self.noun} is {state.value}; {asked} needs {' or '.join(allowed) or 'another life'}",
             details={"state": state.value, "allowed": allowed},
         )
 

@@ -77,6 +77,7 @@ async def _reply(control: Control, asked: Asked, program: str, report: Report) -
 
     def note(sandbox: Sandbox) -> None:
         sizes = len(body.get("stdout", "")), len(body.get("stderr", ""))
+        sandbox.touch(asked.cause.at)
         sandbox.executed(asked.cause.at, asked.command_id, body["exit_code"], body.get("duration_ms", 0), program, *sizes)
 
     done = await control.change(Sandbox, asked.project, report.process_id, asked.cause, note, lambda _: {"exit_code": body["exit_code"]})

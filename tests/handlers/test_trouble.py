@@ -156,6 +156,16 @@ def test_a_time_to_live_ends_a_sandbox_and_a_pause_stops_its_clock(at) -> None:
     at(test)
 
 
+def test_using_a_sandbox_puts_the_end_of_its_idle_time_off(at) -> None:
+    async def test(place) -> None:
+        sandbox = await place.sandbox(await place.template(), ttl_s=600, ttl_kind="idle")
+        before = (await place.get(Sandbox, sandbox)).ends_at
+        await place.do("sandbox.exec", {"sandbox_id": sandbox, "cmd": ["true"]})
+        assert (await place.get(Sandbox, sandbox)).ends_at > before
+
+    at(test)
+
+
 def test_a_main_process_that_ends_takes_its_sandbox_with_it(at) -> None:
     async def test(place) -> None:
         sandbox = await place.sandbox(await place.template())
