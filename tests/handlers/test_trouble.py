@@ -160,6 +160,7 @@ def test_using_a_sandbox_puts_the_end_of_its_idle_time_off(at) -> None:
     async def test(place) -> None:
         sandbox = await place.sandbox(await place.template(), ttl_s=600, ttl_kind="idle")
         before = (await place.get(Sandbox, sandbox)).ends_at
+        place.plane.control.clock = lambda: datetime.now(UTC) + timedelta(seconds=60)
         await place.do("sandbox.exec", {"sandbox_id": sandbox, "cmd": ["true"]})
         assert (await place.get(Sandbox, sandbox)).ends_at > before
 
