@@ -1,14 +1,47 @@
-"""What every area's tests share: servers of their own, and how to wait."""
+"""What every area's tests share: servers of their own, how to wait, and that nothing is left on the host."""
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support import waiting
+from support import examples, leftovers, privileges, waiting
 
 from bus.server import Cluster, Server
+
+examples.load()
+
+
+def pytest_configure() -> None:
+    """A run that is told to end (``timeout``, a CI that gives up) clears up like one that is interrupted."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    privileges.skip_what_needs_root(items)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    privileges.tell(terminalreporter)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    """While its folders are still there."""
+    folder = getattr(item, "funcargs", {}).get("tmp_path")
+    if folder is not None:
+        leftovers.remember(folder)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_is_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The whole run leaves the host as it was: what any of its tests forgot is named here."""
+    base = tmp_path_factory.getbasetemp()
+    before = leftovers.of_run(base)
+    yield
+    assert leftovers.of_run(base).beyond(before) == {}
 
 
 @pytest.fixture

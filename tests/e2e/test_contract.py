@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from support.installation import compose_image, up
 
 PARAMETERS = [
     pytest.param("process", id="process"),
-    pytest.param("oci", id="oci", marks=[pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="needs root")]),
+    pytest.param("oci", id="oci", marks=pytest.mark.root),
 ]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,6 @@ from support.waiting import eventually, run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 EVERYTHING = ["control", "projector", "node-1", "nats"]
-needs_root = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="needs root")]
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +28,7 @@ def test_a_day_survives_the_death_of_one_part_again_and_again(tmp_path: Path, im
     live_through(tmp_path / "state", image, "process", [part], seed=EVERYTHING.index(part))
 
 
-@pytest.mark.parametrize("driver", [pytest.param("process"), pytest.param("oci", marks=needs_root)])
+@pytest.mark.parametrize("driver", [pytest.param("process"), pytest.param("oci", marks=pytest.mark.root)])
 def test_a_day_survives_the_death_of_every_part_in_turn(tmp_path: Path, image: str, driver: str) -> None:
     live_through(tmp_path / "state", image, driver, EVERYTHING, seed=7)
 

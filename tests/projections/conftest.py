@@ -30,8 +30,8 @@ def _free_port() -> int:
 def postgres():
     """The URL of a server that exists for this run only. It refuses to run as root, so it runs as Debian's ``postgres`` user."""
     binaries = _postgres_bin()
-    if binaries is None or os.geteuid() != 0:
-        pytest.skip("needs root and PostgreSQL's server programs")
+    if binaries is None:
+        pytest.skip("PostgreSQL's server programs are not installed")
     user = pwd.getpwnam(POSTGRES_USER)
     home = Path(tempfile.mkdtemp(prefix="strandline-pg-"))
     os.chown(home, user.pw_uid, user.pw_gid)

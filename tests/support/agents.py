@@ -14,9 +14,12 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Self
 
+from support import leftovers
 from support.bus import connected
 from support.waiting import eventually
 
+from agents.options import Options
+from agents.purge import purge
 from bus import lanes, objects
 from bus.connection import Connection
 from bus.reports import ReportReader
@@ -86,7 +89,7 @@ def describe(server: Server, directory: Path) -> None:
 
 @asynccontextmanager
 async def installation(server: Server, directory: Path, ext4: Path, artifact: ArtifactRef) -> AsyncIterator[Installation]:
-    """Streams, connect.json, the artifact in the object store, a reader of reports."""
+    """Streams, connect.json, the artifact in the object store, a reader of reports. Afterwards no trace of its node."""
     async with connected(server) as nc:
         describe(server, directory)
         await objects.put_file(nc, ARTIFACTS_BUCKET, artifact.artifact_id, ext4, sha256=artifact.sha256)
@@ -95,8 +98,12 @@ async def installation(server: Server, directory: Path, ext4: Path, artifact: Ar
         async def take(report: Report) -> None:
             made.reports.append(report)
 
-        async with ReportReader(nc, take):
-            yield made
+        try:
+            async with ReportReader(nc, take):
+                yield made
+        finally:
+            leftovers.remember(directory)
+            await purge(Options(directory, NODE))  # no agent runs any more: what a killed one left is ours to remove
 
 
 class AgentProcess:

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from support import leftovers
+
 STRANDLINE = [sys.executable, "-m", "strandline"]
 UP_S = 90
 DOWN_S = 60
@@ -69,6 +71,7 @@ class Running:
 
     def purge(self) -> None:
         """Remove every trace."""
+        leftovers.remember(self.dir)
         subprocess.run([*STRANDLINE, "down", "--dir", str(self.dir), "--purge"], check=True, timeout=120, user=self._user)
 
 

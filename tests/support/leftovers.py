@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
 import socket
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from agents.host import cgroups, processes, reaper
@@ -30,18 +31,71 @@ class Traces:
         return {name: more for name, more in grown.items() if more}
 
 
+_remembered: set[str] = set()
+"""Marks of folders that were seen in this run: names on the host outlive the folders that they were made from."""
+_NAMING = ("network", "driver", "*/network", "*/driver", "nodes/*/network", "nodes/*/drivers/*", "*/nodes/*/network", "*/nodes/*/drivers/*")
+"""Where the folders are, below a test's own, whose paths go into the names of links, tables and control groups."""
+
+
+def remember(directory: Path) -> None:
+    """Note the folders that are there now, before they are removed."""
+    _remembered.update(_mark(path) for pattern in _NAMING for path in directory.glob(pattern))
+
+
 def traces(directory: Path) -> Traces:
+    """What belongs to one test's own folder."""
+    marks = tuple(_mark(path) for path in [*directory.glob("*"), *directory.glob("*/*")])
+    return _traces(directory, marks)
+
+
+def of_run(base: Path) -> Traces:
+    """What belongs to this run of the tests, which keeps its folders in ``base``; not what other runs on this host have."""
+    mine = _traces(base, tuple(_remembered))
+    strays = frozenset(f"{pid} {_command(pid)}" for pid in processes.pids() if pid not in _ancestors() and _names(pid, f"{base}/"))
+    return replace(mine, processes=mine.processes | strays)
+
+
+def _traces(directory: Path, marks: tuple[str, ...]) -> Traces:
     reaper.sweep()
     _bury_adopted()
-    marks = tuple(hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8] for path in [*directory.glob("*"), *directory.glob("*/*")])
     return Traces(
         processes=frozenset(_descendants(os.getpid())),
-        mounts=frozenset(line for line in Path("/proc/self/mounts").read_text().splitlines() if f" {directory}/" in line),
+        mounts=frozenset(line for line in _mounts() if f" {directory}/" in line),
         groups=frozenset(name for name in _groups() if name.split("-")[1] in marks),
         links=frozenset(name for _, name in socket.if_nameindex() if _is_link(name, marks)),
         tables=frozenset(line for line in _tables() if line.endswith(marks)),
         loops=frozenset(str(path) for path in Path("/sys/block").glob("loop*/loop/backing_file") if _backs(path, directory)),
     )
+
+
+def _mark(path: Path) -> str:
+    return hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]
+
+
+def _mounts() -> set[str]:
+    """Of this process and of the host: an agent's namespace may be another one than ours."""
+    found: set[str] = set()
+    for who in ("self", "1"):
+        with contextlib.suppress(OSError):
+            found |= set(Path(f"/proc/{who}/mounts").read_text().splitlines())
+    return found
+
+
+def _ancestors() -> set[int]:
+    """This process and those that it descends from: a shell's command line may well name our folder."""
+    found, pid = set(), os.getpid()
+    while pid > 0 and (seen := processes.stat(pid)) is not None:
+        found.add(pid)
+        pid = seen.ppid
+    return found
+
+
+def _names(pid: int, text: str) -> bool:
+    """Whether a process works on a path: in its command line, or as its working directory."""
+    try:
+        return text in _command(pid) or text in f"{Path(f'/proc/{pid}/cwd').readlink()}/"
+    except OSError:
+        return False
 
 
 def _bury_adopted() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,8 +36,8 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def kind(request: pytest.FixtureRequest) -> Kind:
     found: Kind = request.param
-    if found is OCI and (os.geteuid() != 0 or find() is None):
-        pytest.skip("an OCI runtime needs root and crun or runc")
+    if found is OCI and find() is None:
+        pytest.skip("neither crun nor runc is installed")
     if found.real and found is not OCI and shutil.which(found.program) is None:
         pytest.skip(f"{found.program} is not installed")
     return found

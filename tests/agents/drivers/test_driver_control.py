@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 
 import pytest
-from support.benches import ALL, CONTAINER, PROCESS, REAL, SIM, Bench
+from support.benches import ALL, BOUNDING, CONTAINER, PROCESS, REAL, SIM, Bench
 from support.waiting import eventually, run
 
 from agents.drivers.driver import CanLimitLive, CanMeasure, CanPause, CanWatchPorts, Condition, Exit, Limits, RuntimeFault
@@ -204,10 +204,9 @@ def test_too_much_memory_in_one_process_is_refused_to_it(bench: Bench) -> None:
     run(scenario())
 
 
-@REAL
+@BOUNDING
 def test_the_number_of_processes_is_bounded_where_a_driver_says_so(bench: Bench) -> None:
-    if not {"limits", "rlimit-pids"} & set(bench.driver.flags):
-        pytest.skip("this driver does not claim it here")
+    assert {"limits", "rlimit-pids"} & set(bench.driver.flags)
 
     async def scenario() -> None:
         handle = await bench.start(limits=Limits(1, 64, 12))

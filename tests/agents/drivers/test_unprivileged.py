@@ -28,8 +28,6 @@ def _python() -> str | None:
 
 @pytest.mark.root
 def test_the_contract_holds_for_a_user_without_rights() -> None:
-    if os.geteuid() != 0:
-        pytest.skip("only root can become somebody else; without root the other tests say it")
     python = _python()
     if python is None:
         pytest.skip("no interpreter that another user may execute")

@@ -19,8 +19,6 @@ from support.images import Bench, as_nobody, check, content_of, debugfs, layout,
 from agents.images import BuildLimits, ImageFault, build, tools
 from agents.images.options import MIB
 
-root_only = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
-
 CAPABILITY = struct.pack("<IIIII", 0x02000001, 1 << 10, 0, 0, 0).decode("latin-1")
 """``cap_net_bind_service=ep``, as the kernel stores it."""
 NANOSECONDS = "1700000000.123456789"
@@ -133,7 +131,6 @@ def test_attributes_and_rights_of_the_hosts_own_folders_do_not_get_into_the_imag
 
 
 @pytest.mark.root
-@root_only
 def test_an_ordinary_user_builds_the_same_bytes_as_root(tmp_path):
     image = rich(tmp_path / "l")
     as_root = Bench(tmp_path / "root").build(image)
@@ -159,7 +156,6 @@ def mounted(image: Path, at: Path):
 
 
 @pytest.mark.root
-@root_only
 def test_the_kernel_sees_in_the_mounted_file_what_the_layers_say(bench, tmp_path):
     built = bench.build(rich(tmp_path / "l"))
     with mounted(built.path, tmp_path / "mnt") as mnt:
@@ -183,7 +179,6 @@ def test_the_kernel_sees_in_the_mounted_file_what_the_layers_say(bench, tmp_path
 
 
 @pytest.mark.root
-@root_only
 def test_a_built_file_system_grows_to_the_room_that_was_asked_for(bench, tmp_path):
     built = bench.build(rich(tmp_path / "l"), disk_mb=256)
     assert built.size_bytes < 32 * MIB, "room to write is not baked in"
@@ -214,7 +209,6 @@ def test_a_missing_tool_is_named_with_the_command_that_mends_it(bench, tmp_path,
 
 
 @pytest.mark.root
-@root_only
 @pytest.mark.parametrize("where", ["work", "out"])
 def test_a_full_disk_is_a_retryable_refusal_and_leaves_nothing(where, bench, tmp_path):
     image = layout(tmp_path / "l", lambda layer: layer.file("large", os.urandom(4 * MIB)))

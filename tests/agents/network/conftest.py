@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,8 +18,8 @@ FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
 @pytest.fixture
 def directory(tmp_path: Path) -> Iterator[Path]:
     """The data directory of a network, whose traces are compared before and after."""
-    if os.geteuid() != 0 or shutil.which("nft") is None or isinstance(choose_network(tmp_path / "probe"), NoNetwork):
-        pytest.skip("networks need root and nft")
+    if shutil.which("nft") is None or isinstance(choose_network(tmp_path / "probe"), NoNetwork):
+        pytest.skip("networks need nft and a kernel that has them")
     made = tmp_path / "network"
     made.mkdir()
     before, forwarding = leftovers.traces(tmp_path), FORWARD.read_text()

@@ -15,6 +15,8 @@ from agents.drivers.driver import RuntimeFault
 from agents.storage.overlay import MAX_LAYERS, OverlayRoots
 from agents.storage.shelf import Shelf
 
+OVERLAY = pytest.mark.parametrize("backend", [pytest.param("overlay", marks=pytest.mark.root)], indirect=True)
+
 
 def test_a_root_holds_what_the_artifact_holds(storage) -> None:
     async def scenario() -> None:
@@ -314,11 +316,9 @@ def _fail(*_: object) -> None:
     raise OSError("disk full")
 
 
-@pytest.mark.root
+@OVERLAY
 def test_mounts_outlive_nothing_that_they_should_not(storage, backend, tmp_path: Path, ext4: Path) -> None:
     """After a reboot there are manifests and no mounts: everything is put together again."""
-    if backend is not OverlayRoots:
-        pytest.skip("copies are not mounted")
 
     async def scenario() -> None:
         root = await storage.create("sb-1", "rfs-1")
@@ -333,10 +333,8 @@ def test_mounts_outlive_nothing_that_they_should_not(storage, backend, tmp_path:
     run(scenario())
 
 
-@pytest.mark.root
+@OVERLAY
 def test_without_loop_devices_the_artifact_is_unpacked(backend, tmp_path: Path, ext4: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if backend is not OverlayRoots:
-        pytest.skip("copies are unpacked anyway")
     monkeypatch.setattr("agents.storage.overlay._can_loop", lambda _: False)
 
     async def scenario() -> None:
