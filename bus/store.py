@@ -45,13 +45,17 @@ Reply = Callable[[A], dict[str, Any]]
 
 @dataclass(frozen=True, slots=True)
 class Part(Generic[A]):
-    """One aggregate's share in a change. ``decide`` may be called several times and must depend on nothing but its argument."""
+    """One aggregate's share in a change. ``decide`` may be called several times and must depend on nothing but its argument.
+
+    ``new``: it hardly exists already, so it is not looked for first; the log says if it does, and then it is loaded after all.
+    """
 
     cls: type[A]
     project: str
     id: str
     decide: Decide[A]
     reply: Reply[A] | None = None
+    new: bool = False
 
     @property
     def key(self) -> Key:
@@ -102,6 +106,7 @@ class Store:
         self._appender = Appender(publisher, self._reader, patience_s)
         self._cache = Cache(cache_size)
         self._locks = Locks()
+        self._listener: Callable[[Key, int], None] = _nobody
         self._floors: OrderedDict[Key, int] = OrderedDict()
 
     @classmethod
@@ -120,6 +125,15 @@ class Store:
     async def load(self, cls: type[A], project: str, id: str) -> Loaded[A]:  # noqa: A002
         """The aggregate, from memory or from the log. Raises ``Refused("bus.unavailable")``, ``Corrupt``."""
         return await self._load(cls, Key(project, cls.TOPIC, id))
+
+    def peek(self, cls: type[A], project: str, id: str) -> A | None:  # noqa: A002
+        """The aggregate if it is in memory; it may be a commit of another process behind."""
+        known = self._cache.get(Key(project, cls.TOPIC, id))
+        return None if known is None else known.aggregate
+
+    def on_stored(self, listener: Callable[[Key, int], None]) -> None:
+        """Tell ``listener`` which aggregates this store changes, and where their commits stand, before the log brings them back."""
+        self._listener = listener
 
     async def read(self, project: str, kind: str, id: str) -> list[Commit]:  # noqa: A002
         """Every commit of one aggregate. Raises ``Refused("bus.unavailable")``."""
@@ -157,13 +171,15 @@ class Store:
         decide: Decide[A],
         cause: Cause,
         reply: Reply[A] | None = None,
+        *,
+        new: bool = False,
     ) -> Committed[A]:
         """Let one aggregate decide, and store what it recorded.
 
         Raises what ``decide`` raises, ``Refused("command.mismatch")`` when the command id was used with another body, and
         ``Refused("bus.unavailable")`` when it is not known whether the commit was stored; the same command id then finds out.
         """
-        return (await self.transact_many([Part(cls, project, id, decide, reply)], cause))[0]
+        return (await self.transact_many([Part(cls, project, id, decide, reply, new)], cause))[0]
 
     async def transact_many(self, parts: Sequence[Part[Any]], cause: Cause) -> list[Committed[Any]]:
         """The same over several aggregates: all of it is stored, or nothing. They decide in the order given.
@@ -180,7 +196,7 @@ class Store:
         floors = [0] * len(parts)
         tried = False
         for _ in range(ATTEMPTS):
-            loaded = [await self._load(part.cls, part.key, floor) for part, floor in zip(parts, floors, strict=True)]
+            loaded = [await self._before(part, floor) for part, floor in zip(parts, floors, strict=True)]
             without = [cause.command not in entry.commands for entry in loaded]
             if not all(without):
                 if newer := await self._newer(parts, loaded, floors, without):
@@ -220,6 +236,7 @@ class Store:
         entry = after(d.loaded, d.aggregate, seq, d.head, cause.command)
         self._cache.put(d.part.key, entry)
         self._snapshots.consider(d.part.key, entry, d.loaded.version)
+        self._listener(d.part.key, seq)
         return Committed(d.aggregate, seq, changed=True, reply=d.reply)
 
     async def _replayed(self, part: Part[Any], loaded: Loaded[Any], cause: Cause, tried: bool) -> Committed[Any]:
@@ -249,6 +266,12 @@ class Store:
 
     # -- helpers
 
+    async def _before(self, part: Part[A], at_least: int) -> Loaded[A]:
+        """What a part is to decide about."""
+        if part.new and not at_least and self._cache.get(part.key) is None:
+            return Loaded(None)
+        return await self._load(part.cls, part.key, at_least)
+
     async def _load(self, cls: type[A], key: Key, at_least: int = 0) -> Loaded[A]:
         at_least = max(at_least, self._floors.get(key, 0))
         known = self._cache.get(key)
@@ -272,6 +295,10 @@ class Store:
 
     async def _patiently(self, read: Callable[[], Awaitable[T | None]]) -> T:
         return await self._appender.patiently(read)
+
+
+def _nobody(_key: Key, _seq: int) -> None:
+    """The listener of a store that has none."""
 
 
 def _decide(part: Part[Any], loaded: Loaded[Any], cause: Cause) -> _Decided:

@@ -11,10 +11,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
-import orjson
-from bus.receipts import Receipts
-
 from bus.endpoints import Reply, Request
+from bus.receipts import Receipts
 from domain.kernel.command import Cause, Command
 from domain.kernel.errors import Invalid, Refused
 from domain.kernel.ids import NAME_PATTERN
@@ -55,7 +53,7 @@ class Dispatcher:
             raise Invalid("the project is not a name", {"project": "lower-case letters, digits and '-', at most 63"})
         cls, handler = self._handlers[request.name]
         command = cls.parse(request.body)
-        digest = digest_of([request.name, orjson.loads(command.model_dump_json(exclude={"wait_s"}))])
+        digest = digest_of([request.name, command.model_dump(mode="json", exclude={"wait_s"})])
         if request.explicit:
             known = await self._receipts.get(request.project, request.command_id)
             if known is not None:

@@ -15,6 +15,7 @@ import structlog
 
 from bus import heartbeat, objects
 from bus.broadcast import Broadcast
+from bus.cache import Key
 from bus.client import Caller
 from bus.commit import Commit
 from bus.connection import Client
@@ -118,6 +119,7 @@ class ControlPlane:
         self._liveness = Liveness(self.control)
         self._membership = membership
         self._running = contextlib.AsyncExitStack()
+        store.on_stored(self._stored)
 
     async def start(self) -> None:
         """Fold the log, then be ready for duty, and last of all take commands."""
@@ -147,8 +149,14 @@ class ControlPlane:
     async def close(self) -> None:
         """Take nothing new, finish what was begun."""
         await self._running.aclose()
+        await self.processes.close()
         await self._receipts.flush()
         await self.control.store.close()
+
+    def _stored(self, key: Key, seq: int) -> None:
+        """What this process has stored need not come back from the log before it is acted upon."""
+        self.control.waiting.wake(key.kind, key.project, key.id)
+        self.processes.ahead((key.kind, key.project, key.id), seq)
 
     async def _fold(self, commits: Sequence[Commit]) -> None:
         for commit in commits:

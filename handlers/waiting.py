@@ -17,7 +17,11 @@ class Waiting:
 
     def notify(self, commit: Commit) -> None:
         """A commit was stored, by whichever process."""
-        for event in self._events.get((commit.type, commit.project, commit.id), ()):
+        self.wake(commit.type, commit.project, commit.id)
+
+    def wake(self, kind: str, project: str, identifier: str) -> None:
+        """An aggregate has changed."""
+        for event in self._events.get((kind, project, identifier), ()):
             event.set()
 
     async def until(self, kind: str, project: str, identifier: str, settled: Callable[[], Awaitable[bool]], seconds: float) -> bool:

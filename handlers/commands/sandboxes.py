@@ -30,9 +30,11 @@ async def create(control: Control, asked: Asked, command: c.SandboxCreate) -> Re
     if command.disks or command.egress:
         raise Refused("sandbox.unsupported", "disks and egress policies are not supported yet")
     sandbox_id = ids.sandbox_id(asked.project, asked.command_id)
-    if await control.find(Sandbox, asked.project, sandbox_id) is None:
+    try:
         done = await _request(control, asked, command, sandbox_id)
-    else:
+    except Refused:  # a repeated command gets its first answer, also when there would be another one now
+        if await control.find(Sandbox, asked.project, sandbox_id) is None:
+            raise
         done = await control.change(Sandbox, asked.project, sandbox_id, asked.cause, unchanged)
     return await _settled(control, asked.project, done, command.wait_s)
 
@@ -41,10 +43,13 @@ async def _request(control: Control, asked: Asked, command: c.SandboxCreate, san
     spec, node_id = await _plan(control, asked.project, command)
     control.fleet.promise(sandbox_id, node_id, spec.recipe.cpu, spec.recipe.memory_mb)
     try:
-        return await _record(control, asked, sandbox_id, spec, node_id, _ttl(command))
+        done = await _record(control, asked, sandbox_id, spec, node_id, _ttl(command))
     except BaseException:
         control.fleet.withdraw(sandbox_id)
         raise
+    if not done.changed:
+        control.fleet.withdraw(sandbox_id)
+    return done
 
 
 def _ttl(command: c.SandboxCreate) -> Ttl | None:
@@ -58,10 +63,10 @@ async def _record(control: Control, asked: Asked, sandbox_id: str, spec: Sandbox
         return sandbox or Sandbox.create(sandbox_id, asked.cause.at, spec, node_id, ttl)
 
     if spec.snapshot_id is None:
-        return await control.store.transact(Sandbox, asked.project, sandbox_id, decide, asked.cause, _created)
+        return await control.store.transact(Sandbox, asked.project, sandbox_id, decide, asked.cause, _created, new=True)
     attach = existing(Snapshot, spec.snapshot_id, lambda s: s.attach(asked.cause.at, sandbox_id, node_id, 0))
     parts: Parts = [
-        Part(Sandbox, asked.project, sandbox_id, decide, _created),
+        Part(Sandbox, asked.project, sandbox_id, decide, _created, new=True),
         Part(Snapshot, asked.project, spec.snapshot_id, attach),
     ]
     return (await control.store.transact_many(parts, asked.cause))[0]

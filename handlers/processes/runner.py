@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from datetime import timedelta
+from typing import Final
 
 import structlog
 
@@ -19,6 +21,10 @@ log = structlog.get_logger(__name__)
 Pump = Callable[[Control, str, str], Awaitable[None]]
 """(control, project, id): look at the aggregate and do what comes next."""
 
+AHEAD: Final = frozenset({"sandbox"})
+"""Types of aggregates whose processes move as soon as this control plane has stored a commit."""
+REMEMBERED: Final = 4096
+
 
 class Processes:
     """Which pump moves which type of aggregate, and which other aggregates an event concerns."""
@@ -28,24 +34,59 @@ class Processes:
         self._pumps = pumps
         self._concerns = concerns
         self._running: dict[Key, asyncio.Lock] = {}
+        self._ahead: OrderedDict[Key, int] = OrderedDict()
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def on_commit(self, commit: Commit) -> None:
         """An event happened; raises what a pump raised, so that the event is delivered again."""
-        for key in dict.fromkeys([(commit.type, commit.project, commit.id), *self._concerns(self._control, commit)]):
-            await self.pump(key)
+        own = (commit.type, commit.project, commit.id)
+        await self.pump(own, commit.seq)
+        for key in dict.fromkeys(self._concerns(self._control, commit)):
+            if key != own:
+                await self.pump(key)
 
-    async def pump(self, key: Key) -> None:
-        """Move one process; never twice at a time in this control plane."""
+    async def pump(self, key: Key, seq: int | None = None) -> None:
+        """Move one process; never twice at a time in this control plane, and not for a commit that it was moved ahead for."""
         pump = self._pumps.get(key[0])
         if pump is None:
             return
         lock = self._running.setdefault(key, asyncio.Lock())
         try:
             async with lock:
-                await pump(self._control, key[1], key[2])
+                if seq is None or self._ahead.get(key, 0) < seq:
+                    await pump(self._control, key[1], key[2])
         finally:
             if not lock.locked():
                 self._running.pop(key, None)
+
+    def ahead(self, key: Key, seq: int) -> None:
+        """Move a process that a commit of this control plane concerns, before the log brings the commit back.
+
+        That saves the way there and back; it is the event that makes sure. Only for those that need nothing from the fleet index, which
+        may not have the commit yet.
+        """
+        if key[0] not in AHEAD:
+            return
+        task = asyncio.create_task(self._pump_ahead(key, seq))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _pump_ahead(self, key: Key, seq: int) -> None:
+        try:
+            await self.pump(key, seq)
+        except Exception as error:  # noqa: BLE001 - the event brings it again, and then somebody is told
+            log.info("process.not-ahead", key=key, error=repr(error)[:300])
+            return
+        self._ahead[key] = max(seq, self._ahead.get(key, 0))
+        if len(self._ahead) > REMEMBERED:
+            self._ahead.popitem(last=False)
+
+    async def close(self) -> None:
+        """Leave what is being moved ahead to the events."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     @contextlib.asynccontextmanager
     async def watching(self) -> AsyncIterator[None]:

@@ -86,16 +86,16 @@ def order_of(control: Control, project: str, sandbox: Sandbox, what: Due) -> Ord
 
 async def _provisioning(control: Control, project: str, sandbox: Sandbox) -> int:
     """The saga's record; it begins with the first order."""
-    loaded = await control.find(Provisioning, project, sandbox.id)
-    if loaded is not None:
-        return loaded.attempt
+    known = control.store.peek(Provisioning, project, sandbox.id)
+    if known is not None:
+        return known.attempt
     cause = control.own_cause(project, "provisioning", sandbox.id, "begin")
     node = sandbox.node_id
 
     def begin(p: Provisioning | None) -> Provisioning:
         return p or Provisioning.create(sandbox.id, cause.at, node, 1, STEPS)
 
-    return (await control.store.transact(Provisioning, project, sandbox.id, begin, cause)).aggregate.attempt
+    return (await control.store.transact(Provisioning, project, sandbox.id, begin, cause, new=True)).aggregate.attempt
 
 
 async def _fence(control: Control, project: str, sandbox: Sandbox) -> None:
