@@ -28,6 +28,7 @@ from agents.ownership import own
 from agents.records import Memory
 from agents.registry import SIMULATOR, working
 from agents.reporting import Reporter
+from agents.sealing import SealingKey
 from agents.storage.roots import choose_roots
 from agents.sweeping import sweeping
 from agents.uplink import Uplink
@@ -81,9 +82,10 @@ class Agent:
         self._stack.callback(journal.close)
         crash, clock = CrashPoints(place), lambda: datetime.now(UTC)
         cache = Cache(place / "artifacts", self.uplink.fetch)
-        builder = Builder(place / "build", cache, self.uplink.shelf(), base=Path.cwd(), directories=(place, options.dir))
+        key = SealingKey.of(place, options.node)
+        builder = Builder(place / "build", cache, self.uplink.shelf(), base=Path.cwd(), directories=(place, options.dir), key=key)
         builder.clean()
-        self.fingerprint = Fingerprint(self.boot, (place, options.dir), drivers.values(), options.promise)
+        self.fingerprint = Fingerprint(self.boot, (place, options.dir), drivers.values(), options.promise, key.public)
         self.logs = LogShipper(place / "logs", journal, self.uplink.log)
         self.node = LocalNode(
             name=options.node,

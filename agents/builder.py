@@ -19,7 +19,9 @@ import structlog
 from agents import images
 from agents.cache import Cache
 from agents.failures import fail
+from agents.sealing import SealingKey
 from domain.nodes.orders import ArtifactBuild, ArtifactBuilt, BuildProgress, ImageResolve, ImageResolved
+from domain.templates.image_ref import parse_image
 
 log = structlog.get_logger(__name__)
 
@@ -45,14 +47,15 @@ class Shelf:
 
 
 class Builder:
-    """``work``: where builds happen, emptied at the start; ``base``: what relative image folders are relative to."""
+    """``work``: where builds happen, emptied at the start; ``base``: what relative image folders are relative to; ``key`` opens secrets."""
 
-    def __init__(self, work: Path, cache: Cache, shelf: Shelf, base: Path, directories: tuple[Path, ...]) -> None:
+    def __init__(self, work: Path, cache: Cache, shelf: Shelf, base: Path, directories: tuple[Path, ...], key: SealingKey) -> None:
         self._work = work
         self._cache = cache
         self._shelf = shelf
         self._base = base
         self._directories = directories
+        self._key = key
 
     def clean(self) -> None:
         """Remove what builds of an earlier process left."""
@@ -60,12 +63,12 @@ class Builder:
         self._work.mkdir(mode=0o700, parents=True)
 
     async def resolve(self, body: ImageResolve) -> ImageResolved:
-        """Raises ``ImageFault``."""
-        found = await images.resolve(body.image, _auth(body), base=self._base)
+        """Raises ``ImageFault``, ``registry.secret-unreadable``."""
+        found = await images.resolve(body.image, self._auth(body), base=self._base)
         return ImageResolved(digest=found.digest, size_bytes=found.size_bytes, layers=found.layers, config=found.config)
 
     async def build(self, body: ArtifactBuild, order_id: str, tell: Callable[[BuildProgress], None]) -> ArtifactBuilt:
-        """Raises ``ImageFault``, ``Refused`` of the bus, ``egress-ca.missing``."""
+        """Raises ``ImageFault``, ``Refused`` of the bus, ``egress-ca.missing``, ``registry.secret-unreadable``."""
         known = await self._stored(body)
         if known is not None:
             log.info("build.reused", artifact=body.artifact_id)
@@ -76,7 +79,7 @@ class Builder:
         try:
             file = work / "rootfs.ext4"
             built = await images.build(
-                body.image, body.digest, body.disk_mb, work, file, _auth(body), tell, base=self._base, egress_ca=certificate
+                body.image, body.digest, body.disk_mb, work, file, self._auth(body), tell, base=self._base, egress_ca=certificate
             )
             path = await self._cache.adopt(body.artifact_id, file, built.sha256)
         finally:
@@ -95,7 +98,7 @@ class Builder:
             noted = ArtifactBuilt.model_validate_json(await asyncio.to_thread(self._cache.note(body.artifact_id).read_text))
             if (noted.sha256, noted.size_bytes) == (stat.sha256, stat.size):
                 return noted
-        found = await images.resolve(body.image, _auth(body), base=self._base)
+        found = await images.resolve(body.image, self._auth(body), base=self._base)
         if found.digest != body.digest:
             return None
         return ArtifactBuilt(sha256=stat.sha256, size_bytes=stat.size, image_config=found.config)
@@ -106,8 +109,8 @@ class Builder:
                 return (directory / EGRESS_CA_FILE).read_bytes()
         raise fail("egress-ca.missing", f"no {EGRESS_CA_FILE} on this node to bake in")
 
-
-def _auth(body: ImageResolve | ArtifactBuild) -> images.Auth | None:
-    if body.registry_user is None or body.registry_secret is None:
-        return None
-    return images.Auth(body.registry_user, body.registry_secret)
+    def _auth(self, body: ImageResolve | ArtifactBuild) -> images.Auth | None:
+        """The one place where the secret is in clear: it lives as long as the pull, and is neither kept nor logged."""
+        if body.registry_user is None or body.registry_secret is None:
+            return None
+        return images.Auth(body.registry_user, self._key.open(body.registry_secret, parse_image(body.image).host))

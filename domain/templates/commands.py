@@ -32,7 +32,10 @@ class JobAccepted(Record):
 
 
 class TemplateCreate(Command):
-    """Make a template from an image. ``nodes``: only there, all or nothing; absent: everywhere."""
+    """Make a template from an image. ``nodes``: only there, all or nothing; absent: everywhere.
+
+    ``registry_secret`` is sealed to nodes that build (``bus/sealed.py``); anything else is refused as ``template.unsealed-secret``.
+    """
 
     NOUN: ClassVar[str] = "template"
     VERB: ClassVar[str] = "create"
@@ -52,7 +55,8 @@ class TemplateCreate(Command):
     nodes: Nodes = ()
     egress_ca: bool = False
     registry_user: RegistryUser | None = None
-    registry_secret: Sealed | None = None
+    registry_secret: Annotated[Sealed | None, Field(exclude=True)] = None
+    """Left out of what tells one body from another: the same secret sealed twice is two texts."""
 
 
 class TemplateCommit(Command):

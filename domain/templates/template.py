@@ -71,7 +71,7 @@ def settled_state(ready: int, total: int) -> TemplateState:
 class TemplateRequest(Record):
     """What its creator wanted. ``origin_sandbox_id``: it was committed from this sandbox, so that there is no image to build from again.
 
-    ``nodes`` limits where it is made ready; empty: everywhere. ``registry_secret`` is sealed to the builder before it gets here.
+    ``nodes`` limits where it is made ready; empty: everywhere. ``registry_secret`` is sealed before it gets here.
     """
 
     image: Annotated[str, StringConstraints(max_length=512)] = ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+from bus import sealed
 from bus.endpoints import Reply
 from bus.store import Part
 from domain.kernel import ids
@@ -25,14 +26,17 @@ CREATE_FIELDS = set(TemplateRequest.model_fields)
 
 
 async def create(control: Control, asked: Asked, command: c.TemplateCreate) -> Reply:
-    """A template and the job that makes it, in one commit."""
+    """A template and the job that makes it, in one commit. Raises ``template.unsealed-secret`` before anything is stored."""
     parse_image(command.image)
+    if command.registry_secret is not None:
+        sealed.recipients(command.registry_secret)
     template_id = ids.template_id(asked.project, asked.command_id)
     job_id = ids.job_id(asked.project, asked.command_id)
     result = {"template_id": template_id, "job_id": job_id}
     if await control.find(Template, asked.project, template_id) is None:
         targets = select_targets(command.nodes, [n.node_id for n in control.fleet.healthy_nodes()])
-        request = TemplateRequest(**{k: v for k, v in command.model_dump(exclude_none=True).items() if k in CREATE_FIELDS})
+        wanted = {k: v for k, v in command.model_dump(exclude_none=True).items() if k in CREATE_FIELDS}
+        request = TemplateRequest(**wanted, registry_secret=command.registry_secret)
         parts: Parts = [
             Part(
                 Template,

@@ -5,8 +5,10 @@ Read top to bottom it is the pipeline; each ``_step`` returns True when the next
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TypeGuard
 
+from bus import sealed
 from domain.kernel.errors import Refused
 from domain.kernel.ids import SYSTEM_PROJECT, artifact_id
 from domain.nodes.orders import ArtifactBuild, Failure, ImageResolve, Verb
@@ -47,7 +49,7 @@ async def _resolved(control: Control, project: str, job: Job, template: Template
     if template.image_digest is not None:
         await note(control, project, job.id, "resolved", digest=template.image_digest, config=template.image_config)
         return True
-    builder = await _builder(control, project, job)
+    builder = await _builder(control, project, job, template)
     if builder is None:
         return False
     await advance(control, project, job.id, Phase.PULLING)
@@ -66,17 +68,27 @@ async def _resolved(control: Control, project: str, job: Job, template: Template
     return False
 
 
-async def _builder(control: Control, project: str, job: Job) -> str | None:
-    """The node that builds for this job: chosen once, chosen again only when it is gone."""
+async def _builder(control: Control, project: str, job: Job, template: Template) -> str | None:
+    """The node that builds for this job: chosen once, chosen again only when it is gone or cannot open the registry's secret."""
     known = job.facts.get("builder")
-    builders = control.fleet.builders()
-    if known is not None and any(node.node_id == known for node in builders):
+    builders = able(control, template, job.facts.get("unreadable", ()))
+    if known in builders:
         return str(known)
     if not builders:
         return None
-    chosen = builders[0].node_id
+    chosen = builders[0]
     await note(control, project, job.id, f"builder-{chosen}", builder=chosen)
     return chosen
+
+
+def able(control: Control, template: Template, unreadable: Collection[str]) -> list[str]:
+    """The nodes that can build it now, the best first; for ``unreadable`` ones the registry's secret turned out to be closed."""
+    builders = [node.node_id for node in control.fleet.builders()]
+    secret = template.request.registry_secret
+    if secret is None:
+        return builders
+    may = sealed.recipients(secret).difference(unreadable)
+    return [name for name in builders if name in may]
 
 
 async def _built(control: Control, project: str, job: Job, template: Template) -> Artifact | None:
@@ -108,7 +120,7 @@ async def _built(control: Control, project: str, job: Job, template: Template) -
         raise
     if done.aggregate.state is ArtifactState.READY:
         return done.aggregate
-    builder = await _builder(control, project, job)
+    builder = await _builder(control, project, job, template)
     if builder is not None:
         await advance(control, project, job.id, Phase.UNPACKING)
         await _order_build(control, project, job, template, identifier, builder)

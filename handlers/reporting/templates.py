@@ -11,6 +11,7 @@ from domain.templates.artifact import Artifact, ArtifactState
 from domain.templates.job import Job, Phase, PullProgress
 from domain.templates.progress import PROGRESS, progress_of
 from domain.templates.replica import Replica
+from domain.templates.template import Template
 from handlers.control import Control
 from handlers.processes import replicas, template_build
 from handlers.reporting.taking import Taker, failure_of
@@ -72,10 +73,23 @@ async def _build_failed(control: Control, report: Report, cause: Cause) -> None:
     tries = template_build.tries(job)
     if report.attempt < tries:
         return
+    if failure.code == "registry.secret-unreadable" and await _given_to_another(control, report, cause, job):
+        return
     if failure.retryable and tries < MAX_TRIES:
         await control.change(Job, report.project, job.id, cause, lambda j: j.note(cause.at, tries=tries + 1, last_failure=failure.message))
         return
     await template_build.fail(control, report.project, job, failure)
+
+
+async def _given_to_another(control: Control, report: Report, cause: Cause, job: Job) -> bool:
+    """The node that was asked cannot open the registry's secret; is there one that perhaps can?"""
+    template = await control.get(Template, report.project, job.resource_id)
+    unreadable = [*job.facts.get("unreadable", ()), report.node]
+    if not template_build.able(control, template, unreadable):
+        return False
+    tries = template_build.tries(job) + 1
+    await control.change(Job, report.project, job.id, cause, lambda j: j.note(cause.at, tries=tries, unreadable=unreadable))
+    return True
 
 
 async def _replica_distributed(control: Control, report: Report, cause: Cause) -> None:

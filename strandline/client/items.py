@@ -184,6 +184,8 @@ class Node(Item):
     capacity: Amounts = Amounts()
     used: Amounts = Amounts()
     storage: Storage = Storage()
+    roles: list[str] = []
+    host: dict[str, str] = {}
     last_seen: When = None
 
 

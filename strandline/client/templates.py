@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Literal, Unpack
 
+from bus import sealed
+from domain.kernel.errors import Refused
 from domain.templates.commands import TemplateAdoptBaseline, TemplateCommit, TemplateCreate, TemplateDelete, TemplateRedo
+from domain.templates.image_ref import parse_image
 from strandline.client.call import Call, given
-from strandline.client.items import Replica, Template
+from strandline.client.items import Node, Replica, Template
 from strandline.client.noun import Noun
 from strandline.client.replies import Accepted, BaselineAdopted, JobAccepted, TemplateAccepted
 
@@ -36,7 +39,11 @@ class Templates(Noun):
         registry_secret: str | None = None,
         **call: Unpack[Call],
     ) -> TemplateAccepted:
-        """Make a template from an image: ``docker://host/name:tag``, ``oci:folder[:tag]`` or ``oci-archive:file``."""
+        """Make a template from an image: ``docker://host/name:tag``, ``oci:folder[:tag]`` or ``oci-archive:file``.
+
+        ``registry_secret`` is the plain secret. It is sealed here, to the nodes that can build now, and leaves this process in no other
+        form. Raises ``template.no-nodes`` when there are none.
+        """
         return await self._calls.command(
             TemplateCreate,
             TemplateAccepted,
@@ -54,8 +61,18 @@ class Templates(Noun):
             nodes=nodes,
             egress_ca=egress_ca,
             registry_user=registry_user,
-            registry_secret=registry_secret,
+            registry_secret=None if registry_secret is None else await self._sealed(registry_secret, image),
         )
+
+    async def _sealed(self, secret: str, image: str) -> str:
+        """``secret`` for the image's registry, to be opened by the nodes that the control plane would choose from, the best first."""
+        registry = parse_image(image).host
+        found = [node async for node in self._calls.each("nodes", Node, {}) if _builds(node)]
+        found.sort(key=lambda node: (node.status != "ready", node.used.sandboxes, node.node_id))
+        keys = {node.node_id: node.host["sealing_key"] for node in found[: sealed.MAX_NODES]}
+        if not keys:
+            raise Refused("template.no-nodes", "no node that builds is online, so there is none to seal the registry's secret to")
+        return sealed.seal(secret, keys, registry)
 
     async def commit(self, sandbox_id: str, *, alias: str | None = None, **call: Unpack[Call]) -> TemplateAccepted:
         """Make a template from the disk of a running sandbox."""
@@ -84,3 +101,7 @@ class Templates(Noun):
     def replicas(self, template_id: str | None = None, **filters: Any) -> AsyncIterator[Replica]:
         """What each node holds of a template, or of all."""
         return self._calls.each("replicas", Replica, {**filters, **given(template_id=template_id)})
+
+
+def _builds(node: Node) -> bool:
+    return node.status not in {"offline", "evicted"} and "builder" in node.roles and "sealing_key" in node.host

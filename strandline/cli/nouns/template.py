@@ -34,6 +34,7 @@ REDO = shapes.fields("job_id", "template_id", "status")
     strandline template create docker://docker.io/library/python:3.12 --alias python
     strandline template create oci:./image:latest --memory 2G --port 8080 -e MODE=prod --no-wait -o name
     strandline template create docker://registry.example/app:1 --alias app --if-not-exists
+    strandline template create docker://registry.example/app:1 --registry-user ci --registry-secret-file ./token
     """,
 )
 async def create(
@@ -58,7 +59,10 @@ async def create(
     registry_secret_file: Annotated[
         str | None,
         typer.Option(
-            "--registry-secret-file", metavar="FILE|-", help="File with the sealed registry secret; - is stdin.", show_default=False
+            "--registry-secret-file",
+            metavar="FILE|-",
+            help="File with the registry's password or token; - is stdin. It is sealed to the nodes that build.",
+            show_default=False,
         ),
     ] = None,
     if_not_exists: args.IfNotExists = False,
