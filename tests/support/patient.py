@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import secrets
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, Self
@@ -22,19 +23,19 @@ ONCE_S = 5.0
 class Patient:
     """Commands of project ``default``. ``answers`` has what was answered, by command id; ``refused`` every refusal that came before."""
 
-    def __init__(self, nc: Connection, prefix: str) -> None:
+    def __init__(self, nc: Connection, prefix: str = "") -> None:
         self.nc = nc
         self.caller = Caller(nc)
         self.answers: dict[str, dict[str, Any]] = {}
         self.bodies: dict[str, tuple[str, dict[str, Any]]] = {}
         self.refused: list[Refused] = []
         self.seq = 0
-        self._prefix = prefix
+        self._prefix = prefix or secrets.token_hex(4)
         self._number = 0
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def connect(cls, directory: Path, prefix: str = "t") -> AsyncIterator[Self]:
+    async def connect(cls, directory: Path, prefix: str = "") -> AsyncIterator[Self]:
         nc = await connect_from(directory, "patient", on_closed=lambda: None)
         try:
             yield cls(nc, prefix)
