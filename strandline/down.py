@@ -12,7 +12,8 @@ from typing import Annotated, Final
 
 import typer
 
-from strandline.installation import CONNECT, default_dir, purge
+from strandline.installation import CONNECT, default_dir, purge, runs
+from strandline.orphans import end_orphans
 
 app = typer.Typer(add_completion=False)
 DOWN_S: Final = 60.0
@@ -29,12 +30,18 @@ def down(
     pid = _pid_of_up(directory)
     if pid is not None:
         _end(pid)
-    if purge_all and directory.is_dir():
-        purge(directory)
+    end_orphans(directory)
+    if purge_all and directory.is_dir() and not purge(directory):
+        typer.echo(
+            f"error: not everything could be removed; what is left is in {directory}\nhint: mend what is said above, and again", err=True
+        )
+        raise typer.Exit(1)
 
 
 def _pid_of_up(directory: Path) -> int | None:
     """The process of ``strandline up``, if it is still that."""
+    if not runs(directory):
+        return None
     with contextlib.suppress(OSError, ValueError, KeyError):
         pid = int(json.loads((directory / CONNECT).read_text())["pids"]["up"])
         if b"strandline" in Path(f"/proc/{pid}/cmdline").read_bytes():
@@ -47,3 +54,5 @@ def _end(pid: int) -> None:
     deadline = time.monotonic() + DOWN_S
     while time.monotonic() < deadline and Path(f"/proc/{pid}").exists():
         time.sleep(0.05)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)

@@ -19,13 +19,18 @@ from typing import IO, Any, Final
 from bus.accounts import Authority, push, write_secret
 from bus.client import Caller
 from bus.connection import Connection, connect, connect_from
+from bus.requests import call
 from bus.server import Server
+from bus.subjects import EVENTS
 from domain.kernel.errors import Refused
+from strandline.client import Strandline
+from strandline.orphans import end_orphans
 from strandline.supervisor import Child, Supervisor
 
 CONNECT: Final = "connect.json"
 READY_S: Final = 60.0
 """How long everything together may take to come up."""
+DELETE_S: Final = 30.0
 
 
 class InUseError(Exception):
@@ -36,6 +41,18 @@ def default_dir() -> Path:
     """``$XDG_STATE_HOME/strandline``, or what that is by default."""
     state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
     return Path(state) / "strandline"
+
+
+def runs(directory: Path) -> bool:
+    """Whether a ``strandline up`` holds the directory."""
+    try:
+        with (directory / "lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +84,7 @@ class Installation:
     async def start(self) -> str:
         """Start every part and wait until each can be used. Returns the server's URL. Raises ``InUseError``, ``Refused``."""
         self._take_lock()
+        await asyncio.to_thread(end_orphans, self.dir)
         authority = await asyncio.to_thread(Authority.load, self.dir / "keys")
         config = authority.server_config(self.dir / "nats" / "jwt")
         self._server = server = Server(self.dir / "nats", port=self.options.port or self._last_port(), config=config)
@@ -178,8 +196,8 @@ class Installation:
 
     async def stop(self, *, stop_sandboxes: bool = False) -> None:
         """Drain and stop, the ones that depend on others first. Sandboxes go on unless told otherwise."""
-        if stop_sandboxes and self.connection is not None:
-            await delete_sandboxes(Caller(self.connection, actor="up"))
+        if stop_sandboxes:
+            await delete_all(self)
         if self.connection is not None:
             await self.connection.close()
         for name in [*self.node_names, "projector", "control", "nats"]:
@@ -205,23 +223,31 @@ async def delete_all(installation: Installation) -> None:
     """Tear down every sandbox, as far as the control plane still answers."""
     if installation.connection is not None:
         with contextlib.suppress(Refused):
-            await delete_sandboxes(Caller(installation.connection, actor="up"))
+            for project in await _projects(installation.connection):
+                await _delete_sandboxes(Strandline(installation.connection, project=project, actor="up"))
 
 
-async def delete_sandboxes(caller: Caller, wait_s: float = 30) -> None:
-    """Tear down every sandbox that lives, in every project that the view knows of."""
-    reply = await caller.query("default", "sandboxes", "list", {"limit": 1000})
-    live = [item["sandbox_id"] for item in reply["items"] if item["state"] != "DEAD"]
-    await asyncio.gather(
-        *(caller.command("default", "sandbox.delete", {"sandbox_id": s, "wait_s": wait_s}, timeout=wait_s + 5) for s in live),
-        return_exceptions=True,
-    )
+async def _projects(connection: Connection) -> list[str]:
+    """Every project that has had a sandbox, from the subjects of the log (at most 100,000 sandboxes)."""
+    info = await call(connection, f"STREAM.INFO.{EVENTS}", {"subjects_filter": "strand.evt.*.sandbox.*"}, within=10)
+    return sorted({subject.split(".")[2] for subject in info["state"].get("subjects") or ()})
 
 
-def purge(directory: Path) -> None:
-    """Remove every trace of an installation that does not run any more, sandboxes included: each node's agent knows how."""
+async def _delete_sandboxes(s: Strandline) -> None:
+    live = [item.sandbox_id async for item in s.sandboxes.list() if item.state != "DEAD"]
+    await asyncio.gather(*(s.sandboxes.delete(sandbox, wait_s=DELETE_S) for sandbox in live), return_exceptions=True)
+
+
+def purge(directory: Path) -> bool:
+    """Remove every trace of an installation that does not run any more, sandboxes included: each node's agent knows how.
+
+    False: something could not be removed. What says where it is stays then, so that it can be tried again.
+    """
     nodes = directory / "nodes"
+    clean = True
     for node in sorted(nodes.iterdir()) if nodes.is_dir() else []:
         argv = [sys.executable, "-m", "agents", "--dir", str(directory), "--node", node.name, "--purge"]
-        subprocess.run(argv, check=False, stdin=subprocess.DEVNULL)  # noqa: S603 - our own module
-    shutil.rmtree(directory, ignore_errors=True)
+        clean &= subprocess.run(argv, check=False, stdin=subprocess.DEVNULL).returncode == 0  # noqa: S603 - our own module
+    if clean:
+        shutil.rmtree(directory, ignore_errors=True)
+    return clean and not directory.exists()

@@ -17,6 +17,7 @@ log = structlog.get_logger(__name__)
 
 FIRST_DELAY_S: Final = 0.1
 LONGEST_DELAY_S: Final = 5.0
+TELL_AGAIN_S: Final = 1.0
 STEADY_S: Final = 5.0
 """After running that long, a death counts as the first one again."""
 
@@ -66,7 +67,7 @@ class Supervisor:
                 start_new_session=True,
             )
         child.starts += 1
-        self._changed()
+        self._tell()
 
     async def _keep(self, child: Child) -> None:
         delay = 0.0
@@ -77,9 +78,20 @@ class Supervisor:
             steady = loop.time() - began > STEADY_S
             delay = FIRST_DELAY_S if steady or not delay else min(delay * 2, LONGEST_DELAY_S)
             log.warning("child.died", name=child.name, code=code, again_in_s=delay)
-            self._changed()
+            self._tell()
             await asyncio.sleep(delay)
-            await self._spawn(child)
+            try:
+                await self._spawn(child)
+            except OSError as error:  # no memory, no processes, no room for a log: there may be some later
+                log.warning("child.not-started", name=child.name, error=str(error))
+
+    def _tell(self) -> None:
+        """Say that a pid is another one; where the disk is full, as soon as it is not."""
+        try:
+            self._changed()
+        except OSError as error:
+            log.warning("supervisor.untold", error=str(error))
+            asyncio.get_running_loop().call_later(TELL_AGAIN_S, self._tell)
 
     async def stop(self, name: str) -> None:
         """SIGTERM, time to drain, SIGKILL. The child is not started again."""

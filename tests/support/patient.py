@@ -21,11 +21,12 @@ ONCE_S = 5.0
 
 
 class Patient:
-    """Commands of project ``default``. ``answers`` has what was answered, by command id; ``refused`` every refusal that came before."""
+    """Commands of one project. ``answers`` has what was answered, by command id; ``refused`` every refusal that came before."""
 
     def __init__(self, nc: Connection, prefix: str = "") -> None:
         self.nc = nc
         self.caller = Caller(nc)
+        self.project = "default"
         self.answers: dict[str, dict[str, Any]] = {}
         self.bodies: dict[str, tuple[str, dict[str, Any]]] = {}
         self.refused: list[Refused] = []
@@ -53,7 +54,7 @@ class Patient:
 
         async def answered() -> dict[str, Any] | None:
             try:
-                return await self.caller.command("default", what, body, identifier, timeout=ONCE_S)
+                return await self.caller.command(self.project, what, body, identifier, timeout=ONCE_S)
             except Refused as refused:
                 self.refused.append(refused)
                 if not refused.retryable:
@@ -76,7 +77,7 @@ class Patient:
 
         async def found() -> list[list[dict[str, Any]]]:
             try:
-                return [(await self.caller.query("default", view, verb, {"min_seq": self.seq, **body}))["items"]]
+                return [(await self.caller.query(self.project, view, verb, {"min_seq": self.seq, **body}))["items"]]
             except Refused as refused:
                 if not refused.retryable:
                     raise

@@ -22,13 +22,18 @@ def remains(directory: Path, nodes: int = 1) -> list[str]:
     return [*_files(directory), *_processes(directory), *_mounts(directory), *_groups(marks), *_links(marks), *_tables(marks)]
 
 
+def running(directory: Path) -> list[str]:
+    """What of it still runs: processes and control groups."""
+    return [line for line in remains(directory) if line.startswith(("process ", "cgroup "))]
+
+
 def _files(directory: Path) -> Iterator[str]:
     if directory.exists():
         yield from (f"file {path}" for path in [directory, *directory.rglob("*")][:20])
 
 
 def _processes(directory: Path) -> Iterator[str]:
-    """Whose command line, environment, folders or mounts name the directory. Ours name it in none of these."""
+    """Whose command line, environment, folders or root file system name the directory."""
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
             continue
@@ -37,10 +42,16 @@ def _processes(directory: Path) -> Iterator[str]:
             continue
         with contextlib.suppress(OSError):
             links = [str((entry / name).readlink()) for name in ("cwd", "root", "exe")]
-            texts = [(entry / name).read_text(errors="replace") for name in ("cmdline", "environ", "mountinfo")]
+            texts = [*((entry / name).read_text(errors="replace") for name in ("cmdline", "environ")), _root(entry)]
             line = texts[0].replace("\0", " ")
             if any(str(directory) in text for text in [*links, *texts]) and "pytest" not in line:
                 yield f"process {entry.name} {line}"
+
+
+def _root(process: Path) -> str:
+    """What a process has mounted on ``/``."""
+    lines = (process / "mountinfo").read_text(errors="replace").splitlines()
+    return "".join(line for line in lines if line.split()[4] == "/")
 
 
 def _mounts(directory: Path) -> Iterator[str]:
