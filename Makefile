@@ -27,8 +27,8 @@ demo: setup  ## Run the main job, end to end, on an embedded server
 test: setup packages  ## Run every test
 	@$(PYTEST) $(ARGS)
 
-quick: setup  ## Run the tests that need less than a minute
-	@$(PYTEST) -m "quick and not slow" $(ARGS)
+quick: setup  ## Run the tests that need less than a minute altogether
+	@STRAND_EXAMPLES=quick $(PYTEST) -m "quick and not slow and not root" $(ARGS)
 
 lint: setup  ## Style and layers
 	@$(BIN)/ruff check .

@@ -10,9 +10,9 @@ from typing import Any
 
 import orjson
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from support import gwt, strategies, worlds
+from support import examples, gwt, strategies, worlds
 
 from domain import catalogue
 from domain.kernel.aggregate import Event
@@ -29,7 +29,7 @@ LINES = [orjson.loads(line) for line in GOLDEN.read_bytes().splitlines()] if GOL
 
 
 @pytest.mark.parametrize("topic", list(OURS))
-@settings(deadline=None, max_examples=15, suppress_health_check=list(HealthCheck))
+@examples.times(0.4)
 @given(data=st.data())
 def test_every_event_survives_the_log(topic: str, data: st.DataObject) -> None:
     event = data.draw(strategies.event(OURS[topic]))

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from datetime import timedelta
 from typing import Any, get_type_hints
 
 import orjson
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from support import gwt, strategies, worlds
+from support import examples, gwt, strategies, worlds
 
 from domain.kernel.aggregate import Aggregate, restore_state, take_state
 from domain.kernel.command import canonical
@@ -52,6 +53,7 @@ NAMED: dict[str, st.SearchStrategy[Any]] = {
 """Small pools for what must match for anything to happen; everything else follows from its annotation."""
 
 
+@functools.cache
 def _calls(cls: type[Aggregate]) -> st.SearchStrategy[gwt.Step]:
     """Any public decision with any arguments."""
     return st.one_of([_call(name, method) for name, method in inspect.getmembers(cls, inspect.isfunction) if _decides(cls, name, method)])
@@ -71,7 +73,7 @@ def _call(name: str, method: Any) -> st.SearchStrategy[gwt.Step]:
 
 
 @pytest.mark.parametrize("topic", list(worlds.WORLDS))
-@settings(deadline=None, max_examples=60, suppress_health_check=list(HealthCheck))
+@examples.times(1.5)
 @given(data=st.data())
 def test_any_history_can_be_replayed_and_snapshotted(topic: str, data: st.DataObject) -> None:
     aggregate: Any = worlds.WORLDS[topic].create()

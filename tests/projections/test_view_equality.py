@@ -4,8 +4,9 @@ from random import Random
 
 import orjson
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from support import examples
 from support.histories import NODES, History
 
 from bus.commit import decode
@@ -24,7 +25,7 @@ from projections.sqlite import SqliteStore
 from projections.views import VIEWS
 
 SEEDS = st.integers(0, 2**32)
-BOUNDED = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+BOUNDED = examples.times(0.4)
 
 
 def dumps(store):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import types
 import typing
 from collections.abc import Mapping
@@ -81,11 +82,13 @@ def constrained(hint: Any, marks: list[Any]) -> st.SearchStrategy[Any]:
     return of(hint)
 
 
+@functools.cache
 def record(cls: type[BaseModel], leave_out: frozenset[str] = frozenset()) -> st.SearchStrategy[Any]:
     """Instances of a record."""
     return fields_of(cls, leave_out).map(lambda fields: cls(**fields))
 
 
+@functools.cache  # made once: what a regular expression allows is dear to work out
 def fields_of(cls: type[BaseModel], leave_out: frozenset[str] = frozenset()) -> st.SearchStrategy[dict[str, Any]]:
     """Its fields, required ones always and the others sometimes."""
     required, optional = {}, {}
@@ -96,6 +99,7 @@ def fields_of(cls: type[BaseModel], leave_out: frozenset[str] = frozenset()) -> 
     return st.fixed_dictionaries(required, optional=optional)
 
 
+@functools.cache
 def event(cls: type[Event]) -> st.SearchStrategy[Event]:
     """Events of that class, with an envelope."""
     envelope = {"originator_id": "x-1", "originator_version": 3}

@@ -7,8 +7,9 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from support import examples
 
 from agents.drivers.driver import RuntimeFault
 from agents.journal import CHUNK, Journal
@@ -48,7 +49,7 @@ def states_of(entries) -> list[dict[str, str]]:
     return states
 
 
-@settings(max_examples=60, deadline=None)
+@examples.times(1.5)
 @given(entries=ENTRIES, cut=st.floats(0, 1))
 def test_a_file_that_was_cut_anywhere_is_a_state_that_once_was(tmp_path_factory, entries, cut):
     path = tmp_path_factory.mktemp("journal") / "journal"
@@ -72,7 +73,7 @@ def test_a_file_that_was_cut_anywhere_is_a_state_that_once_was(tmp_path_factory,
     last.close()
 
 
-@settings(max_examples=40, deadline=None)
+@examples.times(1)
 @given(entries=ENTRIES, at=st.floats(0, 1), flip=st.integers(1, 255))
 def test_a_damaged_byte_ends_the_journal_before_it(tmp_path_factory, entries, at, flip):
     path = tmp_path_factory.mktemp("journal") / "journal"
@@ -95,7 +96,7 @@ def test_a_damaged_byte_ends_the_journal_before_it(tmp_path_factory, entries, at
     again.close()
 
 
-@settings(max_examples=30, deadline=None)
+@examples.times(0.75)
 @given(entries=ENTRIES)
 def test_compaction_changes_the_file_and_not_the_state(tmp_path_factory, entries):
     path = tmp_path_factory.mktemp("journal") / "journal"

@@ -5,8 +5,9 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from support import examples
 from support.records import record
 
 from agents import records
@@ -57,7 +58,7 @@ def everything(memory: Memory) -> dict[str, object]:
     return {name: dict(value) for name, value in vars(memory).items()}
 
 
-@settings(max_examples=150, deadline=None)
+@examples.times(4)
 @given(st.lists(ENTRIES, max_size=40))
 def test_compaction_keeps_the_memory(entries):
     before, after = Memory(), Memory()

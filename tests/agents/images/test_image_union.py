@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from support import examples
 from support.images import listing, tar, union
 
 from agents.images import ImageFault
@@ -105,7 +106,7 @@ def write(layer: LayerTar, operations) -> None:
                 layer.entry("/".join([*path, ".wh..wh..opq"]))
 
 
-@settings(max_examples=300, deadline=None)
+@examples.times(5)
 @given(layers=LAYERS, random=st.randoms(use_true_random=False))
 def test_any_layers_make_the_tree_that_the_model_makes(layers, random):
     model = Model()
