@@ -23,7 +23,6 @@ from bus.requests import call
 from bus.server import Server
 from bus.subjects import EVENTS
 from domain.kernel.errors import Refused
-from strandline.client import Strandline
 from strandline.orphans import end_orphans
 from strandline.supervisor import Child, Supervisor
 
@@ -223,8 +222,9 @@ async def delete_all(installation: Installation) -> None:
     """Tear down every sandbox, as far as the control plane still answers."""
     if installation.connection is not None:
         with contextlib.suppress(Refused):
+            caller = Caller(installation.connection, actor="up")
             for project in await _projects(installation.connection):
-                await _delete_sandboxes(Strandline(installation.connection, project=project, actor="up"))
+                await _delete_sandboxes(caller, project)
 
 
 async def _projects(connection: Connection) -> list[str]:
@@ -233,9 +233,15 @@ async def _projects(connection: Connection) -> list[str]:
     return sorted({subject.split(".")[2] for subject in info["state"].get("subjects") or ()})
 
 
-async def _delete_sandboxes(s: Strandline) -> None:
-    live = [item.sandbox_id async for item in s.sandboxes.list() if item.state != "DEAD"]
-    await asyncio.gather(*(s.sandboxes.delete(sandbox, wait_s=DELETE_S) for sandbox in live), return_exceptions=True)
+async def _delete_sandboxes(caller: Caller, project: str) -> None:
+    live: list[str] = []
+    page: dict[str, Any] = {"limit": 1000}
+    while page:
+        reply = await caller.query(project, "sandboxes", "list", page)
+        live += [item["sandbox_id"] for item in reply["items"] if item["state"] != "DEAD"]
+        page = {"limit": 1000, "cursor": reply["next"]} if reply["next"] else {}
+    deleted = (caller.command(project, "sandbox.delete", {"sandbox_id": sandbox, "wait_s": DELETE_S}) for sandbox in live)
+    await asyncio.gather(*deleted, return_exceptions=True)
 
 
 def purge(directory: Path) -> bool:

@@ -10,6 +10,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
@@ -46,7 +47,7 @@ def _arguments(pid: int) -> list[str]:
 
 def _is_part(directory: Path, arguments: list[str]) -> bool:
     """``python -m agents|handlers|projections --dir DIRECTORY …``, as the supervisor starts them; no purge."""
-    said = set(zip(arguments, arguments[1:], strict=False))
+    said = set(pairwise(arguments))
     ours = any(("-m", part) in said for part in _PARTS)
     return ours and ("--dir", str(directory)) in said and "--purge" not in arguments
 

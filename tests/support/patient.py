@@ -103,7 +103,12 @@ class Patient:
         """The sandbox once it is in ``state``."""
 
         async def there() -> dict[str, Any] | None:
-            sandbox = await self.item("sandboxes", sandbox_id)
+            try:
+                sandbox = await self.item("sandboxes", sandbox_id)
+            except Refused as refused:
+                if refused.code != "sandbox.not-found":
+                    raise
+                return None  # a clone that was promised
             return sandbox if sandbox["state"] == state else None
 
         return await eventually(there, within=PATIENCE_S)
