@@ -162,7 +162,6 @@ def histories(machine, world, examples, steps) -> None:
     )
 
 
-@pytest.mark.quick
 def test_nothing_is_lost_or_doubled_in_short_histories(world):
     histories(Histories, world, examples=12, steps=12)
 

@@ -32,8 +32,6 @@ from domain.kernel.errors import Refused
 from domain.kernel.registry import COMMANDS
 from domain.nodes.orders import Order, Report, ReportKind, Verb
 
-pytestmark = pytest.mark.quick
-
 QUICK = Work(tries=3, pauses=(0.01,), grace=0.2)
 
 

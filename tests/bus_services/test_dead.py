@@ -7,8 +7,6 @@ import pytest
 from bus.dead import DeadLetters
 from bus.requests import call, store
 
-pytestmark = pytest.mark.quick
-
 
 async def consumer(nc, **more) -> None:
     config = {"durable_name": "n1", "filter_subject": "strand.lane.n1.*", "ack_policy": "explicit", **more}

@@ -5,11 +5,7 @@ from __future__ import annotations
 import asyncio
 from datetime import UTC, datetime
 
-import pytest
-
 from bus import heartbeat
-
-pytestmark = pytest.mark.quick
 
 
 class Notes:

@@ -6,7 +6,6 @@ import asyncio
 from datetime import UTC, datetime
 
 import orjson
-import pytest
 from support.bus import connected
 
 from bus import lanes
@@ -16,8 +15,6 @@ from bus.requests import call
 from bus.streams import Settings
 from domain.kernel.errors import Refused
 from domain.nodes.orders import Order, Verb
-
-pytestmark = pytest.mark.quick
 
 QUICK = Work(tries=3, pauses=(0.01,), ack_wait=30, grace=0.2)
 

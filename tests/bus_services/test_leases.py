@@ -8,8 +8,6 @@ import pytest
 
 from bus.leases import Lease, LeaseLostError, Leases
 
-pytestmark = pytest.mark.quick
-
 
 def test_a_lease_has_one_holder_who_may_ask_again(connecting, run) -> None:
     async def main() -> None:

@@ -6,13 +6,9 @@ import asyncio
 from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
 
-import pytest
-
 from bus import logs
 from bus.logs import LogWriter
 from bus.requests import call
-
-pytestmark = pytest.mark.quick
 
 
 async def stored(nc, eventually, size: int) -> None:

@@ -15,8 +15,6 @@ from bus.objects import CHUNK, Stat
 from bus.requests import call, store
 from domain.kernel.errors import Refused
 
-pytestmark = pytest.mark.quick
-
 BUCKET = "artifacts"
 
 

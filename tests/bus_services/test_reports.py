@@ -5,15 +5,11 @@ from __future__ import annotations
 import asyncio
 from datetime import UTC, datetime
 
-import pytest
-
 from bus.reader import Work
 from bus.reports import ReportReader, report
 from bus.requests import call
 from domain.kernel.errors import Refused
 from domain.nodes.orders import Report, ReportKind
-
-pytestmark = pytest.mark.quick
 
 QUICK = Work(tries=3, pauses=(0.01,), grace=0.2)
 

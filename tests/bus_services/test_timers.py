@@ -5,13 +5,9 @@ from __future__ import annotations
 import asyncio
 from datetime import UTC, datetime, timedelta
 
-import pytest
-
 from bus.reader import Work
 from bus.requests import call
 from bus.timers import Due, DueReader, cancel_timer, set_timer
-
-pytestmark = pytest.mark.quick
 
 QUICK = Work(tries=3, pauses=(0.01,), grace=0.2)
 PAST = datetime(2020, 1, 1, tzinfo=UTC)

@@ -12,8 +12,6 @@ import pytest
 from support.command_line import SB2, SB3, TEMPLATE, TPL, sandbox
 from support.responder import Scripted
 
-pytestmark = pytest.mark.quick
-
 
 def complete(words: str, **env: str) -> list[str]:
     """What bash would offer for the last word."""

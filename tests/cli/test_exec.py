@@ -14,8 +14,6 @@ from support.responder import Scripted
 
 from domain.kernel.errors import Refused
 
-pytestmark = pytest.mark.quick
-
 
 def outcome(code: int = 0, out: bytes = b"", err: bytes = b"", **more: Any) -> dict[str, Any]:
     return {"exit_code": code, "stdout": base64.b64encode(out).decode(), "stderr": base64.b64encode(err).decode(), **more}

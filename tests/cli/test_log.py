@@ -17,8 +17,6 @@ from support.responder import AT, Scripted, serve
 
 from strandline.client import Strandline
 
-pytestmark = pytest.mark.quick
-
 FIELDS = {"specversion", "id", "type", "source", "subject", "time", "datacontenttype", "sequence", "data"}
 
 

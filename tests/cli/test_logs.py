@@ -11,8 +11,6 @@ import pytest
 from support.command_line import SB, SB2, Cli, sandbox
 from support.responder import Scripted
 
-pytestmark = pytest.mark.quick
-
 
 @pytest.fixture(scope="module")
 def written(installation: tuple[Path, Scripted]) -> Scripted:

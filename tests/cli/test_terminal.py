@@ -17,8 +17,6 @@ import pytest
 from support.command_line import JOB, SB, SB2, TEMPLATE, TPL, job, sandbox
 from support.responder import Scripted
 
-pytestmark = pytest.mark.quick
-
 COLOUR = re.compile(r"\x1b\[(?:\d+;)*3[0-7]m")
 ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 

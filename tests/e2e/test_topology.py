@@ -93,9 +93,9 @@ def postgres(topology: Topology, directory: Path) -> Iterator[None]:
     os.chown(secret, owner.pw_uid, owner.pw_gid)
     data = directory / "data"
 
-    def tool(*argv: str) -> None:
+    def tool(*argv: str, check: bool = True) -> None:
         subprocess.run(
-            [str(POSTGRES / argv[0]), *argv[1:]], check=True, user=owner.pw_uid, group=owner.pw_gid, cwd="/", capture_output=True
+            [str(POSTGRES / argv[0]), *argv[1:]], check=check, user=owner.pw_uid, group=owner.pw_gid, cwd="/", capture_output=True
         )
 
     tool("initdb", "-D", str(data), "-U", user, f"--pwfile={secret}", "--auth=scram-sha-256", "--no-sync")

@@ -12,8 +12,6 @@ from domain.nodes.orders import Verb
 from domain.sandboxes.sandbox import Sandbox
 from handlers.plane import ControlPlane
 
-pytestmark = pytest.mark.quick
-
 
 def test_a_repeated_command_id_gives_the_same_answer_and_acts_once(at) -> None:
     async def test(place) -> None:

@@ -17,7 +17,6 @@ from domain.templates.job import Job
 from domain.templates.template import Template, TemplateState
 from handlers.control import Deadlines
 
-pytestmark = pytest.mark.quick
 SHORT = Deadlines(job_s=1, provision_s=0.5, operation_s=0.5, exec_slack_s=0.5, watchdog_s=0.1)
 
 

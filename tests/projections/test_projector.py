@@ -20,8 +20,6 @@ from projections.projector import Projector
 from projections.sqlite import SqliteStore
 from projections.views import VIEWS
 
-pytestmark = pytest.mark.quick
-
 
 @asynccontextmanager
 async def projecting(nc, path, views=VIEWS):

@@ -17,8 +17,6 @@ from support.waiting import eventually, run
 from bus.client import Caller
 from bus.server import Server
 
-pytestmark = pytest.mark.quick
-
 
 @contextmanager
 def process(directory, server, **environment):

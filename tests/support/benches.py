@@ -36,8 +36,8 @@ UNSHARE = Kind("unshare", lambda directory: ProcessDriver(directory, Unshare()),
 OCI = Kind("oci", OciDriver, program="crun")
 
 KINDS = {
-    "sim": pytest.param(SIM, marks=pytest.mark.quick),
-    "bwrap": pytest.param(BWRAP, marks=pytest.mark.quick),
+    "sim": pytest.param(SIM),
+    "bwrap": pytest.param(BWRAP),
     "unshare": pytest.param(UNSHARE),
     "oci": pytest.param(OCI, marks=pytest.mark.root),
 }

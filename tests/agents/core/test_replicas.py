@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import os
 
-import pytest
 from support.local_node import SNAPSHOT
 
 from domain.nodes.orders import ReportKind, Verb
-
-pytestmark = pytest.mark.quick
 
 TEMPLATE = "tpl-" + "3" * 24
 

@@ -5,15 +5,12 @@ from __future__ import annotations
 import asyncio
 import base64
 
-import pytest
 from support.local_node import SNAPSHOT
 from support.records import record
 
 from agents.adoption import Seen, plan, say_what_lives
 from agents.drivers.driver import Condition, Observed
 from domain.nodes.orders import Observation, ReportKind, Verb
-
-pytestmark = pytest.mark.quick
 
 
 def told(rig, what):

@@ -6,12 +6,9 @@ import asyncio
 import base64
 from datetime import timedelta
 
-import pytest
 from support.local_node import SNAPSHOT, NoAck
 
 from domain.nodes.orders import Observation, ReportKind, Verb
-
-pytestmark = pytest.mark.quick
 
 
 def test_a_sandbox_comes_up_works_and_goes_without_a_trace(rig, run):

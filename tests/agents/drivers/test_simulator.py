@@ -12,8 +12,6 @@ from support.waiting import run
 from agents.drivers.driver import Condition, ExecRequest, Exit, Limits, RuntimeFault, Spec
 from agents.drivers.sim import Knobs, SimDriver
 
-pytestmark = pytest.mark.quick
-
 
 class ManualClock:
     """Time that a test moves on."""

@@ -16,8 +16,6 @@ from agents.images import BuildLimits, ImageFault
 from agents.images.options import MIB
 from agents.images.writer import LayerTar, LayoutWriter, Packed, packed, plain
 
-pytestmark = pytest.mark.quick
-
 UNSAFE, BAD, LARGE = "image.unsafe-path", "image.bad-layer", "image.too-large"
 
 

@@ -12,8 +12,6 @@ from support.images import check, content_of, debugfs
 from agents.images import resolve
 from agents.images.compose import PATH, compose
 
-pytestmark = pytest.mark.quick
-
 
 @pytest.mark.parametrize("busybox", [True, False], ids=["busybox", "own-tools"])
 def test_it_builds_into_a_root_with_a_shell_and_without_what_was_taken_away(busybox, bench, tmp_path):

@@ -61,7 +61,6 @@ def rich(folder: Path) -> str:
     return layout(folder, base, top, config={"Cmd": ["/bin/sh"], "Env": ["A=b"]})
 
 
-@pytest.mark.quick
 def test_every_inode_has_the_metadata_that_the_image_gives_it(bench, tmp_path):
     built = bench.build(rich(tmp_path / "l"))
     image = built.path
@@ -87,7 +86,6 @@ def test_every_inode_has_the_metadata_that_the_image_gives_it(bench, tmp_path):
     assert bench.leftovers() == [image]
 
 
-@pytest.mark.quick
 def test_the_same_image_gives_the_same_bytes_after_a_fresh_unpack_and_other_options_others(tmp_path):
     image = rich(tmp_path / "l")
     one = Bench(tmp_path / "one").build(image)
@@ -98,7 +96,6 @@ def test_the_same_image_gives_the_same_bytes_after_a_fresh_unpack_and_other_opti
     assert Bench(tmp_path / "four").build(layout(tmp_path / "m", base)).sha256 != one.sha256
 
 
-@pytest.mark.quick
 @pytest.mark.skipif(not os.access("/dev/shm", os.W_OK), reason="needs a second kind of file system to unpack in")
 def test_the_bytes_do_not_depend_on_the_file_system_that_was_unpacked_in(tmp_path):
     image = rich(tmp_path / "l")
@@ -110,7 +107,6 @@ def test_the_bytes_do_not_depend_on_the_file_system_that_was_unpacked_in(tmp_pat
         shutil.rmtree(there)
 
 
-@pytest.mark.quick
 def test_attributes_and_rights_of_the_hosts_own_folders_do_not_get_into_the_image(tmp_path):
     image = rich(tmp_path / "l")
     usual = Bench(tmp_path / "usual").build(image)
@@ -188,7 +184,6 @@ def test_a_built_file_system_grows_to_the_room_that_was_asked_for(bench, tmp_pat
     check(built.path)
 
 
-@pytest.mark.quick
 def test_an_image_without_layers_or_with_empty_ones_is_an_empty_root(bench, tmp_path):
     built = bench.build(layout(tmp_path / "l", lambda _layer: None, lambda _layer: None))
     check(built.path)
@@ -196,7 +191,6 @@ def test_an_image_without_layers_or_with_empty_ones_is_an_empty_root(bench, tmp_
     check(bench.build(layout(tmp_path / "m")).path)
 
 
-@pytest.mark.quick
 def test_a_missing_tool_is_named_with_the_command_that_mends_it(bench, tmp_path, monkeypatch):
     image = rich(tmp_path / "l")
     monkeypatch.setenv("PATH", "/nonexistent")
@@ -225,7 +219,6 @@ def test_a_full_disk_is_a_retryable_refusal_and_leaves_nothing(where, bench, tmp
         subprocess.run(["umount", small], check=True)
 
 
-@pytest.mark.quick
 def test_the_estimate_holds_for_many_small_things(bench, tmp_path):
     def fill(layer):
         for n in range(1500):

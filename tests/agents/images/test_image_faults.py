@@ -16,7 +16,6 @@ from support.images import Registry, basic, htpasswd, layout
 from agents.images import Auth, BuildLimits, ImageFault, Trust, tools
 
 pytestmark = [
-    pytest.mark.quick,
     pytest.mark.skipif(not shutil.which("docker-registry"), reason="needs docker-registry"),
 ]
 FAST = BuildLimits(retry_delay_s=0.01, attempts=3)

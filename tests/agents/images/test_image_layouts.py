@@ -18,8 +18,6 @@ from agents.images.options import MIB
 from agents.images.writer import LayoutWriter, packed, plain
 from domain.nodes.orders import BuildProgress
 
-pytestmark = pytest.mark.quick
-
 INDEX = "application/vnd.oci.image.index.v1+json"
 
 

@@ -22,7 +22,6 @@ from agents.images.transport import Transport
 from agents.images.writer import LayoutWriter, packed
 
 pytestmark = [
-    pytest.mark.quick,
     pytest.mark.skipif(not shutil.which("docker-registry"), reason="needs docker-registry"),
 ]
 SECRET = "s3cr3t-of-the-test"

@@ -38,7 +38,7 @@ def ext4(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return rootfs.make_ext4(tree, base / "rootfs.ext4")
 
 
-@pytest.fixture(params=[pytest.param("overlay", marks=pytest.mark.root), pytest.param("copy", marks=pytest.mark.quick)])
+@pytest.fixture(params=[pytest.param("overlay", marks=pytest.mark.root), "copy"])
 def backend(request: pytest.FixtureRequest, tmp_path: Path) -> type[OverlayRoots | CopyRoots]:
     if request.param == "copy":
         return CopyRoots
