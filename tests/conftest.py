@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from support import examples, leftovers, privileges, waiting
 from bus.server import Cluster, Server
 
 examples.load()
+os.environ["PATH"] = f"{os.environ.get('PATH', os.defpath)}:/usr/local/sbin:/usr/sbin:/sbin"  # as the agent does for ordinary users
 
 
 def pytest_configure() -> None:
