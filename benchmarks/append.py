@@ -24,7 +24,7 @@ from benchmarks.rawsocket import blast, prepared
 from bus.append import Entry
 from bus.connection import Connection, connect
 from bus.fast import open_publisher
-from bus.publishing import Publisher
+from bus.requests import Publisher
 from bus.server import Server
 from bus.store import Store
 from bus.streams import ensure_streams

@@ -14,7 +14,6 @@ account of each node and give its agent ``Member.creds``. On each later start th
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +27,7 @@ from bus.jwt import JETSTREAM, UNLIMITED, Key, Kind, credentials, encode
 from bus.lanes import attach_subject
 from bus.requests import patiently, request
 from bus.streams import lane_stream
+from bus.tempfiles import put
 from domain.kernel.errors import Refused
 
 _NODE_LIMITS: Final = UNLIMITED | {"conn": 16, "exports": 0}
@@ -207,12 +207,7 @@ async def _claims(system: Client, verb: str, jwt: str, within: float) -> None:
 def write_secret(path: Path, text: str) -> None:
     """Write a file that only its owner can read, whole or not at all."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    put(path, text.encode())
 
 
 def _kept(path: Path, kind: Kind) -> Key:

@@ -7,15 +7,14 @@ read from the leader, and only if it is ours, byte for byte, was the append succ
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
 import nats.errors
 
-from bus.publishing import Message, Publisher, RejectedError, UnansweredError
-from bus.reading import Reader
+from bus.direct import Reader
+from bus.requests import ApiError, Message, Publisher, UnansweredError, patiently
 from domain.kernel.errors import Refused
 
 T = TypeVar("T")
@@ -53,11 +52,6 @@ class Entry:
         return Message(self.subject, self.data, headers)
 
 
-def unavailable(why: str) -> Refused:
-    """The refusal for a bus that does not answer. What was asked for may have happened; the same command id finds out."""
-    return Refused("bus.unavailable", why, retryable=True)
-
-
 class Appender:
     """Appends to one stream. ``patience_s`` is how long it keeps trying: an election takes 4 to 5 s (reference §1.2)."""
 
@@ -78,26 +72,14 @@ class Appender:
 
     async def patiently(self, attempt: Callable[[], Awaitable[T | None]]) -> T:
         """The first result of ``attempt`` that is not None. Raises ``Refused("bus.unavailable")``, and what ``attempt`` raises for good."""
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._patience_s
-        pause = FIRST_PAUSE_S
-        why: Exception | str = "another write is under way"
-        while True:
-            try:
-                result = await attempt()
-            except UnansweredError as error:
-                why = error
-            except RejectedError as error:
-                if not error.passing and error.err_code != BATCH_INCOMPLETE:
-                    raise
-                why = error
-            else:
-                if result is not None:
-                    return result
-            if loop.time() + pause > deadline:
-                raise unavailable(f"the bus does not answer: {why}")
-            await asyncio.sleep(pause)
-            pause = min(pause * 2, LONGEST_PAUSE_S)
+
+        async def once(_: float) -> T:
+            result = await attempt()
+            if result is None:
+                raise UnansweredError("another write is under way")
+            return result
+
+        return await patiently(once, self._patience_s, pause=FIRST_PAUSE_S, longest_pause=LONGEST_PAUSE_S)
 
     async def _once(self, entries: Sequence[Entry]) -> list[int] | None:
         """One attempt. None: ask again."""
@@ -106,7 +88,9 @@ class Appender:
                 ack = await self._publisher.publish(*entries[0].message())
             else:
                 ack = await self._publisher.publish_batch([entry.message() for entry in entries])
-        except RejectedError as error:
+        except ApiError as error:
+            if error.err_code == BATCH_INCOMPLETE:
+                return None
             if error.err_code not in {WRONG_LAST_SEQUENCE, WRITE_IN_FLIGHT, DUPLICATE_IN_BATCH}:
                 raise
             return await self._settle(entries)

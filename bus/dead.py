@@ -8,16 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Final, Literal
+from typing import Literal
 
 import orjson
 from nats.aio.client import Client
 
 from bus import direct, subjects
-from bus.requests import ApiError, call, store
-
-_GONE: Final = frozenset({10043, 10057})
-"""``sequence not found``, ``no message found``."""
+from bus.requests import ABSENT, ApiError, call, store
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +63,13 @@ class DeadLetters:
         try:
             await call(self._nc, f"STREAM.MSG.DELETE.{stream}", {"seq": seq, "no_erase": True})
         except ApiError as error:
-            if error.number not in _GONE:
+            if error.err_code not in ABSENT:
                 raise
 
-    async def _read(self, message: direct.Found) -> DeadLetter:
+    async def _read(self, message: direct.Stored) -> DeadLetter:
         said = orjson.loads(message.data)
         terminated = ".MSG_TERMINATED." in message.subject
-        original: direct.Found | None = None
+        original: direct.Stored | None = None
         if not terminated:
             original = await direct.get(self._nc, said["stream"], seq=said["stream_seq"])
         return DeadLetter(

@@ -1,71 +1,196 @@
-"""Reading stored messages without a consumer: direct get, single and in batches (reference/jetstream-eventstore.md §1.4).
+"""Reading stored messages without a consumer: direct gets, fast but perhaps a moment behind, and gets from the leader, which are not.
 
-Any replica answers, so a message stored a millisecond ago may be missing; whoever needs the last word asks the leader (``leader=True``).
+On a replicated stream a direct get may be answered by a follower: 1 to 7 % are stale right after one's own write
+(reference/jetstream-eventstore.md §1.4). Decisions survive that by their optimistic lock; whoever needs the last word asks the leader.
 """
 
 from __future__ import annotations
 
 import asyncio
 import base64
-import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Final
+from collections.abc import AsyncIterator, Mapping
+from typing import Any, Final, NamedTuple
 
 import orjson
 from nats.aio.client import Client
 from nats.aio.msg import Msg
-from nats.errors import Error as NatsError
+from nats.aio.subscription import Subscription
 
-from bus.requests import PATIENCE_S, WITHIN_S, ApiError, call, patiently, unavailable
-from domain.kernel.errors import Refused
+from bus.connection import Connection
+from bus.requests import WITHIN_S, ApiError, Publisher, UnansweredError, accepted, patiently
 
-_NOT_FOUND: Final = 404
-_LOOK_S: Final = 0.25
+PAGE: Final = 1000
+"""Messages per direct-get batch; larger batches are no faster (reference §3.3)."""
+PAGE_BYTES: Final = 16 << 20
 SILENCE_S: Final = 5.0
-"""How long a batch may go without a message before it counts as lost."""
+"""How long a page may go without a message before it counts as lost."""
+_NOT_FOUND: Final = 404
+_ABOUT: Final = frozenset({"Nats-Stream", "Nats-Subject", "Nats-Sequence", "Nats-Time-Stamp", "Nats-Num-Pending", "Nats-Last-Sequence"})
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
-    """A stored message."""
+class Stored(NamedTuple):
+    """A message in a stream. ``time`` is RFC 3339, with nanoseconds, as the server says it."""
 
-    subject: str
     seq: int
+    subject: str
     data: bytes
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = {}
     time: str = ""
-    """RFC 3339, with nanoseconds, as the server says it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """Consecutive messages of one filter. ``pending``: how many more there are behind ``last``."""
+class Page(NamedTuple):
+    """Some messages in order, and where the next page begins; 0 when this was the last."""
 
-    messages: list[Found]
-    last: int
-    pending: int
+    messages: list[Stored]
+    next_seq: int
 
 
-async def get(nc: Client, stream: str, *, leader: bool = False, within: float = WITHIN_S, **which: Any) -> Found | None:
-    """The message that ``seq=…`` or ``last_by_subj=…`` names, or None. Raises ``Refused`` (``bus.unavailable``)."""
-    return await (_from_leader if leader else _from_anyone)(nc, stream, which, within)
+class Reader:
+    """Reads one stream, asking once. Raises ``UnansweredError`` when the bus does not answer, ``ApiError`` when it refuses."""
 
+    def __init__(self, publisher: Publisher, stream: str) -> None:
+        self._publisher = publisher
+        self._stream = stream
+        self._subscription: Subscription | None = None
+        self._opening = asyncio.Lock()
+        self._prefix = ""
+        self._count = 0
+        self._pages: dict[str, _Gathering] = {}
 
-async def _from_leader(nc: Client, stream: str, which: Mapping[str, Any], within: float) -> Found | None:
-    try:
-        message = (await call(nc, f"STREAM.MSG.GET.{stream}", which, within=within))["message"]
-    except ApiError as error:
+    async def last(self, subject: str) -> Stored | None:
+        """The last message on ``subject`` (wildcards work), perhaps a moment old."""
+        return await self.from_anyone({"last_by_subj": subject})
+
+    async def leader_last(self, subject: str) -> Stored | None:
+        """The last message on ``subject`` as the stream's leader has it."""
+        return await self.from_leader({"last_by_subj": subject})
+
+    async def leader_at(self, seq: int) -> Stored | None:
+        """The message at ``seq`` as the stream's leader has it."""
+        return await self.from_leader({"seq": seq})
+
+    async def position(self) -> int:
+        """The stream's last sequence, from its leader."""
+        said = accepted((await self._publisher.ask(f"$JS.API.STREAM.INFO.{self._stream}", b"")).data)
+        return int(said["state"]["last_seq"])
+
+    async def from_anyone(self, which: Mapping[str, Any]) -> Stored | None:
+        """The message that ``which`` names, from any replica."""
+        message = await self._publisher.ask(f"$JS.API.DIRECT.GET.{self._stream}", orjson.dumps(which))
+        if "Status" not in (message.headers or {}):
+            return _stored(message)
+        error = _error(message)
         if error.code == _NOT_FOUND:
             return None
-        raise
-    return Found(
-        subject=message["subject"],
-        seq=message["seq"],
-        data=base64.b64decode(message.get("data", "")),
-        headers=_headers(base64.b64decode(message.get("hdrs", ""))),
-        time=message["time"],
-    )
+        raise error
+
+    async def from_leader(self, which: Mapping[str, Any]) -> Stored | None:
+        """The message that ``which`` names, from the stream's leader."""
+        reply = await self._publisher.ask(f"$JS.API.STREAM.MSG.GET.{self._stream}", orjson.dumps(which))
+        try:
+            said = accepted(reply.data)["message"]
+        except ApiError as error:
+            if error.code == _NOT_FOUND:
+                return None
+            raise
+        data, headers = (base64.b64decode(said.get(part, "")) for part in ("data", "hdrs"))
+        return Stored(said["seq"], said["subject"], data, _headers(headers), said["time"])
+
+    async def page(self, subject: str, seq: int, limit: int = PAGE, max_bytes: int = PAGE_BYTES) -> Page:
+        """Messages on ``subject`` from ``seq`` on."""
+        await self._open()
+        self._count += 1
+        token = str(self._count)
+        gathering = self._pages[token] = _Gathering()
+        nc = self._publisher.nc
+        unlisten = nc.on_reconnect(lambda: gathering.lose("the connection was lost")) if isinstance(nc, Connection) else None
+        ask = {"batch": limit, "seq": max(seq, 1), "next_by_subj": subject, "max_bytes": max_bytes}
+        try:
+            await self._publisher.tell(f"$JS.API.DIRECT.GET.{self._stream}", orjson.dumps(ask), reply=self._prefix + token)
+            return await gathering.whole()
+        finally:
+            del self._pages[token]
+            if unlisten is not None:
+                unlisten()
+
+    async def all(self, subject: str, seq: int = 1) -> AsyncIterator[Stored]:
+        """Every message on ``subject`` from ``seq`` on, page by page."""
+        while seq:
+            page = await self.page(subject, seq)
+            for message in page.messages:
+                yield message
+            seq = page.next_seq
+
+    async def close(self) -> None:
+        if self._subscription is not None and not self._publisher.nc.is_closed:
+            await self._subscription.unsubscribe()
+        self._subscription = None
+
+    async def _open(self) -> None:
+        async with self._opening:
+            if self._subscription is None:
+                inbox = self._publisher.nc.new_inbox()
+                self._subscription = await self._publisher.nc.subscribe(
+                    inbox + ".*", cb=self._receive, pending_msgs_limit=0, pending_bytes_limit=0
+                )
+                self._prefix = inbox + "."
+
+    async def _receive(self, message: Msg) -> None:
+        gathering = self._pages.get(message.subject[len(self._prefix) :])
+        if gathering is not None:
+            gathering.add(message)
+
+
+class _Gathering:
+    """Collects the messages of one page until the status that ends it."""
+
+    def __init__(self) -> None:
+        self._messages: list[Stored] = []
+        self._page: asyncio.Future[Page] = asyncio.get_running_loop().create_future()
+
+    async def whole(self) -> Page:
+        """The page. Raises ``UnansweredError`` when it stops before its end."""
+        while True:
+            heard = len(self._messages)
+            done, _ = await asyncio.wait([self._page], timeout=SILENCE_S)
+            if done:
+                return self._page.result()
+            if len(self._messages) == heard:
+                raise UnansweredError("a page stopped before its end")
+
+    def add(self, message: Msg) -> None:
+        headers = message.headers or {}
+        status = headers.get("Status")
+        if self._page.done():
+            return
+        if status is None:
+            self._messages.append(_stored(message))
+        elif status == str(_NOT_FOUND):
+            self._page.set_result(Page([], 0))
+        elif status != "204":
+            self._page.set_exception(_error(message))
+        else:
+            last_seq, pending = int(headers.get("Nats-Last-Sequence", "0")), int(headers.get("Nats-Num-Pending", "0"))
+            if self._messages and self._messages[-1].seq != last_seq:
+                self.lose("a page arrived with a hole in it")
+            else:
+                self._page.set_result(Page(self._messages, last_seq + 1 if pending else 0))
+
+    def lose(self, why: str) -> None:
+        """The rest will not come."""
+        if not self._page.done():
+            self._page.set_exception(UnansweredError(why))
+
+
+def _error(message: Msg) -> ApiError:
+    headers = message.headers or {}
+    return ApiError({"code": int(headers.get("Status", "500")), "description": headers.get("Description", "direct get")})
+
+
+def _stored(message: Msg) -> Stored:
+    headers = message.headers or {}
+    others = {name: value for name, value in headers.items() if name not in _ABOUT}
+    return Stored(int(headers["Nats-Sequence"]), headers["Nats-Subject"], message.data, others, headers.get("Nats-Time-Stamp", ""))
 
 
 def _headers(raw: bytes) -> dict[str, str]:
@@ -73,97 +198,21 @@ def _headers(raw: bytes) -> dict[str, str]:
     return {name.decode("ascii", "replace").strip(): value.decode("utf-8", "replace").strip() for name, _, value in lines}
 
 
-async def _from_anyone(nc: Client, stream: str, which: Mapping[str, Any], within: float) -> Found | None:
-    subject, body = f"$JS.API.DIRECT.GET.{stream}", orjson.dumps(which)
-
-    async def once(left: float) -> Found | None:
-        try:
-            message = await nc.request(subject, body, timeout=min(left, PATIENCE_S))
-        except (NatsError, OSError) as error:
-            raise unavailable(subject, error) from error
-        status = (message.headers or {}).get("Status")
-        if status is None:
-            return _found(message)
-        if status == str(_NOT_FOUND):
-            return None
-        raise ApiError({"code": int(status), "description": (message.headers or {}).get("Description")})
-
-    return await patiently(once, within)
-
-
-def _found(message: Msg) -> Found:
-    headers = dict(message.headers or {})
-    return Found(
-        subject=headers.pop("Nats-Subject"),
-        seq=int(headers.pop("Nats-Sequence")),
-        data=message.data,
-        headers=headers,
-        time=headers.pop("Nats-Time-Stamp", ""),
-    )
+async def get(nc: Client, stream: str, *, leader: bool = False, within: float = WITHIN_S, **which: Any) -> Stored | None:
+    """The message that ``seq=…`` or ``last_by_subj=…`` names, or None, asked for again. Raises ``Refused`` (``bus.unavailable``)."""
+    reader = Reader(Publisher(nc), stream)
+    return await patiently(lambda _: (reader.from_leader if leader else reader.from_anyone)(which), within)
 
 
 async def batch(
-    nc: Client, stream: str, subject: str, seq: int = 1, count: int = 1000, max_bytes: int = 0, within: float = WITHIN_S
-) -> Batch:
+    nc: Client, stream: str, subject: str, seq: int = 1, count: int = PAGE, max_bytes: int = PAGE_BYTES, within: float = WITHIN_S
+) -> Page:
     """Up to ``count`` messages on ``subject`` from sequence ``seq`` on. An answer that was cut off is asked for again.
 
     Raises ``Refused`` (``bus.unavailable``, retryable).
     """
-    asked: dict[str, Any] = {"batch": count, "seq": seq, "next_by_subj": subject}
-    if max_bytes:
-        asked["max_bytes"] = max_bytes
-    api, body = f"$JS.API.DIRECT.GET.{stream}", orjson.dumps(asked)
-
-    async def once(_: float) -> Batch:
-        try:
-            messages, end = await _gather(nc, api, body)
-        except (NatsError, OSError, TimeoutError) as error:
-            raise unavailable(api, error) from error
-        return _ended(end, messages, seq)
-
-    return await patiently(once, within)
-
-
-async def _gather(nc: Client, api: str, body: bytes) -> tuple[list[Found], Msg]:
-    """All messages of one answer and the one that ends it. Raises ``TimeoutError`` when it stops before its end."""
-    messages: list[Found] = []
-    arrived = asyncio.Event()
-    end: list[Msg] = []
-
-    async def collect(message: Msg) -> None:
-        if (message.headers or {}).get("Status") is None:
-            messages.append(_found(message))
-        else:
-            end.append(message)
-        arrived.set()
-
-    inbox, connections = nc.new_inbox(), nc.stats["reconnects"]
-    subscription = await nc.subscribe(inbox, cb=collect, pending_bytes_limit=0)
+    reader = Reader(Publisher(nc), stream)
     try:
-        await nc.publish(api, body, reply=inbox)
-        heard = time.monotonic()
-        while not end:
-            arrived.clear()
-            try:
-                await asyncio.wait_for(arrived.wait(), _LOOK_S)
-                heard = time.monotonic()
-            except TimeoutError:
-                if time.monotonic() - heard > SILENCE_S or nc.stats["reconnects"] != connections:
-                    raise
+        return await patiently(lambda _: reader.page(subject, seq, count, max_bytes), within)
     finally:
-        if not nc.is_closed:
-            await subscription.unsubscribe()
-    return messages, end[0]
-
-
-def _ended(message: Msg, messages: list[Found], seq: int) -> Batch:
-    headers = message.headers or {}
-    match headers["Status"]:
-        case "204":
-            return Batch(messages, int(headers.get("Nats-Last-Sequence", seq)), int(headers.get("Nats-Num-Pending", 0)))
-        case "404":
-            return Batch([], seq - 1, 0)
-        case "503":
-            raise Refused("bus.unavailable", "nobody has that stream now", retryable=True)
-        case status:
-            raise ApiError({"code": int(status), "description": headers.get("Description")})
+        await reader.close()

@@ -15,15 +15,18 @@ from typing import Any, Final, Self
 import nats.errors
 import structlog
 from nats.aio.client import Client
+from nats.aio.msg import Msg
 
 from bus import subjects
 from bus.commit import Commit, Corrupt, decode
-from bus.pull import NANO, Delivery, Pull, api, kept_open
+from bus.pull import NANO, Pull
+from bus.requests import call
 from domain.kernel.errors import Refused
 
 log = structlog.get_logger(__name__)
 
 ACK_WAIT_S: Final = 30
+ATTACH_S: Final = 5.0
 IN_FLIGHT: Final = 64
 WINDOW: Final = 512
 """Commits delivered and not acknowledged, those waiting behind another of their aggregate included."""
@@ -74,12 +77,12 @@ class DurableReader:
         self._done: OrderedDict[int, None] = OrderedDict()
         self._tasks: set[asyncio.Task[None]] = set()
         self._background: list[asyncio.Task[None]] = []
-        self._pull: Pull | None = None
+        self._pull = Pull(nc, stream, self._attach, self._receive, window=WINDOW, gapless=True)
 
     async def start(self) -> Self:
         """Begin, in the background."""
         self._background = [
-            asyncio.create_task(kept_open(self._open, self._broken), name=f"durable {self._durable}"),
+            asyncio.create_task(self._pull.run(), name=f"durable {self._durable}"),
             asyncio.create_task(self._keep_alive(), name=f"durable {self._durable} in progress"),
         ]
         return self
@@ -102,7 +105,7 @@ class DurableReader:
         """True when nothing that was delivered is left to do."""
         return not self._work
 
-    async def _open(self) -> Pull:
+    async def _attach(self, _: bool) -> str:
         config: dict[str, Any] = {
             "durable_name": self._durable,
             "deliver_policy": "all",
@@ -113,25 +116,21 @@ class DurableReader:
             "filter_subjects": self._filters,
         }
         where = f"{self._stream}.{self._durable}"
-        await api(self._nc, f"CONSUMER.CREATE.{where}", {"stream_name": self._stream, "config": config})
-        await api(self._nc, f"CONSUMER.RESET.{where}", {})
-        self._pull = Pull(self._nc, self._stream, self._durable, self._receive, window=WINDOW)
-        return self._pull
+        await call(self._nc, f"CONSUMER.CREATE.{where}", {"stream_name": self._stream, "config": config}, within=ATTACH_S)
+        await call(self._nc, f"CONSUMER.RESET.{where}", within=ATTACH_S)
+        return self._durable
 
-    def _broken(self, why: str) -> None:
-        log.info("durable.resumed", durable=self._durable, why=why)
-
-    def _receive(self, delivery: Delivery) -> int:
-        if delivery.seq in self._done:
-            self._spawn(self._say(delivery.reply, b"+ACK"))
-        elif (known := self._work.get(delivery.seq)) is not None:
-            known.reply = delivery.reply
+    def _receive(self, message: Msg, seq: int, _: int) -> int:
+        if seq in self._done:
+            self._spawn(self._say(message.reply, b"+ACK"))
+        elif (known := self._work.get(seq)) is not None:
+            known.reply = message.reply
         else:
-            work = self._work[delivery.seq] = _Work(delivery.seq, delivery.reply, delivery.data)
-            queue = self._queues.get(delivery.subject)
+            work = self._work[seq] = _Work(seq, message.reply, message.data)
+            queue = self._queues.get(message.subject)
             if queue is None:
-                self._queues[delivery.subject] = deque([work])
-                self._spawn(self._drain(delivery.subject))
+                self._queues[message.subject] = deque([work])
+                self._spawn(self._drain(message.subject))
             else:
                 queue.append(work)
         return len(self._work)
@@ -154,8 +153,7 @@ class DurableReader:
             if len(self._done) > REMEMBERED:
                 self._done.popitem(last=False)
             await self._say(work.reply, answer)
-            if self._pull is not None:
-                await self._pull.ask(len(self._work))
+            await self._pull.ask(len(self._work))
         del self._queues[subject]
 
     async def _until_settled(self, work: _Work) -> bytes:

@@ -16,9 +16,9 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from bus.connection import Connection
-from bus.publishing import ACK_S, Ack, Headers, Message, Publisher, RejectedError, UnansweredError
+from bus.requests import ACK_S, Ack, ApiError, Headers, Message, Publisher, UnansweredError
 
-__all__ = ["Ack", "FastPublisher", "Message", "Publisher", "RejectedError", "UnansweredError", "open_publisher"]
+__all__ = ["Ack", "ApiError", "FastPublisher", "Message", "Publisher", "UnansweredError", "open_publisher"]
 
 log = structlog.get_logger(__name__)
 

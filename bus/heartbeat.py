@@ -126,15 +126,15 @@ class Watch:
 
     async def _recall(self) -> None:
         """Those that beat before this process began."""
-        stream, seq, pending = f"KV_{subjects.NODES_BUCKET}", 1, 1
+        stream, seq = f"KV_{subjects.NODES_BUCKET}", 1
         try:
-            while pending:
+            while seq:
                 got = await direct.batch(self._nc, stream, f"$KV.{subjects.NODES_BUCKET}.*", seq)
                 for message in got.messages:
                     at = datetime.fromisoformat(message.time[:19] + "+00:00")
                     age = max((datetime.now(UTC) - at).total_seconds(), 0)
                     self._note(message.subject.rsplit(".", 1)[1], message.data, at, time.monotonic() - age)
-                seq, pending = got.last + 1, got.pending
+                seq = got.next_seq
         except (Refused, ApiError, ValueError) as error:
             log.warning("heartbeat.nothing-recalled", error=repr(error)[:300])
 

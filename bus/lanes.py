@@ -19,7 +19,8 @@ from pydantic import ValidationError
 
 from bus import answers, subjects
 from bus.reader import Delivery, Item, Reader, Work, ensure_consumer
-from bus.requests import PATIENCE_S, WITHIN_S, ApiError, Stored, call, request, store
+from bus.requests import PATIENCE_S, WITHIN_S, ApiError, call, request, store
+from bus.requests import Ack as Stored
 from bus.streams import lane_entry, lane_stream
 from domain.kernel.errors import Refused
 from domain.nodes.orders import Order, Verb

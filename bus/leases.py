@@ -119,7 +119,7 @@ class Leases:
         try:
             seq = (await store(self._nc, self._subject(key), data, headers=headers)).seq
         except ApiError as error:
-            if error.number not in {_STALE, _IN_FLIGHT}:
+            if error.err_code not in {_STALE, _IN_FLIGHT}:
                 raise
             found = await direct.get(self._nc, f"KV_{self._bucket}", leader=True, last_by_subj=self._subject(key))
             if found is None or found.data != data:

@@ -10,8 +10,8 @@ from typing import Any, Final, TypeVar
 from bus import subjects
 from bus.cache import Key, Loaded
 from bus.commit import Commit, Corrupt, decode
-from bus.publishing import UnansweredError
-from bus.reading import Reader
+from bus.direct import Reader
+from bus.requests import UnansweredError
 from bus.snapshots import Snapshots
 from domain.kernel.aggregate import Aggregate
 

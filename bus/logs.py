@@ -18,8 +18,8 @@ from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 
 from bus import direct, subjects
+from bus.pull import NANO, Pull
 from bus.requests import ApiError, call
-from bus.standing_pull import Pull
 
 Stream = Literal["stdout", "stderr", "runtime"]
 
@@ -127,14 +127,14 @@ async def read(
     nc: Client, project: str, sandbox: str, *, stream: Stream | None = None, since: datetime | None = None, after: int = 0
 ) -> AsyncIterator[LogChunk]:
     """What is stored now, oldest first. Raises ``Refused`` (``bus.unavailable``)."""
-    subject, seq, pending = _subject(project, sandbox, stream), after + 1, 1
-    while pending:
+    subject, seq = _subject(project, sandbox, stream), after + 1
+    while seq:
         got = await direct.batch(nc, subjects.LOGS, subject, seq, WINDOW)
         for message in got.messages:
             chunk = LogChunk(message.seq, _time(message.time), message.subject.rsplit(".", 1)[1], message.data)
             if since is None or chunk.time >= since:
                 yield chunk
-        seq, pending = got.last + 1, got.pending
+        seq = got.next_seq
 
 
 async def follow(
@@ -148,29 +148,31 @@ async def follow(
     name = "log-" + nc._nuid.next().decode()  # noqa: SLF001 - the client's own unique names
     subject, taken = _subject(project, sandbox, stream), after
 
-    async def attach(_: bool) -> None:
+    async def attach(_: bool) -> str:
         with contextlib.suppress(ApiError):
             await call(nc, f"CONSUMER.DELETE.{subjects.LOGS}.{name}")
         config = {
             "name": name,
             "filter_subject": subject,
             "ack_policy": "explicit",
-            "ack_wait": 3600 * 1_000_000_000,
+            "ack_wait": 3600 * NANO,
             "max_ack_pending": WINDOW,
             "mem_storage": True,
             "num_replicas": 1,
-            "inactive_threshold": 60 * 1_000_000_000,
+            "inactive_threshold": 60 * NANO,
             **_beginning(taken, since),
         }
         await call(nc, f"CONSUMER.CREATE.{subjects.LOGS}.{name}.{subject}", {"stream_name": subjects.LOGS, "config": config})
+        return name
 
-    def take(message: Msg) -> None:
+    def take(message: Msg, seq: int, _: int) -> int:
         nonlocal taken
-        if message.metadata.sequence.stream > taken:
-            taken = message.metadata.sequence.stream
+        if seq > taken:
+            taken = seq
             arrived.put_nowait(message)
+        return 0  # the consumer's ack window bounds what has arrived
 
-    pulling = asyncio.create_task(Pull(nc, subjects.LOGS, name, attach, take, batch=WINDOW).run())
+    pulling = asyncio.create_task(Pull(nc, subjects.LOGS, attach, take, window=WINDOW).run())
     try:
         while True:
             message = await arrived.get()

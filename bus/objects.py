@@ -181,7 +181,7 @@ async def _receive(nc: Client, bucket: str, what: Stat, file: IO[bytes] | None, 
     """Write all chunks and return their digest. A batch that was cut off is asked for again, from where it began."""
     digest, seq, size, missing = hashlib.sha256(), 1, 0, what.chunks
 
-    async def more(_: float) -> direct.Batch:
+    async def more(_: float) -> direct.Page:
         got = await direct.batch(nc, _stream(bucket), _chunks(bucket, what.nuid), seq, min(BATCH, missing))
         if got.messages:
             return got
@@ -201,7 +201,7 @@ async def _receive(nc: Client, bucket: str, what: Stat, file: IO[bytes] | None, 
     return digest.hexdigest()
 
 
-def _write(file: IO[bytes] | None, digest: hashlib._Hash, messages: list[direct.Found]) -> None:
+def _write(file: IO[bytes] | None, digest: hashlib._Hash, messages: list[direct.Stored]) -> None:
     for message in messages:
         digest.update(message.data)
         if file is not None:
@@ -222,15 +222,15 @@ async def sweep(nc: Client, bucket: str, older_than: timedelta = timedelta(hours
     Only for the control plane: nodes have no right to purge, so what they abandon stays until this comes by.
     """
     used: dict[str, str] = {}
-    seq, pending = 1, 1
-    while pending:
+    seq = 1
+    while seq:
         got = await direct.batch(nc, _stream(bucket), f"$O.{bucket}.M.>", seq)
         for message in got.messages:
             if message.subject in used:
                 await call(nc, f"STREAM.PURGE.{_stream(bucket)}", {"filter": message.subject, "keep": 1})
             said = _read(message.data)
             used[message.subject] = said.nuid if said else ""
-        seq, pending = got.last + 1, got.pending
+        seq = got.next_seq
     prefix = _chunks(bucket, "")
     state = (await call(nc, f"STREAM.INFO.{_stream(bucket)}", {"subjects_filter": prefix + ">"}))["state"]
     swept = 0

@@ -1,150 +1,191 @@
-"""A long pull on one consumer, read by callback and watched: what both kinds of subscription stand on.
+"""A long pull on one consumer, read by callback, watched and mended for ever: what every kind of reader stands on.
 
-nats-py's own ``fetch`` and ``next_msg`` cost three times as much and stay silent about a consumer that is gone
-(reference/jetstream-eventstore.md §3.3, §4 pitfall 7). A :class:`Pull` never mends itself: it says that it is ``broken``, and its owner
-makes a new consumer from where it knows it is.
+nats-py's own ``fetch`` and ``next_msg`` cost three times as much, block on full ack windows and stay silent about a consumer that is gone
+(reference/jetstream-eventstore.md §1.5, §3.3, §4 pitfall 7). Here the server's own words decide: expired pulls and changes of leader are
+asked again, a missing consumer is attached again, and silence beyond two heartbeats counts as a lost pull.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import random
 from collections.abc import Awaitable, Callable
-from typing import Any, Final, NamedTuple
+from typing import Final
 
 import nats.errors
 import orjson
+import structlog
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from bus.connection import Connection
-from bus.publishing import RejectedError, UnansweredError
+
+log = structlog.get_logger(__name__)
 
 EXPIRES_S: Final = 30
 HEARTBEAT_S: Final = 2
 SILENCE_S: Final = 5.0
 """Two heartbeats missed, and a bit."""
 NANO: Final = 1_000_000_000
+LONGEST_PAUSE_S: Final = 2.0
+_GONE: Final = ("404", "503", "409 Consumer Deleted", "409 Consumer is push")
 
-
-class Delivery(NamedTuple):
-    """A message of a consumer: its position in the stream, how many are still to come, and where acknowledgements go."""
-
-    seq: int
-    pending: int
-    subject: str
-    reply: str
-    data: bytes
+Attach = Callable[[bool], Awaitable[str]]
+Receive = Callable[[Msg, int, int], int]
 
 
 class Pull:
     """One consumer's messages, at most ``window`` of them asked for and not yet taken off.
 
-    ``receive`` is called with each, in order, and returns how many the owner has not taken care of yet.
+    ``attach(fresh)`` makes sure that the consumer exists and names it; ``fresh`` is true until it has worked once. ``receive(message,
+    stream sequence, how many are still to come)`` is called with each, in order, must not wait, and returns how many the owner has not
+    taken care of yet. ``gapless``: the consumer has delivered nothing when it is attached, and is attached again whenever a delivery may
+    be lost; without that the server delivers it again by itself.
     """
 
-    def __init__(self, nc: Client, stream: str, consumer: str, receive: Callable[[Delivery], int], *, window: int) -> None:
+    def __init__(self, nc: Client, stream: str, attach: Attach, receive: Receive, *, window: int, gapless: bool = False) -> None:
         self._nc = nc
-        self._subject = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}"
+        self._stream = stream
+        self._attach = attach
         self._receive = receive
         self._window = window
+        self._gapless = gapless
+        self._subject = ""
+        self._inbox = ""
+        self._number = 0
         self._asked = 0
+        self._backlog = 0
         self._consumer_seq = 0
         self._heard = 0.0
         self._subscription: Subscription | None = None
-        self._inbox = nc.new_inbox()
-        self._unlisten = nc.on_reconnect(lambda: self.fail("reconnected")) if isinstance(nc, Connection) else None
-        self.broken = asyncio.Event()
-        self.why = ""
+        self._ended = asyncio.Event()
+        self._why = "not begun"
+        self._ended.set()
+        self.attached = asyncio.Event()
 
-    async def open(self) -> None:
-        """Begin to receive."""
-        self._heard = asyncio.get_running_loop().time()
-        self._subscription = await self._nc.subscribe(self._inbox, cb=self._on_message, pending_msgs_limit=0, pending_bytes_limit=0)
-        await self.ask(0)
-
-    async def close(self) -> None:
-        if self._unlisten is not None:
-            self._unlisten()
-            self._unlisten = None
-        if self._subscription is not None and not self._nc.is_closed:
-            await self._subscription.unsubscribe()
-        self._subscription = None
+    async def run(self) -> None:
+        """Pull until cancelled."""
+        loop = asyncio.get_running_loop()
+        unlisten = self._nc.on_reconnect(lambda: self._end("reconnected")) if isinstance(self._nc, Connection) else None
+        fresh, failures = True, 0
+        try:
+            while True:
+                began = loop.time()
+                try:
+                    consumer = await self._attach(fresh)
+                    heed_cancellation()
+                    fresh = False
+                    why = await self._receive_from(consumer)
+                except Exception as error:  # noqa: BLE001 - whatever it is: a reader that stops without a word is worse
+                    why = repr(error)[:500]
+                failures = 0 if self._consumer_seq or loop.time() - began > SILENCE_S else failures + 1
+                self._consumer_seq = 0
+                (log.warning if failures else log.info)("pull.detached", stream=self._stream, why=why, failures=failures)
+                await asyncio.sleep(_pause(failures))
+        finally:
+            if unlisten is not None:
+                unlisten()
 
     async def ask(self, backlog: int) -> None:
         """Ask for more, when at least half of the window is free. ``backlog`` is what the owner has not taken care of yet."""
+        self._backlog = backlog
         free = self._window - self._asked - backlog
-        if free * 2 < self._window or self.broken.is_set():
+        if free * 2 < self._window or self._ended.is_set():
             return
         self._asked += free
         body = {"batch": free, "expires": EXPIRES_S * NANO, "idle_heartbeat": HEARTBEAT_S * NANO}
         try:
-            await self._nc.publish(self._subject, orjson.dumps(body), reply=self._inbox)
+            await self._nc.publish(self._subject, orjson.dumps(body), reply=f"{self._inbox}.{self._number}")
         except (nats.errors.Error, OSError) as error:
-            self.fail(repr(error))
+            self._end(repr(error))
 
-    async def watch(self) -> str:
-        """Returns the reason when this pull is broken: silence while something was asked for is one."""
+    async def _receive_from(self, consumer: str) -> str:
+        """Pull until this consumer has to be attached again; why."""
+        self._subject = f"$JS.API.CONSUMER.MSG.NEXT.{self._stream}.{consumer}"
+        self._inbox = self._nc.new_inbox()
+        self._backlog = 0
+        self._subscription = await self._nc.subscribe(f"{self._inbox}.*", cb=self._on_message, pending_msgs_limit=0, pending_bytes_limit=0)
+        loop, failures = asyncio.get_running_loop(), 0
+        try:
+            while True:
+                self._number += 1
+                self._asked = 0
+                began = self._heard = loop.time()
+                self._ended.clear()
+                await self.ask(self._backlog)
+                self.attached.set()
+                why = await self._end_of_pull()
+                if self._gapless or why.startswith(_GONE):
+                    return why
+                log.info("pull.again", subject=self._subject, why=why)
+                failures = 0 if loop.time() - began > SILENCE_S else failures + 1
+                await asyncio.sleep(_pause(failures))
+        finally:
+            self._end("detached")
+            self.attached.clear()
+            with contextlib.suppress(nats.errors.Error, OSError):
+                await self._subscription.unsubscribe()
+
+    async def _end_of_pull(self) -> str:
+        """Why the server sends nothing more: silence while something was asked for is one reason."""
         loop = asyncio.get_running_loop()
-        while not self.broken.is_set():
+        while not self._ended.is_set():
             try:
                 async with asyncio.timeout(SILENCE_S / 2):
-                    await self.broken.wait()
+                    await self._ended.wait()
             except TimeoutError:
                 if self._asked and loop.time() - self._heard > SILENCE_S:
-                    self.fail("silence")
-        return self.why
+                    self._end("silence")
+        return self._why
 
-    def fail(self, why: str) -> None:
-        """Say that nothing more is to be expected."""
-        if not self.broken.is_set():
-            self.why = why
-            self.broken.set()
+    def _end(self, why: str) -> None:
+        """Nothing more is to be expected of the pull that is open."""
+        if not self._ended.is_set():
+            self._why = why
+            self._ended.set()
 
     async def _on_message(self, message: Msg) -> None:
-        if self.broken.is_set():
+        if self._gapless and self._ended.is_set():
             return
-        self._heard = asyncio.get_running_loop().time()
         if message.headers and "Status" in message.headers and not message.data:
-            backlog = self._on_status(message.headers)
+            backlog = self._on_status(message)
         else:
             backlog = self._on_delivery(message)
         if backlog is not None:
             await self.ask(backlog)
 
     def _on_delivery(self, message: Msg) -> int | None:
+        self._heard = asyncio.get_running_loop().time()
         # $JS.ACK.<stream>.<consumer>.<deliveries>.<stream seq>.<consumer seq>.<time>.<pending>
         _, seq, consumer_seq, _, pending = message.reply.rsplit(".", 4)
         number = int(consumer_seq)
-        if number != self._consumer_seq + 1:  # both kinds of owner begin with a consumer that has delivered nothing
-            self.fail(f"delivery {self._consumer_seq + 1} is missing")
+        if self._gapless and number != self._consumer_seq + 1:
+            self._end(f"delivery {self._consumer_seq + 1} is missing")
             return None
         self._consumer_seq = number
-        self._asked -= 1
-        return self._receive(Delivery(int(seq), int(pending), message.subject, message.reply, message.data))
+        self._asked = max(self._asked - 1, 0)  # one of a lost pull only makes the next come early
+        return self._receive(message, int(seq), int(pending))
 
-    def _on_status(self, headers: dict[str, str]) -> int | None:
+    def _on_status(self, message: Msg) -> int | None:
+        headers = message.headers or {}
         status = headers["Status"]
+        if not message.subject.endswith(f".{self._number}"):
+            return None  # of a pull that was given up
+        self._heard = asyncio.get_running_loop().time()
         if status == "100":
             return None
         if status == "408":
-            self._asked -= int(headers.get("Nats-Pending-Messages", self._asked))
-            return 0 if self._asked == 0 else None
-        self.fail(f"{status} {headers.get('Description', '')}")
+            self._asked -= min(int(headers.get("Nats-Pending-Messages", self._asked)), self._asked)
+            return self._backlog if self._asked == 0 else None
+        self._end(f"{status} {headers.get('Description', '')}")
         return None
 
 
-async def api(nc: Client, verb: str, body: dict[str, Any], timeout: float = 5) -> dict[str, Any]:
-    """One JetStream API request. Raises ``RejectedError``, ``UnansweredError``."""
-    try:
-        reply = await nc.request(f"$JS.API.{verb}", orjson.dumps(body), timeout=timeout)
-    except (nats.errors.Error, OSError, TimeoutError) as error:
-        raise UnansweredError(repr(error)) from error
-    said: dict[str, Any] = orjson.loads(reply.data)
-    refusal = said.get("error")
-    if refusal is not None:
-        raise RejectedError(refusal.get("code", 500), refusal.get("err_code", 0), refusal.get("description", "refused"))
-    return said
+def _pause(failures: int) -> float:
+    pause: float = min(0.02 * 2**failures, LONGEST_PAUSE_S)
+    return pause * random.uniform(0.5, 1.0)  # noqa: S311 - spreads readers, guards nothing
 
 
 def heed_cancellation() -> None:
@@ -152,31 +193,3 @@ def heed_cancellation() -> None:
     task = asyncio.current_task()
     if task is not None and task.cancelling():
         raise asyncio.CancelledError
-
-
-async def kept_open(make: Callable[[], Awaitable[Pull]], report: Callable[[str], None]) -> None:
-    """Pulls for ever: makes one, watches it, and makes the next when it breaks. ``report`` hears why."""
-    pause = 0.02
-    while True:
-        pull: Pull | None = None
-        try:
-            pull = await make()
-            await pull.open()
-            heed_cancellation()
-            why = await pull.watch()
-            pause = 0.02
-        except (UnansweredError, RejectedError, nats.errors.Error) as error:
-            why = repr(error)
-        finally:
-            if pull is not None:
-                await _quietly(pull)
-        report(why)
-        await asyncio.sleep(pause)
-        pause = min(pause * 2, 1.0)
-
-
-async def _quietly(pull: Pull) -> None:
-    try:
-        await pull.close()
-    except (nats.errors.Error, OSError):
-        return

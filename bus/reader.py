@@ -18,8 +18,8 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 
+from bus.pull import NANO, Pull
 from bus.requests import call
-from bus.standing_pull import Pull
 from domain.kernel.errors import Refused
 
 log = structlog.get_logger(__name__)
@@ -117,7 +117,12 @@ class Reader(Generic[T]):
         self._decode = decode
         self._handle = handle
         self._work = work
-        self._pull = Pull(nc, stream, durable, attach, self._take, batch=work.limit)
+
+        async def named(fresh: bool) -> str:
+            await attach(fresh)
+            return durable
+
+        self._pull = Pull(nc, stream, named, self._receive, window=work.limit)
         self._held: dict[tuple[int, int], Delivery[T]] = {}
         self._settled: OrderedDict[tuple[int, int], bytes] = OrderedDict()
         self._tails: dict[str, asyncio.Future[None]] = {}
@@ -161,6 +166,10 @@ class Reader(Generic[T]):
 
     async def __aexit__(self, *exc: object) -> None:
         await self.close()
+
+    def _receive(self, message: Msg, _seq: int, _pending: int) -> int:
+        self._take(message)
+        return 0  # the consumer's ack window bounds what is in hand
 
     def _take(self, message: Msg) -> None:
         meta = message.metadata
@@ -270,7 +279,7 @@ async def ensure_consumer(
         "filter_subject": filter_subject,
         "deliver_policy": "all",
         "ack_policy": "explicit",
-        "ack_wait": int(work.ack_wait * 1_000_000_000),
+        "ack_wait": int(work.ack_wait * NANO),
         "max_deliver": -1,
         "max_ack_pending": work.limit,
         "mem_storage": memory,

@@ -81,7 +81,7 @@ class Receipts:
         try:
             await store(self._nc, subjects.receipt(project, command_id), data, headers={EXPECT: "0"})
         except ApiError as error:
-            if error.number not in _CONFLICTS:  # there is one already: from an earlier sending, or another control plane
+            if error.err_code not in _CONFLICTS:  # there is one already: from an earlier sending, or another control plane
                 log.warning("receipts.lost", project=project, command=command_id, error=repr(error))
         except Refused as refused:
             log.warning("receipts.lost", project=project, command=command_id, error=repr(refused))

@@ -11,14 +11,14 @@ from pydantic import ValidationError
 
 from bus import subjects
 from bus.reader import Delivery, Item, Reader, Work, ensure_consumer
-from bus.requests import WITHIN_S, Stored, store
+from bus.requests import WITHIN_S, Ack, store
 from domain.nodes.orders import Report
 
 REPORT_WORK: Final = Work(limit=1024, parallel=64, tries=10, ack_wait=30)
 DURABLE: Final = "control"
 
 
-async def report(nc: Client, report: Report, *, within: float = WITHIN_S) -> Stored:
+async def report(nc: Client, report: Report, *, within: float = WITHIN_S) -> Ack:
     """Send a report and wait until it is stored; the same id again, within two minutes, changes nothing.
 
     Raises ``Refused`` (``bus.unavailable``, retryable) when nobody said within ``within`` seconds whether it is stored: keep it and send

@@ -19,8 +19,8 @@ from pydantic import TypeAdapter
 
 from bus import subjects
 from bus.cache import Key, Loaded
-from bus.publishing import Publisher, RejectedError, UnansweredError
-from bus.reading import Reader
+from bus.direct import Reader
+from bus.requests import ApiError, Publisher, UnansweredError
 from domain.kernel.aggregate import Aggregate, restore_state, take_state
 from domain.kernel.command import canonical
 from domain.kernel.registry import EVENTS
@@ -71,7 +71,7 @@ class Snapshots:
                 return None
             aggregate = restore_state(cls, key.id, said["version"], said["state"])
             return Loaded(aggregate, said["version"], said["seq"], said["head"], dict(said["commands"]))
-        except (UnansweredError, RejectedError, ValueError, KeyError, TypeError) as error:
+        except (UnansweredError, ApiError, ValueError, KeyError, TypeError) as error:
             log.warning("snapshot.ignored", aggregate=key, error=repr(error))
             return None
 
@@ -101,5 +101,5 @@ class Snapshots:
     async def _write(self, key: Key, body: bytes) -> None:
         try:
             await self._publisher.publish(subjects.snapshot(*key), body)
-        except (UnansweredError, RejectedError, nats.errors.Error) as error:
+        except (UnansweredError, ApiError, nats.errors.Error) as error:
             log.warning("snapshot.not-written", aggregate=key, bytes=len(body), error=repr(error))

@@ -17,13 +17,13 @@ from typing import Any, Final, Generic, Self, TypeVar
 from nats.aio.client import Client
 
 from bus import subjects
-from bus.append import Appender, ConflictError, Entry, unavailable
+from bus.append import Appender, ConflictError, Entry
 from bus.cache import A, Cache, Key, Loaded, Locks, clone
 from bus.commit import Commit, decode, encode
+from bus.direct import PAGE, Reader
 from bus.fast import open_publisher
 from bus.loading import Loader, after
-from bus.publishing import Publisher
-from bus.reading import PAGE, Reader
+from bus.requests import Publisher, UnansweredError
 from bus.snapshots import Snapshots
 from domain.kernel.aggregate import Event
 from domain.kernel.command import Cause
@@ -220,7 +220,7 @@ class Store:
             except ConflictError as conflict:
                 moved = dict(zip((d.part.key for d in decided if d.entry), conflict.seqs, strict=True))
                 floors = [moved.get(part.key, floor) for part, floor in zip(parts, floors, strict=True)]
-        raise unavailable(f"{parts[0].key} changes faster than this decision can be made")
+        raise UnansweredError(f"{parts[0].key} changes faster than this decision can be made")
 
     async def _store(self, decided: Sequence[_Decided], cause: Cause) -> list[Committed[Any]]:
         entries = [d.entry for d in decided if d.entry is not None]

@@ -20,7 +20,7 @@ from bus import answers, subjects
 from bus.answers import COMMAND_ID_HEADER
 from bus.endpoints import Handler, Request, read_request, unknown
 from bus.reader import Delivery, Item, Reader, Work, ensure_consumer
-from bus.requests import Stored, store
+from bus.requests import Ack, store
 from domain.kernel.errors import Invalid, Refused
 from domain.kernel.ids import COMMAND_ID, derived
 from domain.kernel.registry import COMMANDS
@@ -31,7 +31,7 @@ SUBMIT_WORK: Final = Work(limit=512, parallel=64, tries=8)
 DURABLE: Final = "submit"
 
 
-async def submit(nc: Client, project: str, name: str, body: Mapping[str, Any], command_id: str | None = None) -> tuple[str, Stored]:
+async def submit(nc: Client, project: str, name: str, body: Mapping[str, Any], command_id: str | None = None) -> tuple[str, Ack]:
     """Leave a command on the bus; its command id says where its outcome will be. Raises ``Refused`` (``bus.unavailable``)."""
     given = command_id or secrets.token_hex(16)
     noun, _, verb = name.partition(".")

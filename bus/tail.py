@@ -9,10 +9,12 @@ from typing import Any, Final, Generic, Self, TypeVar
 
 import structlog
 from nats.aio.client import Client
+from nats.aio.msg import Msg
 
 from bus import subjects
 from bus.commit import Commit, decode
-from bus.pull import NANO, Delivery, Pull, api, kept_open
+from bus.pull import NANO, Pull
+from bus.requests import call
 
 T = TypeVar("T")
 
@@ -21,6 +23,7 @@ log = structlog.get_logger(__name__)
 WINDOW: Final = 4000
 """Messages asked for ahead of the handler."""
 BATCH: Final = 1000
+ATTACH_S: Final = 5.0
 FORGOTTEN_S: Final = 60
 """After this long without its reader, the server drops the consumer."""
 
@@ -51,13 +54,13 @@ class Tail(Generic[T]):
         self._stream = stream
         self._batch = batch
         self._received = after
-        self._buffer: list[Delivery] = []
+        self._buffer: list[tuple[bytes, int]] = []
         self._left = -1
         self._count = 0
         self._handled = 0
         self._goal = 0
         self._arrived = asyncio.Event()
-        self._pull: Pull | None = None
+        self._pull = Pull(nc, stream, self._attach, self._receive, window=WINDOW, gapless=True)
         self._task: asyncio.Task[None] | None = None
         self.seq = after
         self.caught_up = asyncio.Event()
@@ -88,7 +91,7 @@ class Tail(Generic[T]):
         await self.stop()
 
     async def _run(self) -> None:
-        receiving = asyncio.create_task(kept_open(self._open, self._broken), name="tail pull")
+        receiving = asyncio.create_task(self._pull.run(), name="tail pull")
         handling = asyncio.create_task(self._handle(), name="tail handler")
         try:
             await asyncio.wait([receiving, handling], return_when=asyncio.FIRST_COMPLETED)
@@ -100,7 +103,7 @@ class Tail(Generic[T]):
             if not task.cancelled():
                 task.result()
 
-    async def _open(self) -> Pull:
+    async def _attach(self, _: bool) -> str:
         """A consumer from where we are. It keeps no state on disk, and the server forgets it by itself."""
         name = f"tail-{secrets.token_hex(8)}"
         config: dict[str, Any] = {
@@ -113,21 +116,18 @@ class Tail(Generic[T]):
             "num_replicas": 1,
             "inactive_threshold": FORGOTTEN_S * NANO,
         }
-        made = await api(self._nc, f"CONSUMER.CREATE.{self._stream}.{name}", {"stream_name": self._stream, "config": config})
+        verb = f"CONSUMER.CREATE.{self._stream}.{name}"
+        made = await call(self._nc, verb, {"stream_name": self._stream, "config": config}, within=ATTACH_S)
         self._left = int(made["num_pending"])
         self._goal = self._count + self._left
         self._arrived.set()
-        self._pull = Pull(self._nc, self._stream, name, self._receive, window=WINDOW)
-        return self._pull
+        return name
 
-    def _broken(self, why: str) -> None:
-        log.info("tail.resumed", stream=self._stream, after=self._received, why=why)
-
-    def _receive(self, delivery: Delivery) -> int:
-        self._received = delivery.seq
-        self._left = delivery.pending
+    def _receive(self, message: Msg, seq: int, pending: int) -> int:
+        self._received = seq
+        self._left = pending
         self._count += 1
-        self._buffer.append(delivery)
+        self._buffer.append((message.data, seq))
         self._arrived.set()
         return len(self._buffer)
 
@@ -138,11 +138,10 @@ class Tail(Generic[T]):
             while self._buffer:
                 taken = self._buffer[: self._batch]
                 del self._buffer[: len(taken)]
-                await self._handle_batch([self._decode(delivery.data, delivery.seq) for delivery in taken])
-                self.seq = taken[-1].seq
+                await self._handle_batch([self._decode(data, seq) for data, seq in taken])
+                _, self.seq = taken[-1]
                 self._handled += len(taken)
-                if self._pull is not None:
-                    await self._pull.ask(len(self._buffer))
+                await self._pull.ask(len(self._buffer))
                 self._look()
             self._look()
 

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all: written beside their place under another name, synced, then renamed."""
+"""Files that appear whole or not at all, for their owner only: written beside their place under another name, synced, then renamed."""
 
 from __future__ import annotations
 
@@ -34,6 +34,17 @@ async def replacing(path: Path) -> AsyncIterator[IO[bytes]]:
         raise
     finally:
         file.close()
+
+
+def put(path: Path, data: bytes) -> None:
+    """Have ``data`` at ``path``; an exception leaves ``path`` as it was."""
+    with _open(path) as file:
+        try:
+            file.write(data)
+            _finish(file, path)
+        except BaseException:
+            Path(file.name).unlink(missing_ok=True)
+            raise
 
 
 def _open(path: Path) -> IO[bytes]:

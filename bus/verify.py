@@ -12,8 +12,8 @@ from nats.aio.client import Client
 
 from bus import subjects
 from bus.commit import GENESIS, Commit, Corrupt, decode, verify
+from bus.direct import Reader, Stored
 from bus.fast import open_publisher
-from bus.reading import Reader, Stored
 
 
 @dataclass(frozen=True, slots=True)

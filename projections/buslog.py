@@ -67,7 +67,7 @@ class BusLog:
 
     async def page(self, subject: str, seq: int, count: int) -> Page:
         got = await direct.batch(self._nc, subjects.EVENTS, subject, seq, count, PAGE_BYTES)
-        return Page([(m.seq, m.data) for m in got.messages], got.last + 1 if got.pending else None)
+        return Page([(m.seq, m.data) for m in got.messages], got.next_seq or None)
 
     async def verify(self, project: str, identifier: str | None) -> dict[str, Any]:
         """Callers that ask again while a check runs get the answer of that one."""

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, TypeVar
 import uvloop
 
 from bus.connection import Connection, connect
-from bus.publishing import Publisher
+from bus.requests import Publisher
 
 T = TypeVar("T")
 

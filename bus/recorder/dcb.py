@@ -19,14 +19,14 @@ from eventsourcing.persistence import IntegrityError, ProgrammingError
 from nats.js import api
 from nats.js.errors import APIError
 
-from bus.direct import Found
+from bus.direct import Stored
 from bus.recorder.stream import EXPECT_STREAM, ConflictError, Record, RecorderStream
 
 TYPE: Final = "T"
 TAGS: Final = "G"
 
 
-def _matches(found: Found, query: DCBQuery | None) -> bool:
+def _matches(found: Stored, query: DCBQuery | None) -> bool:
     if query is None or not query.items:
         return True
     tags = set(orjson.loads(found.headers[TAGS]))
@@ -54,7 +54,7 @@ class JetStreamDCBRecorder(DCBRecorder):
             return events, head or None
         return events, events[-1].position if events else None
 
-    async def _matching(self, query: DCBQuery | None, after: int | None, head: int, limit: int | None) -> list[Found]:
+    async def _matching(self, query: DCBQuery | None, after: int | None, head: int, limit: int | None) -> list[Stored]:
         return await self.stream.scan(
             self.stream.subject(">"), (after or 0) + 1, limit, stop=head, keep=lambda found: _matches(found, query)
         )

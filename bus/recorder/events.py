@@ -21,7 +21,7 @@ from eventsourcing.persistence import (
     Subscription,
 )
 
-from bus.direct import Found
+from bus.direct import Stored
 from bus.recorder.stream import ConflictError, Record, RecorderStream, token
 from bus.recorder.subscription import JetStreamSubscription
 
@@ -41,7 +41,7 @@ def headers_of(event: StoredEvent) -> dict[str, str]:
     return {ORIGINATOR: shown, VERSION: str(event.originator_version), TOPIC: event.topic}
 
 
-def _fields(found: Found) -> dict[str, Any]:
+def _fields(found: Stored) -> dict[str, Any]:
     shown = found.headers[ORIGINATOR]
     return {
         "originator_id": UUID(shown[1:]) if shown[0] == "u" else shown[1:],
@@ -51,12 +51,12 @@ def _fields(found: Found) -> dict[str, Any]:
     }
 
 
-def stored_event(found: Found) -> StoredEvent:
+def stored_event(found: Stored) -> StoredEvent:
     """The event in a message."""
     return StoredEvent(**_fields(found))
 
 
-def notification(found: Found) -> Notification:
+def notification(found: Stored) -> Notification:
     """The event in a message, with its place in the application sequence."""
     return Notification(id=found.seq, **_fields(found))
 
@@ -146,7 +146,7 @@ class JetStreamAggregateRecorder(AggregateRecorder):
         if gt is not None and known is not None and known[0] == gt:
             first = known[1] + 1
 
-        def wanted(found: Found) -> bool:
+        def wanted(found: Stored) -> bool:
             version = int(found.headers[VERSION])
             return (gt is None or version > gt) and (lte is None or version <= lte)
 

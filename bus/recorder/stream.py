@@ -17,10 +17,9 @@ from typing import Any, Final
 from eventsourcing.persistence import OperationalError
 
 from bus import direct
-from bus.direct import Found
-from bus.publishing import Ack, Message, RejectedError, UnansweredError
+from bus.direct import Stored
 from bus.recorder.bridge import Bridge
-from bus.requests import ApiError, call
+from bus.requests import WITHIN_S, Ack, ApiError, Message, UnansweredError, call, patiently
 
 EXPECT: Final = "Nats-Expected-Last-Subject-Sequence"
 EXPECT_STREAM: Final = "Nats-Expected-Last-Sequence"
@@ -29,7 +28,6 @@ PAGE: Final = 1000
 CONFLICTS: Final = frozenset({10071, 10164, 10201, 10077})
 """Stale expectation, write in flight, known message id in a batch, one message per subject."""
 NAME_IN_USE: Final = 10058
-TRIES: Final = 20
 
 _TOKEN = re.compile(r"[A-Za-z0-9_-]+")
 
@@ -81,7 +79,7 @@ class RecorderStream:
         try:
             await call(self.bridge.nc, f"STREAM.CREATE.{self.name}", config)
         except ApiError as error:
-            if error.number != NAME_IN_USE:
+            if error.err_code != NAME_IN_USE:
                 raise OperationalError(str(error)) from error
         await self._led()
 
@@ -99,7 +97,7 @@ class RecorderStream:
         """``<name>.<part>...``."""
         return ".".join([self.name, *(str(part) for part in parts)])
 
-    async def last(self, subject: str) -> Found | None:
+    async def last(self, subject: str) -> Stored | None:
         """The last message on ``subject``, as the leader has it: versions are counted from it."""
         return await direct.get(self.bridge.nc, self.name, last_by_subj=subject, leader=True)
 
@@ -109,10 +107,10 @@ class RecorderStream:
         return int(info["state"]["last_seq"])
 
     async def scan(
-        self, subject: str, seq: int = 1, limit: int | None = None, stop: int | None = None, keep: Callable[[Found], bool] | None = None
-    ) -> list[Found]:
+        self, subject: str, seq: int = 1, limit: int | None = None, stop: int | None = None, keep: Callable[[Stored], bool] | None = None
+    ) -> list[Stored]:
         """Messages on ``subject`` from ``seq`` to ``stop`` that ``keep`` wants, at most ``limit``."""
-        found: list[Found] = []
+        found: list[Stored] = []
         while limit is None or len(found) < limit:
             count = PAGE if limit is None or keep is not None else min(PAGE, limit - len(found))
             page = await direct.batch(self.bridge.nc, self.name, subject, max(seq, 1), count)
@@ -121,33 +119,29 @@ class RecorderStream:
                     return found
                 if keep is None or keep(message):
                     found.append(message)
-            if not page.messages or not page.pending:
+            if not page.next_seq:
                 break
-            seq = page.last + 1
+            seq = page.next_seq
         return found if limit is None else found[:limit]
 
     async def put(self, records: Sequence[Record]) -> list[int]:
         """Store all or none; their positions. Raises ``ConflictError``, ``OperationalError``."""
         batch = uuid.uuid4().hex
         messages = [self._message(record, f"{batch}-{n}") for n, record in enumerate(records)]
-        pause = 0.01
-        for _ in range(TRIES):
+
+        async def once(_: float) -> list[int]:
             try:
                 ack = await self._publish(messages)
-            except UnansweredError:
-                await asyncio.sleep(pause)
-                pause = min(pause * 2, 1.0)
-                continue
-            except RejectedError as error:
+            except ApiError as error:
                 if error.err_code in CONFLICTS:
                     return await self._ours(messages, error.err_code)
-                if not error.passing:
-                    raise OperationalError(str(error)) from error
-                await asyncio.sleep(pause)
-                pause = min(pause * 2, 1.0)
-                continue
+                raise
             return list(range(ack.seq - len(messages) + 1, ack.seq + 1))
-        raise OperationalError(f"stream {self.name} does not answer")
+
+        try:
+            return await patiently(once, WITHIN_S, pause=0.01)
+        except (UnansweredError, ApiError) as error:
+            raise OperationalError(f"stream {self.name}: {error}") from error
 
     async def _publish(self, messages: Sequence[Message]) -> Ack:
         publisher = self.bridge.publisher

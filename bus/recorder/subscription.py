@@ -17,7 +17,7 @@ from nats.aio.msg import Msg
 from nats.js import api
 from nats.js.errors import APIError
 
-from bus.direct import Found
+from bus.direct import Stored
 from bus.recorder.stream import RecorderStream
 
 BATCH: Final = 500
@@ -32,7 +32,7 @@ class JetStreamSubscription(Subscription[ApplicationRecorder]):
         self,
         recorder: ApplicationRecorder,
         stream: RecorderStream,
-        decode: Callable[[Found], Notification],
+        decode: Callable[[Stored], Notification],
         gt: int | None = None,
         topics: Sequence[str] = (),
     ) -> None:
@@ -97,9 +97,9 @@ class JetStreamSubscription(Subscription[ApplicationRecorder]):
         finally:
             await pull.unsubscribe()
 
-    def _wanted(self, found: Found) -> bool:
+    def _wanted(self, found: Stored) -> bool:
         return not self._topics or found.headers[TOPIC] in self._topics
 
 
-def _found(message: Msg) -> Found:
-    return Found(message.subject, message.metadata.sequence.stream, message.data, dict(message.headers or {}))
+def _found(message: Msg) -> Stored:
+    return Stored(message.metadata.sequence.stream, message.subject, message.data, dict(message.headers or {}))

@@ -11,8 +11,8 @@ from support.faults import FaultyPublisher
 from support.waiting import run
 
 from bus.append import Appender, ConflictError, Entry
+from bus.direct import Reader
 from bus.fast import open_publisher
-from bus.reading import Reader
 from bus.server import Cluster, Server
 from domain.kernel.errors import Refused
 

@@ -8,8 +8,8 @@ import pytest
 from support.bus import connected
 from support.waiting import run
 
+from bus.direct import Reader
 from bus.fast import open_publisher
-from bus.reading import Reader
 
 pytestmark = pytest.mark.quick
 

@@ -11,8 +11,8 @@ from support.things import PROJECT, Counter, adding, cause
 from support.waiting import eventually, run
 
 from bus.commit import Commit
+from bus.direct import Reader
 from bus.fast import open_publisher
-from bus.reading import Reader
 from bus.store import Store
 from bus.subjects import ALL_EVENTS, event
 from bus.subscription import DurableReader, Tail
@@ -257,6 +257,7 @@ def test_a_passing_failure_is_tried_again_and_a_lasting_one_ends_in_the_dead_let
             await seen.one(commit)
 
         async with DurableReader(nc, "process", [ALL_EVENTS], handle, attempts=3, first_pause_s=0.001):
+            await eventually(lambda: len(seen.commits) == 2)
             await eventually(lambda: acked(nc, 3))
         assert sorted(commit.id for commit in seen.commits) == ["busy", "flaky"]
         assert tries == {"flaky": 3, "poison": 3, "busy": 6}

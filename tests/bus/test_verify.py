@@ -10,7 +10,7 @@ from support.bus import connected
 from support.things import PROJECT, Counter, adding, cause
 from support.waiting import run
 
-from bus.reading import Reader, Stored
+from bus.direct import Reader, Stored
 from bus.store import Store
 from bus.verify import verify_log, verify_messages
 from domain.kernel.command import canonical

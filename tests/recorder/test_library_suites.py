@@ -28,13 +28,13 @@ from eventsourcing.tests.projection import (
 )
 from eventsourcing.utils import Environment, get_topic
 
-from bus.publishing import UnansweredError
 from bus.recorder import JetStreamFactory
 from bus.recorder.bridge import Bridge
 from bus.recorder.dcb import JetStreamDCBRecorder
 from bus.recorder.events import JetStreamAggregateRecorder, JetStreamApplicationRecorder
 from bus.recorder.stream import Record, RecorderStream
 from bus.recorder.tracking import JetStreamProcessRecorder, JetStreamTrackingRecorder
+from bus.requests import UnansweredError
 from bus.server import Cluster, Server
 
 pytestmark = pytest.mark.filterwarnings("default::DeprecationWarning")  # the suites check the library's own deprecations

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Literal
 
-from bus.publishing import ACK_S, Ack, Headers, Message, Publisher, UnansweredError
+from bus.requests import ACK_S, Ack, Headers, Message, Publisher, UnansweredError
 
 Fault = Literal["none", "lose", "drop-ack", "twice", "late"]
 
