@@ -28,10 +28,17 @@ async def run(directory: Path, replicas: int, name: str) -> None:
     async with connection:
         await ensure_streams(connection, replicas=replicas)
         plane = await ControlPlane.open(connection, keys=directory / "keys", name=name)
-        await plane.start()
-        await stopping.wait()
-        log.info("control.stopping")
-        await plane.close()
+        life, stop = asyncio.create_task(plane.live()), asyncio.create_task(stopping.wait())
+        try:
+            await asyncio.wait({life, stop}, return_when=asyncio.FIRST_COMPLETED)
+            if life.done():
+                life.result()
+        finally:
+            for task in (life, stop):
+                task.cancel()
+            await asyncio.gather(life, stop, return_exceptions=True)
+            log.info("control.stopping")
+            await plane.close()
 
 
 def main() -> None:

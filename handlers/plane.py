@@ -5,6 +5,7 @@ Each one folds the whole log into its fleet index; events, reports and timers ar
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from bus import heartbeat, objects
 from bus.broadcast import Broadcast
 from bus.cache import Key
 from bus.client import Caller
-from bus.commit import Commit
+from bus.commit import Commit, Corrupt
 from bus.connection import Client
 from bus.endpoints import Reply, Request, serve_commands
 from bus.lanes import LaneKeeper
@@ -80,6 +81,9 @@ HANDLERS: dict[type[Command], Handler] = {
 }
 
 
+STALLED_S = 10.0
+"""How long the reading of the log may stand still while the bus is there."""
+
 ELSEWHERE = frozenset({ViewRebuild.wire_name()})
 """Commands that the projector serves."""
 
@@ -118,6 +122,7 @@ class ControlPlane:
         self._dispatcher = Dispatcher(self.control, self._receipts, HANDLERS)
         self._liveness = Liveness(self.control)
         self._membership = membership
+        self._tail: Tail[Commit] = Tail(nc, 0, [ALL_EVENTS], self._fold)
         self._running = contextlib.AsyncExitStack()
         store.on_stored(self._stored)
 
@@ -125,14 +130,34 @@ class ControlPlane:
         """Fold the log, then be ready for duty, and last of all take commands."""
         run = self._running.enter_async_context
         await self.control.results.start()
-        tail: Tail[Commit] = Tail(self._nc, 0, [ALL_EVENTS], self._fold)
-        await run(tail)
-        await tail.caught_up.wait()
+        await run(self._tail)
+        await self._read_up()
         await run(LaneKeeper(self._nc, self._admits))
         await run(Duty(Leases(self._nc), self._name, self._duties()))
         endpoints = await serve_commands(self._nc, self._dispatcher.commands, self._dispatcher.handle, elsewhere=ELSEWHERE)
         self._running.push_async_callback(endpoints.close)
         log.info("control.ready", seq=self.control.fleet.seq)
+
+    async def live(self) -> None:
+        """``start``, and for ever. Raises what makes it impossible to go on, such as ``Corrupt``."""
+        await self.start()
+        await self._tail.wait()
+
+    async def _read_up(self) -> None:
+        """Until everything that is stored is folded. Raises ``Corrupt`` when the bus, though there, has a message and cannot deliver it."""
+        ended = asyncio.ensure_future(self._tail.wait())
+        caught_up = asyncio.ensure_future(self._tail.caught_up.wait())
+        try:
+            while not caught_up.done():
+                before = self.control.fleet.seq
+                done, _ = await asyncio.wait({ended, caught_up}, timeout=STALLED_S, return_when=asyncio.FIRST_COMPLETED)
+                if ended in done:
+                    ended.result()
+                if not done and self._nc.is_connected and self.control.fleet.seq == before:
+                    raise Corrupt(f"the log cannot be read beyond message {before}: strandline event verify")
+        finally:
+            ended.cancel()
+            caught_up.cancel()
 
     def _duties(self) -> list[Work]:
         alive = self._liveness
@@ -160,6 +185,8 @@ class ControlPlane:
 
     async def _fold(self, commits: Sequence[Commit]) -> None:
         for commit in commits:
+            if commit.seq > self.control.fleet.seq + 1:
+                raise Corrupt(f"messages {self.control.fleet.seq + 1} to {commit.seq - 1} of the log are missing: strandline event verify")
             self.control.store.saw(commit)
             self.control.fleet.apply(commit)
             self.control.waiting.notify(commit)

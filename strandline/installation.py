@@ -98,7 +98,9 @@ class Installation:
         try:
             async with asyncio.timeout(READY_S):
                 await self._start_nodes(caller, authority)
-        except TimeoutError:
+        except (TimeoutError, Refused) as error:
+            if isinstance(error, Refused) and not error.retryable:
+                raise
             raise Refused("installation.not-ready", f"not everything came up: {self._last_words()}") from None
         return server.url
 
