@@ -17,6 +17,8 @@ import pytest
 from support.command_line import JOB, SB, SB2, TEMPLATE, TPL, job, sandbox
 from support.responder import Scripted
 
+pytestmark = pytest.mark.timeout(60)  # an interruption that is lost would wait for ever
+
 COLOUR = re.compile(r"\x1b\[(?:\d+;)*3[0-7]m")
 ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
