@@ -31,7 +31,6 @@ def scenario_of(server, fast, body):
     run(scenario())
 
 
-@pytest.mark.quick
 def test_many_messages_under_way_at_once_each_get_their_own_acknowledgement(server, fast):
     async def body(nc, publisher: Publisher) -> None:
         acks = await asyncio.gather(*[publisher.publish(f"strand.evt.p.counter.c{i}", b"%d" % i, {EXPECT: "0"}) for i in range(500)])
@@ -42,7 +41,6 @@ def test_many_messages_under_way_at_once_each_get_their_own_acknowledgement(serv
     scenario_of(server, fast, body)
 
 
-@pytest.mark.quick
 def test_a_stale_expectation_is_rejected_with_the_servers_code(server, fast):
     async def body(_nc, publisher: Publisher) -> None:
         await publisher.publish("strand.evt.p.counter.a", b"1", {EXPECT: "0"})
@@ -53,7 +51,6 @@ def test_a_stale_expectation_is_rejected_with_the_servers_code(server, fast):
     scenario_of(server, fast, body)
 
 
-@pytest.mark.quick
 def test_a_repeated_message_is_acknowledged_as_a_duplicate(server, fast):
     async def body(_nc, publisher: Publisher) -> None:
         one = await publisher.publish("strand.evt.p.counter.a", b"1", {"Nats-Msg-Id": "m"})
@@ -63,7 +60,6 @@ def test_a_repeated_message_is_acknowledged_as_a_duplicate(server, fast):
     scenario_of(server, fast, body)
 
 
-@pytest.mark.quick
 def test_a_batch_is_stored_whole_or_not_at_all(server, fast):
     async def body(_nc, publisher: Publisher) -> None:
         messages = [Message(f"strand.evt.p.counter.{name}", name.encode(), {EXPECT: "0"}) for name in "abc"]
@@ -76,7 +72,6 @@ def test_a_batch_is_stored_whole_or_not_at_all(server, fast):
     scenario_of(server, fast, body)
 
 
-@pytest.mark.quick
 def test_a_subject_that_nobody_stores_is_unanswered_at_once(server, fast):
     async def body(_nc, publisher: Publisher) -> None:
         with pytest.raises(UnansweredError, match=r"(?i)no ?responders"):
@@ -85,7 +80,6 @@ def test_a_subject_that_nobody_stores_is_unanswered_at_once(server, fast):
     scenario_of(server, fast, body)
 
 
-@pytest.mark.quick
 def test_a_body_over_the_servers_limit_never_leaves(server, fast):
     async def body(nc, publisher: Publisher) -> None:
         with pytest.raises(nats.errors.MaxPayloadError):
@@ -95,7 +89,6 @@ def test_a_body_over_the_servers_limit_never_leaves(server, fast):
     scenario_of(server, fast, body)
 
 
-@pytest.mark.quick
 def test_large_bodies_wait_for_the_socket_and_all_arrive(server, fast):
     async def body(_nc, publisher: Publisher) -> None:
         acks = await asyncio.gather(*[publisher.publish(f"strand.evt.p.counter.c{i}", bytes(300_000), timeout=20) for i in range(40)])
@@ -129,7 +122,6 @@ def test_a_cancelled_publish_leaves_nothing_behind(server):
     scenario_of(server, fast=True, body=body)
 
 
-@pytest.mark.quick
 def test_a_header_or_subject_cannot_break_out_of_its_line(server):
     async def body(_nc, publisher: FastPublisher) -> None:
         with pytest.raises(ValueError, match="line break"):
@@ -140,7 +132,6 @@ def test_a_header_or_subject_cannot_break_out_of_its_line(server):
     scenario_of(server, fast=True, body=body)
 
 
-@pytest.mark.quick
 def test_the_public_api_takes_over_when_the_internals_are_not_as_known(server, monkeypatch):
     async def scenario() -> None:
         async with connected(server) as nc:

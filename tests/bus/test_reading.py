@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import asyncio
 
-import pytest
 from support.bus import connected
 from support.waiting import run
 
 from bus.direct import Reader
 from bus.fast import open_publisher
-
-pytestmark = pytest.mark.quick
 
 
 def with_reader(server, body, count=0):

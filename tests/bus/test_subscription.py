@@ -54,7 +54,6 @@ def with_store(server, body):
     run(scenario())
 
 
-@pytest.mark.quick
 def test_a_tail_hands_over_the_past_and_then_the_present_in_order(server):
     async def body(nc, store, seen) -> None:
         await add(store, 30)
@@ -69,7 +68,6 @@ def test_a_tail_hands_over_the_past_and_then_the_present_in_order(server):
     with_store(server, body)
 
 
-@pytest.mark.quick
 def test_a_tail_begins_after_its_position_and_sees_its_filters_only(server):
     async def body(nc, store, seen) -> None:
         await asyncio.gather(*[add(store, 5, name) for name in "abc"])
@@ -81,7 +79,6 @@ def test_a_tail_begins_after_its_position_and_sees_its_filters_only(server):
     with_store(server, body)
 
 
-@pytest.mark.quick
 def test_a_tail_of_an_empty_log_is_caught_up_at_once(server):
     async def body(nc, _store, seen) -> None:
         async with Tail(nc, 0, [ALL_EVENTS], seen.batch) as tail:
@@ -91,7 +88,6 @@ def test_a_tail_of_an_empty_log_is_caught_up_at_once(server):
     with_store(server, body)
 
 
-@pytest.mark.quick
 def test_a_slow_handler_gets_larger_batches_and_a_bounded_buffer(server):
     async def body(nc, store, seen) -> None:
         await asyncio.gather(*[store.publisher.publish(f"strand.evt.p.x.c{i % 100}", b"%d" % i, timeout=20) for i in range(9000)])
@@ -115,7 +111,6 @@ def test_a_slow_handler_gets_larger_batches_and_a_bounded_buffer(server):
     with_store(server, body)
 
 
-@pytest.mark.quick
 def test_what_the_handler_raises_ends_the_tail_and_comes_out_of_wait(server):
     async def body(nc, store, _seen) -> None:
         async def fails(_batch) -> None:
@@ -175,7 +170,6 @@ def test_a_lost_delivery_is_noticed_and_read_again(server):
     with_store(server, body)
 
 
-@pytest.mark.quick
 def test_a_durable_reader_remembers_its_position_on_the_server(server):
     async def body(nc, store, seen) -> None:
         await add(store, 10)
@@ -195,7 +189,6 @@ async def acked(nc, seq: int) -> bool:
     return (await nc.jetstream().consumer_info("EVENTS", "process")).ack_floor.stream_seq == seq
 
 
-@pytest.mark.quick
 def test_one_aggregates_commits_are_handled_in_order_while_others_go_on(server):
     async def body(nc, store, seen) -> None:
         await add(store, 3, "a")
@@ -218,7 +211,6 @@ def test_one_aggregates_commits_are_handled_in_order_while_others_go_on(server):
     with_store(server, body)
 
 
-@pytest.mark.quick
 def test_what_was_not_acknowledged_comes_first_and_in_order_after_a_restart(server):
     async def body(nc, store, seen) -> None:
         await add(store, 4)
@@ -238,7 +230,6 @@ def test_what_was_not_acknowledged_comes_first_and_in_order_after_a_restart(serv
     with_store(server, body)
 
 
-@pytest.mark.quick
 def test_a_passing_failure_is_tried_again_and_a_lasting_one_ends_in_the_dead_letters(server):
     async def body(nc, store, seen) -> None:
         await add(store, 1, "flaky")
