@@ -89,7 +89,9 @@ class _Bench:
 
     async def _plain(self) -> float:
         messages, js = [entry.message() for entry in self._entries(8_000)], self._nc.jetstream()
-        return await self._timed(len(messages), lambda n: js.publish(messages[n].subject, messages[n].data, headers=dict(messages[n].headers or {})))
+        return await self._timed(
+            len(messages), lambda n: js.publish(messages[n].subject, messages[n].data, headers=dict(messages[n].headers or {}))
+        )
 
     async def _transact(self) -> float:
         at = START + timedelta(seconds=next(self._numbers))
@@ -127,7 +129,19 @@ def _rows(found: dict[str, list[float]], width: int, what: str) -> list[Row]:
     judged = not what
     ours, raw, plain, store = found[OURS], found[RAW], found[PLAIN], found[STORE]
     return [
-        Row(f"publisher / raw socket, {width} in flight{what}", per_second(ours), per_second(raw), ratio(ours, raw), budget=OF_RAW if judged else None),
-        Row(f"publisher / nats-py, {width} in flight{what}", per_second(ours), per_second(plain), ratio(ours, plain), budget=OF_PLAIN if judged else None),
+        Row(
+            f"publisher / raw socket, {width} in flight{what}",
+            per_second(ours),
+            per_second(raw),
+            ratio(ours, raw),
+            budget=OF_RAW if judged else None,
+        ),
+        Row(
+            f"publisher / nats-py, {width} in flight{what}",
+            per_second(ours),
+            per_second(plain),
+            ratio(ours, plain),
+            budget=OF_PLAIN if judged else None,
+        ),
         Row(f"store / raw socket, {width} in flight{what}", per_second(store), per_second(raw), ratio(store, raw)),
     ]

@@ -1,4 +1,5 @@
-"""``python -m benchmarks.bare_start DRIVER DIRECTORY LOWER [CONFIG]``: starts by the runtime alone, as a person with its manual would do them.
+"""``python -m benchmarks.bare_start DRIVER DIRECTORY LOWER [CONFIG]``: starts by the runtime alone, as a person with its manual would do
+them.
 
 For each line on stdin: mount an overlay over LOWER, start the sandbox's own program in it, print the seconds that took, and clean up.
 

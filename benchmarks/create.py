@@ -1,7 +1,8 @@
 """``sandbox.create`` through control plane and agent until it runs, on top of what the bare runtime needs for the same start.
 
 Ours: the command with ``wait_s``, until its reply; the sandbox is RUNNING then. One at a time; each is deleted before the next.
-Bare: ``benchmarks/bare_start.py``, in turn with it: overlay mount and ``crun run`` with the same ``config.json``, or ``bwrap`` with the same
+Bare: ``benchmarks/bare_start.py``, in turn with it: overlay mount and ``crun run`` with the same ``config.json``, or ``bwrap`` with the
+same
 words. What only the product does is all on top: the log, the journal, a leased address, a network with a veth pair, watching.
 """
 

@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from benchmarks.commits import Writer, lives, nodes
+from benchmarks.commits import lives, nodes
 from benchmarks.harness import Budget, Row, at_once
 from benchmarks.installed import ALIAS, WAIT_S, installed, template
 from benchmarks.machine import resident
@@ -64,21 +64,20 @@ async def _fleet(count: int) -> list[Row]:
 
 async def _processes(count: int) -> dict[str, float]:
     """MiB of the processes, once they serve everything."""
-    with tempfile.TemporaryDirectory(prefix="strandline-bench-") as directory:
-        with Server(Path(directory) / "nats", sync="2m") as server:
-            (Path(directory) / "connect.json").write_text(json.dumps({"url": server.url, "creds": None, "inbox_prefix": "_INBOX"}))
-            async with await connect(server.url, name="benchmark", watch_s=60) as nc:
-                await ensure_streams(nc)
-                stored = await _fill(nc, count)
-                children = {name: _start(module, directory) for name, module in (("control plane", "handlers"), ("projector", "projections"))}
-                try:
-                    await _served(Caller(nc), stored)
-                    await asyncio.sleep(IDLE_S)
-                    return {name: resident(child.pid) / MIB for name, child in children.items()}
-                finally:
-                    for child in children.values():
-                        child.terminate()
-                        child.wait()
+    with tempfile.TemporaryDirectory(prefix="strandline-bench-") as directory, Server(Path(directory) / "nats", sync="2m") as server:
+        (Path(directory) / "connect.json").write_text(json.dumps({"url": server.url, "creds": None, "inbox_prefix": "_INBOX"}))
+        async with await connect(server.url, name="benchmark", watch_s=60) as nc:
+            await ensure_streams(nc)
+            stored = await _fill(nc, count)
+            children = {name: _start(module, directory) for name, module in (("control plane", "handlers"), ("projector", "projections"))}
+            try:
+                await _served(Caller(nc), stored)
+                await asyncio.sleep(IDLE_S)
+                return {name: resident(child.pid) / MIB for name, child in children.items()}
+            finally:
+                for child in children.values():
+                    child.terminate()
+                    child.wait()
 
 
 def _start(module: str, directory: str) -> subprocess.Popen[bytes]:

@@ -82,10 +82,16 @@ async def run(*, short: bool = False) -> list[Row]:
 
 def _environments(stack: ExitStack, directory: Path, server: Server) -> Iterator[tuple[str, dict[str, str]]]:
     yield OURS, {"PERSISTENCE_MODULE": "bus.recorder", "NATS_URL": server.url, "NATS_STREAM": "PEERS", "NATS_REPLICAS": "1"}
-    yield "SQLite", {"PERSISTENCE_MODULE": "eventsourcing.sqlite", "SQLITE_DBNAME": str(directory / "peers.db"), "SQLITE_LOCK_TIMEOUT": "10"}
+    yield (
+        "SQLite",
+        {"PERSISTENCE_MODULE": "eventsourcing.sqlite", "SQLITE_DBNAME": str(directory / "peers.db"), "SQLITE_LOCK_TIMEOUT": "10"},
+    )
     if binaries() is not None:
         connection = {"POSTGRES_HOST": "127.0.0.1", "POSTGRES_PORT": str(stack.enter_context(postgres())), "POSTGRES_USER": USER}
-        yield "PostgreSQL", {"PERSISTENCE_MODULE": "eventsourcing.postgres", "POSTGRES_DBNAME": DATABASE, "POSTGRES_PASSWORD": "x", **connection}
+        yield (
+            "PostgreSQL",
+            {"PERSISTENCE_MODULE": "eventsourcing.postgres", "POSTGRES_DBNAME": DATABASE, "POSTGRES_PASSWORD": "x", **connection},
+        )
 
 
 class _Peer:

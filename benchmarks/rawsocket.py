@@ -1,4 +1,5 @@
-"""The bound: a blocking socket, messages whose bytes were built before, acknowledgements only counted (reference/jetstream-eventstore.md §3.1)."""
+"""The bound: a blocking socket, messages whose bytes were built before, acknowledgements only counted (reference/jetstream-eventstore.md
+§3.1)."""
 
 from __future__ import annotations
 

@@ -44,8 +44,19 @@ async def run(*, short: bool = False) -> list[Row]:
             one = [view for view in VIEWS if view.name == VIEW]
             found = await in_turn(turns, {"bare": bench.read, "one": lambda: bench.replay(one), "all": lambda: bench.replay(VIEWS)})
     return [
-        Row(f"replay into the view {VIEW!r}, commits", per_second(found["one"]), per_second(found["bare"]), ratio(found["one"], found["bare"]), budget=BUDGET),
-        Row(f"replay into all {len(VIEWS)} views, commits", per_second(found["all"]), per_second(found["bare"]), ratio(found["all"], found["bare"])),
+        Row(
+            f"replay into the view {VIEW!r}, commits",
+            per_second(found["one"]),
+            per_second(found["bare"]),
+            ratio(found["one"], found["bare"]),
+            budget=BUDGET,
+        ),
+        Row(
+            f"replay into all {len(VIEWS)} views, commits",
+            per_second(found["all"]),
+            per_second(found["bare"]),
+            ratio(found["all"], found["bare"]),
+        ),
     ]
 
 

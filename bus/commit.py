@@ -22,7 +22,7 @@ GENESIS: Final = "0" * 64
 """``prev`` of an aggregate's first commit."""
 
 
-class Corrupt(Exception):
+class Corrupt(Exception):  # noqa: N818 - what the log is, not a malfunction of ours
     """A stored commit is not what was written. The message names the commit and what is wrong with it."""
 
 

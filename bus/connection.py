@@ -189,7 +189,13 @@ async def connect_from(
         raise Refused("bus.unavailable", f"{path}: {error}", retryable=True) from error
     tls = ssl.create_default_context(cafile=said["ca"]) if said.get("ca") else None
     return await connect(
-        said["url"], name=name, creds=said.get("creds"), inbox_prefix=said.get("inbox_prefix"), on_closed=on_closed, tls=tls, timeout=timeout
+        said["url"],
+        name=name,
+        creds=said.get("creds"),
+        inbox_prefix=said.get("inbox_prefix"),
+        on_closed=on_closed,
+        tls=tls,
+        timeout=timeout,
     )
 
 

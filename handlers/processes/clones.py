@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from bus.store import Part
-
 from domain.nodes.orders import Failure
 from domain.sandboxes.sandbox import Sandbox, SandboxState
 from domain.sandboxes.spec import SandboxSpec

@@ -8,7 +8,6 @@ from __future__ import annotations
 from datetime import datetime
 
 from bus.store import Part
-
 from domain.kernel.ids import replica_id
 from domain.nodes.orders import Failure, ReplicaDistribute, ReplicaPrepare, Verb
 from domain.templates.alias import Alias

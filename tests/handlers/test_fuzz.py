@@ -1,6 +1,7 @@
 """Bad input: at least 10,000 generated bodies per noun against the running control plane. Each gets a named answer; nothing breaks.
 
-Bodies are honest ones damaged in one to three places: fields missing, added, of another type, too long, too deep, out of range, not text, not
+Bodies are honest ones damaged in one to three places: fields missing, added, of another type, too long, too deep, out of range, not
+text, not
 JSON. Where a damaged body happens to be valid it may be carried out; what is never seen is silence, an ``internal`` error, or growth.
 """
 
@@ -129,9 +130,11 @@ def test_every_bad_body_gets_a_named_refusal(at: Callable[..., None]) -> None:
         assert events < sum(codes.values()) / 5, f"{events} events"
         await place.sandbox(await place.template())
 
-    print(f"seed {seed}")
-    at(test)
-    print(sorted(codes.items()))
+    try:
+        at(test)
+    except BaseException as error:
+        error.add_note(f"seed {seed}: {sorted(codes.items())}")
+        raise
 
 
 async def throw(place: Any, served: dict[str, type[Any]], per_noun: int, dice: random.Random, codes: Counter[str]) -> None:
