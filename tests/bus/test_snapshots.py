@@ -14,8 +14,6 @@ from bus import snapshots, subjects
 from bus.cache import Key
 from bus.store import Store
 
-pytestmark = pytest.mark.quick
-
 SUBJECT = subjects.snapshot(PROJECT, "counter", "a")
 
 
