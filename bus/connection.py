@@ -44,6 +44,7 @@ class Connection(Client):
         self._wanted = False
         self._watchdog: asyncio.Task[None] | None = None
         self._listeners: list[Callable[[], None]] = []
+        self._reported: set[str] = set()
 
     def on_reconnect(self, listener: Callable[[], None]) -> Callable[[], None]:
         """Call ``listener`` after every reconnect, when what was under way on the old socket is lost. Returns how to stop that."""
@@ -52,6 +53,7 @@ class Connection(Client):
 
     def tell_reconnected(self) -> None:
         """Tell all listeners."""
+        self._reported.clear()
         for listener in list(self._listeners):
             listener()
 
@@ -63,14 +65,26 @@ class Connection(Client):
         while not self.is_closed:
             await asyncio.sleep(every_s)
             if not self.is_connected:
+                self._keep_reconnecting()
                 continue
             try:
                 async with asyncio.timeout(every_s):
                     await self.rtt()  # flush() will not do: it has a way round a dead read loop
-            except (nats.errors.Error, OSError, TimeoutError, AttributeError):
+            except Exception as error:  # noqa: BLE001 - uvloop raises RuntimeError of a closed socket; whatever it is, this must go on
                 if self.is_connected:
-                    log.warning("connection.read-loop-dead", server=str(self.connected_url))
+                    log.warning("connection.read-loop-dead", server=str(self.connected_url), error=repr(error)[:300])
                     await self.force_reconnect()
+
+    def _keep_reconnecting(self) -> None:
+        """nats-py's reconnecting ends with the first exception that it does not expect, and the client then waits for ever."""
+        task = self._reconnection_task
+        if self.is_closed or task is None or not task.done():
+            return
+        error = None if task.cancelled() else task.exception()
+        log.warning("connection.reconnecting-again", error=repr(error)[:300])
+        self._status = Client.RECONNECTING
+        self._ps.reset()
+        self._reconnection_task = asyncio.create_task(self._attempt_reconnect())
 
     @property
     def end_was_wanted(self) -> bool:
@@ -97,8 +111,17 @@ class Connection(Client):
         except (UnicodeDecodeError, IndexError):
             return None
 
+    async def report(self, error: Exception) -> None:
+        """nats-py's errors into the log: each once per disconnection, because every failed attempt to reconnect is one."""
+        said = repr(error)[:300]
+        if said not in self._reported:
+            self._reported.add(said)
+            log.warning("connection.error", error=said)
+
     async def close(self) -> None:
         self._end()
+        if not self.is_connected:  # nats-py would write what is pending to the socket that is gone, and fail
+            self._pending, self._pending_data_size = [], 0
         await super().close()
 
     async def drain(self) -> None:
@@ -154,7 +177,7 @@ async def connect(
     attempt = client.connect(
         servers=url.split(",") if isinstance(url, str) else list(url),
         name=name,
-        error_cb=_report,
+        error_cb=client.report,
         closed_cb=closed,
         reconnected_cb=reconnected,
         max_reconnect_attempts=-1,
@@ -197,7 +220,3 @@ async def connect_from(
         tls=tls,
         timeout=timeout,
     )
-
-
-async def _report(error: Exception) -> None:
-    log.warning("connection.error", error=repr(error)[:300])

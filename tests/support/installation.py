@@ -28,22 +28,24 @@ class Running:
         self._user = user
         self.process: subprocess.Popen[str] | None = None
         self.url = ""
+        self._errors = directory.with_name(f"{directory.name}.err")
 
     def start(self) -> Running:
         """Start it, and return when it says that it is ready."""
-        self.process = subprocess.Popen(
-            [*STRANDLINE, "up", "--dir", str(self.dir), *self._arguments],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            user=self._user,
-            start_new_session=True,
-        )
+        with self._errors.open("a") as errors:  # not a pipe: nobody would read it
+            self.process = subprocess.Popen(
+                [*STRANDLINE, "up", "--dir", str(self.dir), *self._arguments],
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                user=self._user,
+                start_new_session=True,
+            )
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line.startswith("ready "):
-            _, errors = self.process.communicate(timeout=DOWN_S)
-            raise AssertionError(f"not ready: {line!r}\n{errors}\n{self.logs()}")
+            self.process.communicate(timeout=DOWN_S)
+            raise AssertionError(f"not ready: {line!r}\n{self._errors.read_text()}\n{self.logs()}")
         self.url = line.split()[1]
         return self
 
