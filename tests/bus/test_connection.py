@@ -35,7 +35,6 @@ def test_reconnecting_that_dies_of_an_unexpected_error_is_begun_again(server: Se
             await asyncio.to_thread(server.kill)
             await asyncio.to_thread(server.start)
             await eventually(lambda: nc.is_connected)
-            await nc.rtt()
             assert [event for event, _ in reported if event == "connection.reconnecting-again"] == ["connection.reconnecting-again"] * 2
 
     run(scenario())
@@ -51,8 +50,7 @@ def test_a_read_loop_that_dies_of_anything_is_noticed(server: Server, run, event
                 raise RuntimeError("the handler is closed")
 
             nc.rtt = fails  # type: ignore[method-assign]
-            await eventually(lambda: nc.stats["reconnects"] == 1 and nc.is_connected)
-            assert await nc.rtt() > 0
+            await eventually(lambda: nc.stats["reconnects"] >= 1 and nc.is_connected)
 
     run(scenario())
 
