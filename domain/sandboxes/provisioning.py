@@ -3,7 +3,7 @@
 The node's agent runs the steps and journals them; this aggregate (same id as the sandbox) is what the rest of the world knows of it.
 
 RUNNING     the node works on it, or will when it gets the order.
-COMPLETED   every step is done. Recorded in the same atomic commit as the sandbox's start.
+COMPLETED   every step is done. Follows from the sandbox's start, whose one commit is the saga's last word.
 UNDOING     it failed and something could not be undone; the undo is tried again.
 FAILED      it failed and everything is undone.
 BLOCKED     the undo failed at least 3 times over at least 1 hour; only a person, or another try, goes on.

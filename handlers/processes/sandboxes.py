@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,9 +69,9 @@ async def pump(control: Control, project: str, sandbox_id: str) -> None:
         await _fence(control, project, sandbox)
     if await _lost(control, project, sandbox) or await _expired(control, project, sandbox):
         return
-    attempt = await _provisioning(control, project, sandbox) if sandbox.state in STARTING else 1
-    what = due(sandbox, attempt)
-    if what is not None:
+    if sandbox.state in STARTING:
+        await _provision(control, project, sandbox)
+    elif (what := due(sandbox, 1)) is not None:
         await control.order(sandbox.node_id, order_of(control, project, sandbox, what))
     await _timers(control, project, sandbox)
 
@@ -84,16 +85,24 @@ def order_of(control: Control, project: str, sandbox: Sandbox, what: Due) -> Ord
     )
 
 
-async def _provisioning(control: Control, project: str, sandbox: Sandbox) -> int:
-    """The saga's record; it begins with the first order."""
+async def _provision(control: Control, project: str, sandbox: Sandbox) -> None:
+    """The order, and the saga's record that begins with it. The first order does not wait for the record: the sandbox demands both."""
     known = control.store.peek(Provisioning, project, sandbox.id)
-    if known is not None:
-        return known.attempt
+    begun = None if known else asyncio.ensure_future(_begin(control, project, sandbox))
+    try:
+        attempt = known.attempt if known else 1 if sandbox.version == 1 or begun is None else await begun
+        if (what := due(sandbox, attempt)) is not None:
+            await control.order(sandbox.node_id, order_of(control, project, sandbox, what))
+    finally:
+        if begun is not None:
+            await begun
+
+
+async def _begin(control: Control, project: str, sandbox: Sandbox) -> int:
     cause = control.own_cause(project, "provisioning", sandbox.id, "begin")
-    node = sandbox.node_id
 
     def begin(p: Provisioning | None) -> Provisioning:
-        return p or Provisioning.create(sandbox.id, cause.at, node, 1, STEPS)
+        return p or Provisioning.create(sandbox.id, cause.at, sandbox.node_id, 1, STEPS)
 
     return (await control.store.transact(Provisioning, project, sandbox.id, begin, cause, new=True)).aggregate.attempt
 

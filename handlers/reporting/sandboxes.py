@@ -1,4 +1,4 @@
-"""Reports about sandboxes and their snapshots. The last word of a saga and the sandbox's new state are one commit."""
+"""Reports about sandboxes and their snapshots. The last word of a saga is the sandbox's new state: one append."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Final
 
 import structlog
 
+from bus.store import Part
 from domain.kernel.command import Cause
 from domain.kernel.ids import SYSTEM_PROJECT
 from domain.nodes.orders import ProvisionFailed, Report, ReportKind, SandboxRunning, SandboxStopped, SnapshotTaken, Steps, Verb
@@ -24,17 +25,33 @@ log = structlog.get_logger(__name__)
 
 
 async def _provisioned(control: Control, report: Report, cause: Cause) -> None:
-    """Steps as they happen; the last word and the sandbox's new state in one commit (reference/miren-sandbox.md §2.4)."""
-    identifier = report.process_id
-    if report.kind is ReportKind.STEP:
-        steps = Steps.model_validate(report.body)
-        await control.change(
-            Provisioning, report.project, identifier, cause, lambda p: p.record_steps(cause.at, report.attempt, steps.first, steps.steps)
-        )
-        return
-    if report.kind is ReportKind.DONE:
-        await _running(control, report, cause)
-        return
+    """Steps as they happen, and how it ended."""
+    match report.kind:
+        case ReportKind.STEP:
+            steps = Steps.model_validate(report.body)
+            await _record(control, report, cause, lambda p: p.record_steps(cause.at, report.attempt, steps.first, steps.steps))
+        case ReportKind.DONE:
+            await _running(control, report, cause)
+        case _:
+            await _not_running(control, report, cause)
+
+
+async def _record(control: Control, report: Report, cause: Cause, decide: Callable[[Provisioning], object]) -> None:
+    await control.store.transact(Provisioning, report.project, report.process_id, _saga(report, cause, decide), cause)
+
+
+def _saga(report: Report, cause: Cause, decide: Callable[[Provisioning], object]) -> Callable[[Provisioning | None], Provisioning]:
+    """A decision over the saga's record. The order may be faster than its beginning is stored; then that is made up for."""
+
+    def decision(known: Provisioning | None) -> Provisioning:
+        provisioning = known or Provisioning.create(report.process_id, cause.at, report.node, report.attempt, sandboxes.STEPS)
+        decide(provisioning)
+        return provisioning
+
+    return decision
+
+
+async def _not_running(control: Control, report: Report, cause: Cause) -> None:
     failed = ProvisionFailed.model_validate(report.body)
     failure = failure_of(report)
 
@@ -42,14 +59,21 @@ async def _provisioned(control: Control, report: Report, cause: Cause) -> None:
         p.record_steps(cause.at, report.attempt, failed.first, failed.steps)
         p.fail(cause.at, report.attempt, failed.failed_step, failure, failed.uncompensated)
 
+    def fail(s: Sandbox) -> None:
+        s.fail_start(cause.at, report.attempt, "startup_failed", failure)
+
     parts: Parts = [
-        part(Provisioning, report.project, identifier, undo),
-        part(Sandbox, report.project, identifier, lambda s: s.fail_start(cause.at, report.attempt, "startup_failed", failure)),
+        Part(Provisioning, report.project, report.process_id, _saga(report, cause, undo)),
+        part(Sandbox, report.project, report.process_id, fail),
     ]
     await control.store.transact_many(parts, cause)
 
 
 async def _running(control: Control, report: Report, cause: Cause) -> None:
+    """The sandbox's start is the saga's last word, in one append (reference/miren-sandbox.md §2.4); its own record follows from that.
+
+    At the latest when the report is delivered again. An atomic batch of both would cost ten appends (docs/benchmarks.md).
+    """
     running = SandboxRunning.model_validate(report.body)
 
     def complete(p: Provisioning) -> None:
@@ -61,9 +85,9 @@ async def _running(control: Control, report: Report, cause: Cause) -> None:
 
     sandbox = await control.get(Sandbox, report.project, report.process_id)
     if sandbox.state in sandboxes.STARTING:
-        await control.store.transact_many(
-            [part(Provisioning, report.project, sandbox.id, complete), part(Sandbox, report.project, sandbox.id, up)], cause
-        )
+        sandbox = (await control.change(Sandbox, report.project, sandbox.id, cause, up)).aggregate
+    if sandbox.started_at is not None:
+        await _record(control, report, cause, complete)
 
 
 def _answered(control: Control, report: Report, sandbox: Sandbox) -> SandboxOperation | None:
