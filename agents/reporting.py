@@ -78,9 +78,9 @@ class Reporter:
         )
 
     async def end(self, order: Order, report: Report) -> None:
-        """The order is over. Returns when that is on the disk and the report is stored on the bus."""
-        await self._journal.append(end_entry(order.id, self._clock(), report))
-        await self.again(report)
+        """The order is over. Returns when that is on the disk and the report is stored on the bus; until both, the lane keeps the order."""
+        self._journal.write(end_entry(order.id, self._clock(), report))
+        await asyncio.gather(self._journal.sync(), self.again(report))
 
     async def again(self, report: Report) -> None:
         """Send a report, also one that was sent before, and wait until it is stored."""

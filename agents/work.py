@@ -58,6 +58,8 @@ _ANSWERED_AGAIN: Final = frozenset({Verb.SANDBOX_EXEC})
 """Whoever repeats one of these waits for the answer, which the bus must not take for the one that it has stored already."""
 _FROM_THE_LANE: Final = frozenset({Verb.IMAGE_RESOLVE, Verb.ARTIFACT_BUILD})
 """Never carried out from the journal, which does not keep their credentials: the lane still has them."""
+_SYNCS_ITSELF: Final = frozenset({Verb.SANDBOX_PROVISION})
+"""Writes more before its first effect, and waits for the disk once for all of it."""
 _HIDDEN: Final = frozenset({"stdin", "env", "registry_user", "registry_secret"})
 
 
@@ -183,7 +185,9 @@ class Work:
             if order.deadline is not None and node.clock() > order.deadline and order.verb not in CLEARING:
                 raise fail("order.deadline-exceeded", f"it arrived after its deadline {order.deadline.isoformat()}", retryable=True)
             node.journal.room()
-            await node.journal.append(order_entry(_for_the_journal(order), node.clock()))
+            node.journal.write(order_entry(_for_the_journal(order), node.clock()))
+            if order.verb not in _SYNCS_ITSELF:
+                await node.journal.sync()
         trail = node.memory.orders[order.id]
         node.journal.write({"k": "begun", "id": order.id, "n": trail.begun + 1})
         account = OrderAccount(trail, node.journal, node.clock, self._teller(order))

@@ -1,4 +1,6 @@
-"""Who has which address: a file of JSON lines, each on disk before it is acted upon. The same sandbox keeps the same address.
+"""Who has which address: a file of JSON lines, each written before it is acted upon. The same sandbox keeps the same address.
+
+Only the subnet waits for the disk: everything that has an address ends with the machine, and the next one begins with none of it.
 
 Addresses are given out in turn, not lowest first: one that was just given back may still be in somebody's cache.
 """
@@ -92,8 +94,9 @@ class Ledger:
     def _append(self, entry: dict[str, Any]) -> None:
         with self._path.open("ab") as file:
             file.write(json.dumps(entry).encode() + b"\n")
-            file.flush()
-            os.fdatasync(file.fileno())
+            if "subnet" in entry:
+                file.flush()
+                os.fdatasync(file.fileno())
         self._apply(entry)
 
     def _compact(self) -> None:

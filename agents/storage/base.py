@@ -31,7 +31,7 @@ class Storage:
     def __init__(self, directory: Path) -> None:
         self.directory = directory.absolute()
         self._artifacts = Shelf(self.directory / "artifacts", "artifact")
-        self._roots = Shelf(self.directory / "roots", "root")
+        self._roots = Shelf(self.directory / "roots", "root", lasting=False)  # no sandbox survives the machine
         self._snapshots = Shelf(self.directory / "snapshots", "snapshot")
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         for shelf in (self._artifacts, self._roots, self._snapshots):

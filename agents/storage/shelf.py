@@ -21,11 +21,15 @@ _MANIFEST: Final = "manifest.json"
 
 
 class Shelf:
-    """``kind`` names the things in refusals. What a crash left half made or half removed is swept away at the start."""
+    """``kind`` names the things in refusals. What a crash left half made or half removed is swept away at the start.
 
-    def __init__(self, directory: Path, kind: str) -> None:
+    ``lasting``: they survive the machine, so that adding one waits for the disk. What does not is swept away if power was lost meanwhile.
+    """
+
+    def __init__(self, directory: Path, kind: str, *, lasting: bool = True) -> None:
         self.directory = directory
         self.kind = kind
+        self._lasting = lasting
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     def of(self, name: str) -> Path:
@@ -64,7 +68,7 @@ class Shelf:
             made = make(draft)
             if asyncio.iscoroutine(made):
                 await made
-            _write(draft, manifest())
+            _write(draft, manifest(), self._lasting)
             draft.rename(self.of(name))
         except BaseException:
             await asyncio.shield(asyncio.to_thread(trees.remove, draft))
@@ -83,12 +87,24 @@ class Shelf:
         for path in self.directory.iterdir():
             if path.name.startswith((".new-", ".old-")):
                 trees.remove(path)
+            elif not self._lasting and not _whole(path):
+                trees.remove(path)
 
 
-def _write(directory: Path, manifest: Manifest) -> None:
+def _whole(directory: Path) -> bool:
+    """Its manifest is as it was written; none at all, or an empty one, is what a power cut leaves."""
+    try:
+        json.loads((directory / _MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _write(directory: Path, manifest: Manifest, sync: bool = True) -> None:
     draft = directory / f".{_MANIFEST}"
     with draft.open("w", encoding="utf-8") as file:
         json.dump(manifest, file)
         file.flush()
-        os.fsync(file.fileno())
+        if sync:
+            os.fsync(file.fileno())
     draft.replace(directory / _MANIFEST)

@@ -38,6 +38,7 @@ async def provision(task: Task, body: SandboxProvision) -> SandboxRunning:
     if known is not None and not task.trail.touched:
         if known.condition in {"running", "paused"}:
             return running(known)
+        await node.journal.sync()
         await take_down(node, known.id, for_ever=False)  # what an earlier attempt left, or could not undo
         if known.condition == "exited":
             raise fail("sandbox.startup-failed", f"it exited with code {known.exit_code}", exit_code=known.exit_code)
@@ -72,7 +73,7 @@ async def bring_up(task: Task, record: SandboxRecord) -> tuple[SandboxRecord, tu
     node = task.node
     if node.find(record.id) is None:
         node.put(record)
-        await node.journal.sync()  # whatever the steps touch can be found again by this id
+    await node.journal.sync()  # the order too; whatever the steps touch can be found again by this id
     bringup = Bringup(node, record, node.drivers.pick(record.driver), task.account)
     with node.fenced(record.id) as fence:
         try:
