@@ -50,7 +50,7 @@ class Start:
         syscalls.mount("bare", self.root, "overlay", syscalls.MS_NODEV, layers)
 
     def remove(self) -> None:
-        syscalls.umount(self.root)
+        syscalls.umount(self.root, syscalls.MNT_DETACH)
         shutil.rmtree(self.directory)
 
     def output(self) -> tuple[int, int, int]:
@@ -95,7 +95,7 @@ def process(start: Start, _config: dict[str, object]) -> Callable[[], None]:
     monitor = spawn.start(Bubblewrap().command(launch), spawn.HOST_ENV, stdio, (info_child, block_child, status, order))
     os.write(block, b"x")  # nobody sets limits first
     os.close(info_child)
-    first = json.loads(os.read(info, 4096))["child-pid"]
+    first = _first(info)
     mine = os.stat(f"/proc/{monitor}/exe")
     while not any(_executes_another(child, mine) for child in _children(first)):
         time.sleep(0.0001)
@@ -106,6 +106,17 @@ def process(start: Start, _config: dict[str, object]) -> Callable[[], None]:
         _reap()
 
     return end
+
+
+def _first(info: int) -> int:
+    """The process that bwrap says it has started; it says so bit by bit."""
+    said = b""
+    while True:
+        said += os.read(info, 4096)
+        try:
+            return int(json.loads(said)["child-pid"])
+        except ValueError:
+            continue
 
 
 def _children(pid: int) -> list[str]:
@@ -143,10 +154,12 @@ def main() -> None:
         began = time.perf_counter()
         start = Start(Path(directory), Path(lower), number)
         start.mount()
-        end = work(start, given)
-        print(time.perf_counter() - began, flush=True)
-        end()
-        start.remove()
+        try:
+            end = work(start, given)
+            print(time.perf_counter() - began, flush=True)
+            end()
+        finally:
+            start.remove()
         print("clean", flush=True)
     hostns.leave(Path(directory))
 

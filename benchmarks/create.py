@@ -1,9 +1,9 @@
 """``sandbox.create`` through control plane and agent until it runs, on top of what the bare runtime needs for the same start.
 
 Ours: the command with ``wait_s``, until its reply; the sandbox is RUNNING then. One at a time; each is deleted before the next.
+Before each start the machine is left alone for a moment: the kernel takes network namespaces down behind whoever ended them.
 Bare: ``benchmarks/bare_start.py``, in turn with it: overlay mount and ``crun run`` with the same ``config.json``, or ``bwrap`` with the
-same
-words. What only the product does is all on top: the log, the journal, a leased address, a network with a veth pair, watching.
+same words. What only the product does is all on top: the log, the journal, a leased address, a network with a veth pair, watching.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ from benchmarks.installed import ALIAS, WAIT_S, installed, template
 from bus.client import Caller
 
 BUDGET = Budget(10, "ms")
+SETTLE_S = 0.1
 DRIVERS = {"process": "bwrap", "oci": "crun"}
 
 
 async def run(*, short: bool = False) -> list[Row]:
-    turns = 5 if short else 60
+    turns = 5 if short else 40
     if os.geteuid() != 0:
         return [Row("create", "needs root")]
     return [await _driver(driver, turns) for driver, program in DRIVERS.items() if shutil.which(program)]
@@ -37,7 +38,7 @@ async def _driver(driver: str, turns: int) -> Row:
         await template(installation, caller)
         kept = (await _create(caller))["sandbox_id"]  # it holds the artifact's mount and shows the configuration
         node = installation.dir / "nodes" / "node-1"
-        with tempfile.TemporaryDirectory(prefix="strandline-bench-") as directory:
+        with tempfile.TemporaryDirectory(prefix="strandline-bench-", ignore_cleanup_errors=True) as directory:
             bare = await _Bare.open(driver, Path(directory), node, kept)
             try:
                 await in_turn(3, {"bare": bare.start, "ours": lambda: _ours(caller)})
@@ -55,6 +56,7 @@ async def _create(caller: Caller) -> dict[str, str]:
 
 
 async def _ours(caller: Caller) -> float:
+    await asyncio.sleep(SETTLE_S)
     began = time.perf_counter()
     made = await _create(caller)
     took = time.perf_counter() - began
@@ -79,6 +81,7 @@ class _Bare:
         return cls(await asyncio.create_subprocess_exec(sys.executable, "-m", "benchmarks.bare_start", *words, stdin=pipe, stdout=pipe))
 
     async def start(self) -> float:
+        await asyncio.sleep(SETTLE_S)
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(b"go\n")
