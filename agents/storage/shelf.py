@@ -85,9 +85,7 @@ class Shelf:
 
     def sweep(self) -> None:
         for path in self.directory.iterdir():
-            if path.name.startswith((".new-", ".old-")):
-                trees.remove(path)
-            elif not self._lasting and not _whole(path):
+            if path.name.startswith((".new-", ".old-")) or (not self._lasting and not _whole(path)):
                 trees.remove(path)
 
 

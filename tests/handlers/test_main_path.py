@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from support.waiting import eventually
 
 from domain.kernel.errors import Refused
 from domain.kernel.ids import SYSTEM_PROJECT
@@ -43,11 +44,62 @@ def test_a_sandbox_starts_runs_a_command_and_ends(at) -> None:
     async def test(place) -> None:
         sandbox_id = await place.sandbox(await place.template())
         assert (await place.get(Sandbox, sandbox_id)).state is SandboxState.RUNNING
-        assert (await place.get(Provisioning, sandbox_id)).state.value == "COMPLETED"
+        await eventually(lambda: _provisioned(place, sandbox_id))
         assert (await place.do("sandbox.exec", {"sandbox_id": sandbox_id, "cmd": ["true"]}))["stdout"] == "aGk="
         assert (await place.do("sandbox.pause", {"sandbox_id": sandbox_id, "wait_s": 10}))["state"] == "PAUSED"
         assert (await place.do("sandbox.resume", {"sandbox_id": sandbox_id, "wait_s": 10}))["state"] == "RUNNING"
         assert (await place.do("sandbox.stop", {"sandbox_id": sandbox_id, "wait_s": 10}))["state"] == "DEAD"
+
+    at(test)
+
+
+async def _provisioned(place, sandbox_id: str) -> bool:
+    return (await place.get(Provisioning, sandbox_id)).state.value == "COMPLETED"
+
+
+def test_a_start_whose_record_was_interrupted_is_recorded_when_the_report_comes_again(at, monkeypatch) -> None:
+    """The sandbox's start is one append and the saga's record another; between them the control plane may die."""
+    from handlers.reporting import sandboxes  # noqa: PLC0415 - only here
+
+    real, tries = sandboxes._record, []
+
+    async def first_fails(*arguments) -> None:
+        tries.append(1)
+        if len(tries) == 1:
+            raise Refused("bus.unavailable", "gone", retryable=True)
+        await real(*arguments)
+
+    monkeypatch.setattr(sandboxes, "_record", first_fails)
+
+    async def test(place) -> None:
+        sandbox_id = await place.sandbox(await place.template())
+        await eventually(lambda: _provisioned(place, sandbox_id))
+        assert len(tries) == 2
+        commits = await place.plane.control.store.read("default", "sandbox", sandbox_id)
+        assert [e["type"] for commit in commits for e in commit.events] == ["sandbox.created", "sandbox.started"]
+
+    at(test)
+
+
+def test_a_report_that_overtakes_the_beginning_of_its_saga_begins_it(at, monkeypatch) -> None:
+    from handlers.processes import sandboxes  # noqa: PLC0415 - only here
+
+    real, held = sandboxes._begin, asyncio.Event()
+
+    async def late(*arguments) -> int:
+        await held.wait()
+        return await real(*arguments)
+
+    monkeypatch.setattr(sandboxes, "_begin", late)
+
+    async def test(place) -> None:
+        sandbox_id = await place.sandbox(await place.template())
+        await eventually(lambda: _provisioned(place, sandbox_id))
+        held.set()
+        commits = await place.plane.control.store.read("default", "provisioning", sandbox_id)
+        assert next(e["type"] for commit in commits for e in commit.events) == "provisioning.begun"
+        assert (await place.do("sandbox.delete", {"sandbox_id": sandbox_id, "wait_s": 10}))["state"] == "DEAD"
+        assert (await place.get(Provisioning, sandbox_id)).state.value == "COMPLETED"
 
     at(test)
 

@@ -299,6 +299,21 @@ def test_what_a_crash_left_half_made_is_swept_away(storage, backend, tmp_path: P
     run(scenario())
 
 
+def test_a_root_that_lost_its_manifest_with_the_power_is_swept_away(storage, backend, tmp_path: Path) -> None:
+    """Roots do not wait for the disk: no sandbox survives the machine."""
+
+    async def scenario() -> None:
+        for name in ("sb-1", "sb-2", "sb-3"):
+            (tmp_path / "store" / "roots" / name).mkdir()
+        (tmp_path / "store/roots/sb-2/manifest.json").touch()
+        (tmp_path / "store/roots/sb-3/manifest.json").write_text('{"artifact": "rfs-1", "lay')
+        await storage.create("sb-4", "rfs-1")
+        later = backend(tmp_path / "store")
+        assert (await later.list()).roots == {"sb-4"}
+
+    run(scenario())
+
+
 def test_a_failed_snapshot_is_no_snapshot(storage, monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario() -> None:
         await storage.create("sb-1", "rfs-1")
