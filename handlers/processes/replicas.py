@@ -98,12 +98,13 @@ async def _publish(control: Control, project: str, job: Job, template: Template)
     failed = [r for r in every if r.state is ReplicaState.FAILED]
     error = failed[0].last_error if failed else None
     cause = control.own_cause(project, "template", template.id, "publish", job.id)
+    alias = await _due_alias(control, project, job, template) if ready else None
     result = {"template_id": template.id, "ready": len(ready), "failed": len(failed), "total": len(every)}
 
     def settle(t: Template) -> None:
         t.settle(cause.at, job.id, len(ready), len(failed), len(every), error)
-        if ready and template.alias is not None:
-            t.alias_claimed(cause.at, template.alias)
+        if alias is not None:
+            t.alias_claimed(cause.at, alias)
 
     def finish(j: Job) -> None:
         if ready:
@@ -112,9 +113,18 @@ async def _publish(control: Control, project: str, job: Job, template: Template)
             j.fail(cause.at, None, Failure(code="template.no-ready-replica", message=error or "no node got it"))
 
     parts: Parts = [part(Template, project, template.id, settle), part(Job, project, job.id, finish)]
-    if ready and template.alias is not None and job.operation is Operation.CREATE:
-        parts += await _alias(control, project, template.alias, template.id, cause.at)
+    if alias is not None:
+        parts += await _alias(control, project, alias, template.id, cause.at)
     await control.store.transact_many(parts, cause)
+
+
+async def _due_alias(control: Control, project: str, job: Job, template: Template) -> str | None:
+    """The name that the template gets now. A redo gives it one that its failed creation could not, unless another one has it meanwhile."""
+    if template.alias is None or template.alias_held:
+        return None
+    holder = await control.find(Alias, project, template.alias)
+    free = holder is None or holder.template_id is None
+    return template.alias if free or job.operation is Operation.CREATE else None
 
 
 async def _alias(control: Control, project: str, name: str, template_id: str, at: datetime) -> Parts:
