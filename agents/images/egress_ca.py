@@ -55,7 +55,7 @@ def fingerprint(pem: bytes) -> str:
 
 
 def bake(tree: Tree, contents: Contents, pem: bytes) -> Baked:
-    """Add the CA to the tree. Raises ``egress-ca.invalid``, ``host.disk-full``."""
+    """Add the CA to the tree. Raises ``egress-ca.invalid``, ``node.disk-full``."""
     der = _only_certificate(pem)
     try:
         return _Oven(tree, contents, der).bake()

@@ -65,7 +65,7 @@ class Builder:
         self._env = {"E2FSPROGS_FAKE_TIME": str(max(epoch, 1)), "MKE2FS_CONFIG": str(work / "mke2fs.conf"), "DEBUGFS_PAGER": "cat"}
 
     def build(self, staged: Staged, geometry: Geometry, out: Path, meanwhile: Callable[[], None]) -> None:
-        """Raises ``artifact.build-failed``, ``host.missing-tool``, ``host.disk-full``."""
+        """Raises ``artifact.build-failed``, ``host.missing-tool``, ``node.disk-full``."""
         (self._work / "mke2fs.conf").write_text(_CONFIGURATION)
         for attempt in range(1, _ATTEMPTS + 1):
             code, _, complaint = run(self._mke2fs(staged, geometry, out), self._stop, cwd=self._work, env=self._env, meanwhile=meanwhile)
@@ -73,7 +73,7 @@ class Builder:
                 break
             out.unlink(missing_ok=True)
             if "No space left on device" in complaint:
-                raise ImageFault("host.disk-full", "the disk is full while making the file system", retryable=True)
+                raise ImageFault("node.disk-full", "the disk is full while making the file system", retryable=True)
             if _FULL not in complaint or attempt == _ATTEMPTS:
                 raise ImageFault("artifact.build-failed", f"mke2fs: {tail(complaint)}")
             geometry = geometry.enlarged()

@@ -9,7 +9,7 @@
 | ``image.wrong-platform`` | it is for other machines |
 | ``image.digest-mismatch`` ``image.bad-layer`` | the bytes are not what they claim to be |
 | ``image.unsafe-path`` ``image.unsafe-xattr`` ``image.device-node`` ``image.too-large`` | the image attacks whoever unpacks it |
-| ``egress-ca.invalid`` ``host.missing-tool`` ``host.disk-full`` ``artifact.build-failed`` | this host cannot build it |
+| ``egress-ca.invalid`` ``host.missing-tool`` ``node.disk-full`` ``artifact.build-failed`` | this host cannot build it |
 """
 
 from __future__ import annotations
@@ -31,5 +31,5 @@ class ImageFault(Refused):
 def host_fault(error: OSError, doing: str) -> ImageFault:
     """The host's own file system failed, not the image: a full disk may be emptied, so that one is retryable."""
     if error.errno in _FULL:
-        return ImageFault("host.disk-full", f"the disk is full while {doing}", retryable=True)
+        return ImageFault("node.disk-full", f"the disk is full while {doing}", retryable=True)
     return ImageFault("artifact.build-failed", f"{doing}: {error.strerror or error}")

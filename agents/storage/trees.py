@@ -26,7 +26,9 @@ async def copy(source: Path, target: Path) -> None:
     done = await spawn.run(argv, timeout_s=_COPY_S)
     if done.code != 0:
         full = "No space left" in done.complaint()
-        raise RuntimeFault("storage.full" if full else "storage.copy-failed", done.complaint(), retryable=full)
+        if full:
+            raise RuntimeFault("node.disk-full", f"no room for a copy of {source.name}", retryable=True)
+        raise RuntimeFault("storage.copy-failed", done.complaint())
 
 
 async def merge(layers: Sequence[Path], target: Path) -> None:

@@ -212,7 +212,7 @@ def test_a_full_disk_is_a_retryable_refusal_and_leaves_nothing(where, bench, tmp
     try:
         with pytest.raises(ImageFault) as refusal:
             bench.build(image, **({"work": small / "w"} if where == "work" else {"out": small / "a.ext4"}))
-        assert (refusal.value.code, refusal.value.retryable) == ("host.disk-full", True)
+        assert (refusal.value.code, refusal.value.retryable) == ("node.disk-full", True)
         assert [path for path in small.rglob("*") if path.name != "w"] == []
         assert [path for path in bench.leftovers() if path.name != "out"] == []
     finally:
