@@ -31,6 +31,8 @@ max_payload: 8MB
 pid_file: "{dir}/{name}.pid"
 jetstream {{
   store_dir: "{dir}/{name}"
+  # without it: three quarters of what is free when the server starts, which is less than what is stored already on a disk that fills up
+  max_file_store: 1000TB
   sync_interval: {sync}
 }}
 # nats-py dies on the second version of ack subjects (reference/jetstream-eventstore.md §4, pitfall 5)

@@ -23,6 +23,7 @@ from bus.requests import call
 from bus.server import Server
 from bus.subjects import EVENTS
 from domain.kernel.errors import Refused
+from strandline.mending import mend
 from strandline.orphans import end_orphans
 from strandline.supervisor import Child, Supervisor
 
@@ -74,6 +75,7 @@ class Installation:
         self.connection: Connection | None = None
         self._lock: IO[str] | None = None
         self._server: Server | None = None
+        self._mending: asyncio.Task[None] | None = None
 
     @property
     def node_names(self) -> list[str]:
@@ -92,6 +94,8 @@ class Installation:
         self._describe()
         await _listens(server.port)
         self.connection = await connect_from(self.dir, "up", on_closed=lambda: None, timeout=READY_S)
+        mending = mend(server.url, self.dir / "keys" / "system.creds", self.dir / "nats", partial(self.supervisor.restart, "nats"))
+        self._mending = asyncio.create_task(mending, name="mending the bus")
         await self.supervisor.start(self._child("control", "handlers"))
         await self.supervisor.start(self._child("projector", "projections"))
         caller = Caller(self.connection, actor="up")
@@ -199,6 +203,9 @@ class Installation:
         """Drain and stop, the ones that depend on others first. Sandboxes go on unless told otherwise."""
         if stop_sandboxes:
             await delete_all(self)
+        if self._mending is not None:
+            self._mending.cancel()
+            await asyncio.gather(self._mending, return_exceptions=True)
         if self.connection is not None:
             await self.connection.close()
         for name in [*self.node_names, "projector", "control", "nats"]:

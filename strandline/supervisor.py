@@ -93,6 +93,10 @@ class Supervisor:
             log.warning("supervisor.untold", error=str(error))
             asyncio.get_running_loop().call_later(TELL_AGAIN_S, self._tell)
 
+    async def restart(self, name: str) -> None:
+        """SIGTERM, time to drain, SIGKILL; then it is started again as if it had died. Returns when it has ended."""
+        await _end(self.children[name])
+
     async def stop(self, name: str) -> None:
         """SIGTERM, time to drain, SIGKILL. The child is not started again."""
         child = self.children.pop(name, None)
@@ -100,14 +104,20 @@ class Supervisor:
         if task is not None:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-        if child is None or child.process is None or child.process.returncode is not None:
-            return
+        if child is not None:
+            await _end(child)
+
+
+async def _end(child: Child) -> None:
+    process = child.process
+    if process is None or process.returncode is not None:
+        return
+    with contextlib.suppress(ProcessLookupError):
+        process.send_signal(signal.SIGTERM)
+    try:
+        await asyncio.wait_for(process.wait(), child.stop_s)
+    except TimeoutError:
+        log.warning("child.killed", name=child.name, after_s=child.stop_s)
         with contextlib.suppress(ProcessLookupError):
-            child.process.send_signal(signal.SIGTERM)
-        try:
-            await asyncio.wait_for(child.process.wait(), child.stop_s)
-        except TimeoutError:
-            log.warning("child.killed", name=name, after_s=child.stop_s)
-            with contextlib.suppress(ProcessLookupError):
-                child.process.kill()
-            await child.process.wait()
+            process.kill()
+        await process.wait()

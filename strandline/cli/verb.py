@@ -10,7 +10,7 @@ import functools
 import inspect
 import os
 import traceback
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Final, TypeVar, get_type_hints
@@ -182,10 +182,6 @@ COMMON: Final[dict[str, tuple[Any, Any]]] = {
 """Options of every command; those that say where to connect are shown once, at the root."""
 
 
-INSIST_S: Final = 1.0
-"""How long an interrupted command may take to tidy up before it is interrupted again."""
-
-
 def _body(
     function: Callable[..., Awaitable[Any]], extra: dict[str, tuple[Any, Any]], *, connect: bool, failure: ExitCode | None
 ) -> Callable[..., None]:
@@ -199,7 +195,7 @@ def _body(
         fmt = common["output"] or root.get("output") or Format.TABLE
         try:
             run = _run(common, root, fmt)
-            asyncio.run(_heeding(_go(function, run, given, connect=connect)))
+            asyncio.run(_go(function, run, given, connect=connect))
         except Refused as refused:
             print_error(refused, fmt)
             raise typer.Exit(failure or exit_code(refused)) from None
@@ -232,23 +228,6 @@ def _run(common: dict[str, Any], root: dict[str, Any], fmt: Format) -> Run:
         limit=common.get("limit"),
         watch=bool(common.get("watch")),
     )
-
-
-async def _heeding(work: Coroutine[Any, Any, None]) -> None:
-    """Ctrl-C once is enough: Python 3.11 can lose a cancellation that arrives together with an answer, so it is said again."""
-    task = asyncio.current_task()
-
-    async def insist() -> None:
-        while task is not None:
-            await asyncio.sleep(INSIST_S)
-            if task.cancelling():
-                task.cancel()
-
-    insisting = asyncio.create_task(insist())
-    try:
-        await work
-    finally:
-        insisting.cancel()
 
 
 async def _go(function: Callable[..., Awaitable[Any]], run: Run, given: dict[str, Any], *, connect: bool) -> None:

@@ -118,7 +118,6 @@ def test_every_bad_body_gets_a_named_refusal(at: Callable[..., None]) -> None:
 
     async def test(place: Any) -> None:
         served = place.plane._dispatcher.commands
-        await place.node.hello(cpu=10**6, memory_mb=10**9)  # damaged bodies that are valid all the same must not fill it
         await throw(place, served, 200, random.Random(seed), codes)  # the first of everything is what makes a process grow
         store = place.plane.control.store
         before, memory = await store.position(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
