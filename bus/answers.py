@@ -11,6 +11,11 @@ import orjson
 from domain.kernel.errors import Refused
 
 COMMAND_ID_HEADER: Final = "Strand-Command-Id"
+CALL_ID_HEADER: Final = "Strand-Call-Id"
+"""The id of a command that its caller did not choose: made up for one call, so that sending it again is a repetition.
+
+The answer is not kept beyond what the aggregates remember, which saves a read and a write of the disk for each command.
+"""
 ACTOR_HEADER: Final = "Strand-Actor"
 TRACE_HEADER: Final = "traceparent"
 ERROR: Final = "Nats-Service-Error"

@@ -14,7 +14,7 @@ import orjson
 from nats.aio.client import Client
 
 from bus import answers, subjects
-from bus.answers import ACTOR_HEADER, COMMAND_ID_HEADER, TRACE_HEADER
+from bus.answers import ACTOR_HEADER, CALL_ID_HEADER, COMMAND_ID_HEADER, TRACE_HEADER
 from bus.requests import patiently, request
 from domain.kernel.command import MAX_BODY
 from domain.kernel.errors import Invalid, Refused
@@ -55,7 +55,7 @@ class Caller:
         _check(project)
         noun, verb = name.split(".")
         wait = float(body.get("wait_s") or 0)
-        headers = {COMMAND_ID_HEADER: command_id or secrets.token_hex(16)}
+        headers = {COMMAND_ID_HEADER: command_id} if command_id is not None else {CALL_ID_HEADER: secrets.token_hex(16)}
         if self._actor is not None:
             headers[ACTOR_HEADER] = self._actor
         if trace is not None:

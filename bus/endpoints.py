@@ -27,7 +27,7 @@ from nats.errors import Error as NatsError
 from nats.errors import MaxPayloadError
 
 from bus import answers
-from bus.answers import ACTOR_HEADER, COMMAND_ID_HEADER, TRACE_HEADER
+from bus.answers import ACTOR_HEADER, CALL_ID_HEADER, COMMAND_ID_HEADER, TRACE_HEADER
 from bus.micro import QUEUE, Discovery, Tally
 from domain.kernel.command import MAX_BODY, Command
 from domain.kernel.errors import Invalid, Refused
@@ -208,7 +208,7 @@ class Endpoints:
         return request
 
     def _id_of(self, message: Msg) -> str | None:
-        return (message.headers or {}).get(COMMAND_ID_HEADER, "") if self._kind == "cmd" else None
+        return (_given_id(message.headers) or "") if self._kind == "cmd" else None
 
     async def _answer(self, messages: list[Msg], data: bytes, headers: dict[str, str] | None = None) -> None:
         for message in messages:
@@ -230,8 +230,12 @@ def _name(message: Msg) -> str:
 
 def _identity(message: Msg) -> tuple[str, str, bytes] | None:
     """What makes two messages the same command, so that a repetition joins the first instead of running beside it."""
-    given = (message.headers or {}).get(COMMAND_ID_HEADER)
+    given = _given_id(message.headers)
     return None if given is None else (message.subject, given, message.data)
+
+
+def _given_id(headers: Mapping[str, str] | None) -> str | None:
+    return headers.get(COMMAND_ID_HEADER, headers.get(CALL_ID_HEADER)) if headers else None
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> Refused:
@@ -245,7 +249,8 @@ def read_request(project: str, name: str, headers: Mapping[str, str] | None, bod
 
     ``otherwise`` is the command id of a message that brings none; without it one is made up.
     """
-    given = (headers or {}).get(COMMAND_ID_HEADER, otherwise)
+    chosen = (headers or {}).get(COMMAND_ID_HEADER, otherwise)
+    given = chosen if chosen is not None else (headers or {}).get(CALL_ID_HEADER)
     if not _PROJECT.fullmatch(project):
         raise Invalid("the subject names no project", {"project": f"must match {NAME_PATTERN}"})
     if given is not None and not COMMAND_ID.fullmatch(given):
@@ -257,7 +262,7 @@ def read_request(project: str, name: str, headers: Mapping[str, str] | None, bod
         name=name,
         body=body,
         command_id=given or secrets.token_hex(16),
-        explicit=given is not None,
+        explicit=chosen is not None,
         actor=_actor(headers or {}),
         trace=_trace(headers or {}),
         headers=headers or {},

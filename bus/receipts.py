@@ -1,4 +1,8 @@
-"""Receipts: which explicit command ids were answered, and how. They make "same id, same answer" hold across aggregates and for ever."""
+"""Receipts: which command ids were answered, and how. They make "same id, same answer" hold across aggregates and for ever.
+
+Ids that a caller chose are kept on the bus. One that was made up for a single call can only come again within seconds, so memory will do;
+a repetition that another process gets is recognised by the aggregates.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,7 @@ import structlog
 from nats.aio.client import Client
 
 from bus import direct, subjects
+from bus.endpoints import Reply, Request
 from bus.requests import ApiError, store
 from domain.kernel.errors import Refused
 
@@ -19,6 +24,8 @@ log = structlog.get_logger(__name__)
 
 CACHED: Final = 16_384
 """Receipts kept in memory: repeats come soon or never."""
+LARGEST: Final = 16 * 1024
+"""Characters of a reply that is kept in memory; larger ones (output of ``sandbox.exec``) are fetched again from where they are."""
 BACKLOG: Final = 8192
 """Receipts on their way to the bus at once. Beyond it they are dropped: aggregates know their commands without them."""
 EXPECT: Final = "Nats-Expected-Last-Subject-Sequence"
@@ -40,11 +47,28 @@ class Receipts:
         self._known: OrderedDict[tuple[str, str], Receipt] = OrderedDict()
         self._writing: set[asyncio.Task[None]] = set()
 
+    async def replay(self, request: Request, digest: str) -> Reply | None:
+        """The answer that this command got before, or None. Raises ``Refused``: ``command.mismatch``, ``bus.unavailable``."""
+        look = self.get if request.explicit else self._recent
+        known = await look(request.project, request.command_id)
+        if known is None:
+            return None
+        if known.digest != digest:
+            raise Refused("command.mismatch", "this command id was used for another command or another body")
+        return Reply(known.reply["result"], known.reply["id"], known.reply["seq"])
+
+    def keep(self, request: Request, digest: str, reply: Reply) -> None:
+        """Remember the answer to a command."""
+        said = {"result": reply.result, "id": reply.id, "seq": reply.seq}
+        if request.explicit:
+            self.put_soon(request.project, request.command_id, digest, said)
+        else:
+            self._remember(request.project, request.command_id, Receipt(digest, said))
+
     async def get(self, project: str, command_id: str) -> Receipt | None:
         """The receipt of a command, or None. Raises ``Refused`` (``bus.unavailable``)."""
-        known = self._known.get((project, command_id))
+        known = await self._recent(project, command_id)
         if known is not None:
-            self._known.move_to_end((project, command_id))
             return known
         found = await direct.get(self._nc, subjects.RECEIPTS, last_by_subj=subjects.receipt(project, command_id), within=5)
         if found is None:
@@ -71,7 +95,15 @@ class Receipts:
         while self._writing:
             await asyncio.gather(*self._writing, return_exceptions=True)
 
+    async def _recent(self, project: str, command_id: str) -> Receipt | None:
+        known = self._known.get((project, command_id))
+        if known is not None:
+            self._known.move_to_end((project, command_id))
+        return known
+
     def _remember(self, project: str, command_id: str, receipt: Receipt) -> None:
+        if sum(len(value) for value in receipt.reply.get("result", {}).values() if isinstance(value, str)) > LARGEST:
+            return
         self._known[project, command_id] = receipt
         if len(self._known) > CACHED:
             self._known.popitem(last=False)

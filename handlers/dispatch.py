@@ -1,7 +1,7 @@
 """From a request on the bus to a reply: parse, recognise repeats, hand to the noun's handler, remember the answer.
 
 The same command id with the same body gives the same answer for ever, and acts once (design.md §3). Two things make it so: aggregates
-remember the ids of the commands in their history, and a receipt per explicit command id tells repeats across aggregates apart.
+remember the ids of the commands in their history, and receipts tell repeats across aggregates apart.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from bus.endpoints import Reply, Request
 from bus.receipts import Receipts
 from domain.kernel.command import Cause, Command
-from domain.kernel.errors import Invalid, Refused
+from domain.kernel.errors import Invalid
 from domain.kernel.ids import NAME_PATTERN
 from domain.kernel.registry import COMMANDS
 from handlers.control import Control, digest_of
@@ -54,25 +54,13 @@ class Dispatcher:
         cls, handler = self._handlers[request.name]
         command = cls.parse(request.body)
         digest = digest_of([request.name, command.model_dump(mode="json", exclude={"wait_s"})])
-        if request.explicit:
-            known = await self._receipts.get(request.project, request.command_id)
-            if known is not None:
-                return _replayed(known.digest, digest, known.reply)
+        known = await self._receipts.replay(request, digest)
+        if known is not None:
+            return known
         cause = Cause(request.command_id, digest, request.actor, request.project, self._control.clock(), None, request.trace)
         reply = await handler(self._control, Asked(request.project, request.command_id, cause), command)
-        if request.explicit:
-            self._receipts.put_soon(request.project, request.command_id, digest, _as_dict(reply))
+        self._receipts.keep(request, digest, reply)
         return reply
-
-
-def _replayed(stored: str, digest: str, reply: dict[str, Any]) -> Reply:
-    if stored != digest:
-        raise Refused("command.mismatch", "this command id was used for another command or another body")
-    return Reply(result=reply["result"], id=reply["id"], seq=reply["seq"])
-
-
-def _as_dict(reply: Reply) -> dict[str, Any]:
-    return {"result": reply.result, "id": reply.id, "seq": reply.seq}
 
 
 def served() -> dict[str, type[Command]]:

@@ -105,10 +105,8 @@ class Projector:
         """``view.rebuild``. The same command id starts one rebuild, and gets the same answer for ever."""
         command = ViewRebuild.parse(request.body)
         digest = hashlib.sha256(canonical([request.name, command.model_dump(exclude={"wait_s"})])).hexdigest()[:32]
-        if request.explicit and (known := await self._receipts.get(request.project, request.command_id)) is not None:
-            if known.digest != digest:
-                raise Refused("command.mismatch", "this command id was used for another command or another body")
-            return Reply(known.reply["result"], known.reply["id"], known.reply["seq"])
+        if (known := await self._receipts.replay(request, digest)) is not None:
+            return known
         number, task = await self.rebuilder.start(command.view, await self._until(command.until))
         settled = False
         if command.wait_s:
@@ -116,9 +114,9 @@ class Projector:
                 await asyncio.wait([task], timeout=command.wait_s)
             settled = task.done() and task.result() is not None
         result = ViewRebuilt(generation=number, settled=settled).model_dump()
-        if request.explicit:
-            self._receipts.put_soon(request.project, request.command_id, digest, {"result": result, "id": command.view, "seq": 0})
-        return Reply(result, command.view, 0)
+        reply = Reply(result, command.view, 0)
+        self._receipts.keep(request, digest, reply)
+        return reply
 
     async def _until(self, said: str | None) -> int | None:
         until = moment(said)

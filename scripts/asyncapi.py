@@ -73,7 +73,8 @@ def _streams() -> Json:
 
 def _add_command(name: str, command: type[Command], channels: Json, operations: Json, messages: Json) -> None:
     key = name.replace(".", "-")
-    headers = _object(**{"Strand-Command-Id": {**TEXT, "pattern": "^[A-Za-z0-9_-]{1,64}$"}, "Strand-Actor": TEXT, "traceparent": TEXT})
+    identifier = {**TEXT, "pattern": "^[A-Za-z0-9_-]{1,64}$"}
+    headers = _object(**{"Strand-Command-Id": identifier, "Strand-Call-Id": identifier, "Strand-Actor": TEXT, "traceparent": TEXT})
     payload = command.model_json_schema(ref_template=f"#/components/messages/{key}/payload/$defs/{{model}}")
     messages[key] = {
         **_message(name, _first_line(command.__doc__), payload),

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 
+import orjson
 import pytest
 from support.waiting import eventually
 
+from bus.receipts import Receipts
 from domain.kernel.errors import Refused
 from domain.nodes.orders import Verb
 from domain.sandboxes.sandbox import Sandbox
@@ -33,6 +35,24 @@ def test_concurrent_duplicates_have_one_effect(at) -> None:
 
     async def asked_id(place, command_id: str) -> str:
         return (await place.plane._receipts.get("default", command_id)).reply["id"]
+
+    at(test)
+
+
+def test_an_id_that_the_client_made_up_is_a_repetition_too_and_leaves_no_receipt(at) -> None:
+    async def test(place) -> None:
+        template = await place.template()
+        subject, body = "strand.v1.cmd.default.sandbox.create", orjson.dumps({"template": template})
+        answers = [(await place.nc.request(subject, body, headers={"Strand-Call-Id": "made-up"}, timeout=10)).data for _ in range(2)]
+        assert answers[0] == answers[1]
+        await eventually(lambda: len(place.plane.control.fleet.sandboxes) == 1)
+        other = orjson.dumps({"template": template, "cpu": 2})
+        mismatch = await place.nc.request(subject, other, headers={"Strand-Call-Id": "made-up"}, timeout=10)
+        assert orjson.loads(mismatch.data)["error"]["code"] == "command.mismatch"
+        place.plane._receipts._known.clear()  # as another control plane has it
+        again = await place.nc.request(subject, body, headers={"Strand-Call-Id": "made-up"}, timeout=10)
+        assert orjson.loads(again.data)["id"] == orjson.loads(answers[0])["id"]
+        assert await Receipts(place.nc).get("default", "made-up") is None
 
     at(test)
 
