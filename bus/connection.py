@@ -14,11 +14,12 @@ import os
 import ssl
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeAlias
 
 import nats.errors
 import structlog
 from nats.aio.client import Client
+from nats.aio.subscription import Subscription
 
 from domain.kernel.errors import Refused
 
@@ -36,6 +37,10 @@ EXIT_CODE: Final = 75
 """EX_TEMPFAIL: start me again."""
 
 
+Take: TypeAlias = Callable[[bytes, bytes, bytes, bytes | None], None]
+"""(subject, reply, data, headers) of a message as it came in; ``headers`` is for ``parse_headers``, None when there are none."""
+
+
 class Connection(Client):
     """A client that knows whether its end was wanted, with a watchdog for its read loop."""
 
@@ -45,6 +50,28 @@ class Connection(Client):
         self._watchdog: asyncio.Task[None] | None = None
         self._listeners: list[Callable[[], None]] = []
         self._reported: set[str] = set()
+        self._direct: dict[int, Take] = {}
+
+    def take_directly(self, subscription: Subscription, take: Take) -> None:
+        """Hand the messages of a subscription to ``take`` in the read loop, without nats-py's queue and task for each.
+
+        That halves the cost of a message (reference/jetstream-eventstore.md §3.3). ``take`` must not wait; what it raises is logged.
+        """
+        self._direct[subscription._id] = take  # noqa: SLF001 - nats-py has no public name for it
+
+    def _remove_sub(self, sid: int, max_msgs: int = 0) -> None:
+        self._direct.pop(sid, None)
+        super()._remove_sub(sid, max_msgs)
+
+    async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
+        take = self._direct.get(sid)
+        if take is None:
+            await super()._process_msg(sid, subject, reply, data, headers)
+            return
+        try:
+            take(subject, reply, data, headers)
+        except Exception:
+            log.exception("connection.message-failed", subject=repr(bytes(subject))[:200])
 
     def on_reconnect(self, listener: Callable[[], None]) -> Callable[[], None]:
         """Call ``listener`` after every reconnect, when what was under way on the old socket is lost. Returns how to stop that."""
@@ -111,6 +138,11 @@ class Connection(Client):
         except (UnicodeDecodeError, IndexError):
             return None
 
+    @staticmethod
+    def _parse_header_lines(raw: bytes) -> dict[str, str]:
+        """nats-py looks at every character of every name, which costs more than all else that it does with a message."""
+        return header_lines(raw)
+
     async def report(self, error: Exception) -> None:
         """nats-py's errors into the log: each once per disconnection, because every failed attempt to reconnect is one."""
         said = repr(error)[:300]
@@ -134,6 +166,29 @@ class Connection(Client):
 
     async def __aexit__(self, *exc: object) -> None:
         await self.close()
+
+
+def parse_headers(raw: bytes | None) -> dict[str, str]:
+    """The headers of a message; of an inline status ("NATS/1.0 408 Request Timeout") its number is ``Status``, its text ``Description``."""
+    if not raw:
+        return {}
+    line, _, rest = bytes(raw).partition(b"\r\n")
+    found = header_lines(rest)
+    status, _, description = line[len(b"NATS/1.0 ") :].partition(b" ")
+    if status:
+        found |= {"Status": status.decode("ascii", "replace"), "Description": description.decode("utf-8", "replace").strip()}
+    return found
+
+
+def header_lines(raw: bytes) -> dict[str, str]:
+    """``Name: value`` per line. A line whose name is no token is left out; of several values of one name the last one counts."""
+    found = {}
+    for line in bytes(raw).split(b"\r\n"):
+        name, colon, value = line.partition(b":")
+        token = name.strip()
+        if colon and token and token.isascii() and len(token.split()) == 1:
+            found[token.decode()] = value.strip().decode("utf-8", "replace")
+    return found
 
 
 def _exit_process() -> None:

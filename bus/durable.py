@@ -15,11 +15,10 @@ from typing import Any, Final, Self
 import nats.errors
 import structlog
 from nats.aio.client import Client
-from nats.aio.msg import Msg
 
 from bus import subjects
 from bus.commit import Commit, Corrupt, decode
-from bus.pull import NANO, Pull
+from bus.pull import NANO, Delivered, Pull
 from bus.requests import call
 from domain.kernel.errors import Refused
 
@@ -34,6 +33,13 @@ ATTEMPTS: Final = 8
 FIRST_PAUSE_S: Final = 0.05
 LONGEST_PAUSE_S: Final = 5.0
 REMEMBERED: Final = 4 * WINDOW
+ACK_SOON_S: Final = 0.05
+"""How long an acknowledgement waits for others to share its way with: each one sent alone takes time from the next command's reply."""
+ACK_AT_ONCE: Final = 64
+"""As many acknowledgements wait for nothing more."""
+
+
+ACK: Final = b"+ACK"
 
 
 @dataclass(slots=True)
@@ -73,10 +79,12 @@ class DurableReader:
         self._first_pause_s = first_pause_s
         self._slots = asyncio.Semaphore(in_flight)
         self._work: dict[int, _Work] = {}
-        self._queues: dict[str, deque[_Work]] = {}
+        self._queues: dict[bytes, deque[_Work]] = {}
         self._done: OrderedDict[int, None] = OrderedDict()
         self._tasks: set[asyncio.Task[None]] = set()
         self._background: list[asyncio.Task[None]] = []
+        self._owed: list[str] = []
+        self._later: asyncio.TimerHandle | None = None
         self._pull = Pull(nc, stream, self._attach, self._receive, window=WINDOW, gapless=True)
 
     async def start(self) -> Self:
@@ -89,6 +97,9 @@ class DurableReader:
 
     async def stop(self) -> None:
         """End it. What is being handled is cancelled and will be delivered again."""
+        if self._later is not None:
+            self._later.cancel()
+        await self._acknowledge()
         tasks = [*self._background, *self._tasks]
         for task in tasks:
             task.cancel()
@@ -120,17 +131,19 @@ class DurableReader:
         await call(self._nc, f"CONSUMER.RESET.{where}", within=ATTACH_S)
         return self._durable
 
-    def _receive(self, message: Msg, seq: int, _: int) -> int:
+    def _receive(self, message: Delivered, seq: int, _: int) -> int:
+        reply = message.reply.decode()
         if seq in self._done:
-            self._spawn(self._say(message.reply, b"+ACK"))
+            self._acknowledge_soon(reply)
         elif (known := self._work.get(seq)) is not None:
-            known.reply = message.reply
+            known.reply = reply
         else:
-            work = self._work[seq] = _Work(seq, message.reply, message.data)
-            queue = self._queues.get(message.subject)
+            work = self._work[seq] = _Work(seq, reply, message.data)
+            subject = bytes(message.subject)
+            queue = self._queues.get(subject)
             if queue is None:
-                self._queues[message.subject] = deque([work])
-                self._spawn(self._drain(message.subject))
+                self._queues[subject] = deque([work])
+                self._spawn(self._drain(subject))
             else:
                 queue.append(work)
         return len(self._work)
@@ -140,7 +153,7 @@ class DurableReader:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _drain(self, subject: str) -> None:
+    async def _drain(self, subject: bytes) -> None:
         """Handle one aggregate's commits, oldest first."""
         queue = self._queues[subject]
         while queue:
@@ -152,7 +165,10 @@ class DurableReader:
             self._done[work.seq] = None
             if len(self._done) > REMEMBERED:
                 self._done.popitem(last=False)
-            await self._say(work.reply, answer)
+            if answer == ACK:
+                self._acknowledge_soon(work.reply)
+            else:
+                await self._say(work.reply, answer)
             await self._pull.ask(len(self._work))
         del self._queues[subject]
 
@@ -174,11 +190,24 @@ class DurableReader:
                 why = repr(error)
                 log.exception("durable.failed", durable=self._durable, seq=work.seq, failures=failures)
             else:
-                return b"+ACK"
+                return ACK
             if failures >= self._attempts:
                 return f"+TERM {why}"[:1000].replace("\n", " ").encode()
             await asyncio.sleep(pause)
             pause = min(pause * 2, LONGEST_PAUSE_S)
+
+    def _acknowledge_soon(self, reply: str) -> None:
+        """The server may hear of it late: what it delivers again meanwhile is known here, and handling twice does no harm."""
+        self._owed.append(reply)
+        if len(self._owed) == 1:
+            self._later = asyncio.get_running_loop().call_later(ACK_SOON_S, lambda: self._spawn(self._acknowledge()))
+        elif len(self._owed) == ACK_AT_ONCE:
+            self._spawn(self._acknowledge())
+
+    async def _acknowledge(self) -> None:
+        owed, self._owed = self._owed, []
+        for reply in owed:
+            await self._say(reply, ACK)
 
     async def _say(self, reply: str, answer: bytes) -> None:
         try:

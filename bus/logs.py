@@ -18,7 +18,7 @@ from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 
 from bus import direct, subjects
-from bus.pull import NANO, Pull
+from bus.pull import NANO, Delivered, Pull
 from bus.requests import ApiError, call
 
 Stream = Literal["stdout", "stderr", "runtime"]
@@ -165,11 +165,11 @@ async def follow(
         await call(nc, f"CONSUMER.CREATE.{subjects.LOGS}.{name}.{subject}", {"stream_name": subjects.LOGS, "config": config})
         return name
 
-    def take(message: Msg, seq: int, _: int) -> int:
+    def take(message: Delivered, seq: int, _: int) -> int:
         nonlocal taken
         if seq > taken:
             taken = seq
-            arrived.put_nowait(message)
+            arrived.put_nowait(message.message(nc))
         return 0  # the consumer's ack window bounds what has arrived
 
     pulling = asyncio.create_task(Pull(nc, subjects.LOGS, attach, take, window=WINDOW).run())

@@ -10,8 +10,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import Awaitable, Callable
-from typing import Final
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Final, NamedTuple
 
 import nats.errors
 import orjson
@@ -20,7 +21,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
-from bus.connection import Connection
+from bus.connection import Connection, parse_headers
 
 log = structlog.get_logger(__name__)
 
@@ -32,8 +33,22 @@ NANO: Final = 1_000_000_000
 LONGEST_PAUSE_S: Final = 2.0
 _GONE: Final = ("404", "503", "409 Consumer Deleted", "409 Consumer is push")
 
+
+class Delivered(NamedTuple):
+    """A message as it came in: bytes, because most readers want no more than ``data``."""
+
+    subject: bytes
+    reply: bytes
+    data: bytes
+    headers: bytes | None
+
+    def message(self, nc: Client) -> Msg:
+        """The same as nats-py has it."""
+        return Msg(nc, bytes(self.subject).decode(), bytes(self.reply).decode(), self.data, parse_headers(self.headers) or None)
+
+
 Attach = Callable[[bool], Awaitable[str]]
-Receive = Callable[[Msg, int, int], int]
+Receive = Callable[[Delivered, int, int], int]
 
 
 class Pull:
@@ -42,7 +57,7 @@ class Pull:
     ``attach(fresh)`` makes sure that the consumer exists and names it; ``fresh`` is true until it has worked once. ``receive(message,
     stream sequence, how many are still to come)`` is called with each, in order, must not wait, and returns how many the owner has not
     taken care of yet. ``gapless``: the consumer has delivered nothing when it is attached, and is attached again whenever a delivery may
-    be lost; without that the server delivers it again by itself.
+    be lost; without that the server delivers it again by itself. ``nc`` is a ``Connection``: messages are taken in its read loop.
     """
 
     def __init__(self, nc: Client, stream: str, attach: Attach, receive: Receive, *, window: int, gapless: bool = False) -> None:
@@ -59,7 +74,7 @@ class Pull:
         self._backlog = 0
         self._consumer_seq = 0
         self._heard = 0.0
-        self._subscription: Subscription | None = None
+        self._asking: asyncio.Task[None] | None = None
         self._ended = asyncio.Event()
         self._why = "not begun"
         self._ended.set()
@@ -67,12 +82,11 @@ class Pull:
 
     async def run(self) -> None:
         """Pull until cancelled."""
-        loop = asyncio.get_running_loop()
         unlisten = self._nc.on_reconnect(lambda: self._end("reconnected")) if isinstance(self._nc, Connection) else None
         fresh, failures = True, 0
         try:
             while True:
-                began = loop.time()
+                began = time.monotonic()
                 try:
                     consumer = await self._attach(fresh)
                     heed_cancellation()
@@ -80,7 +94,7 @@ class Pull:
                     why = await self._receive_from(consumer)
                 except Exception as error:  # noqa: BLE001 - whatever it is: a reader that stops without a word is worse
                     why = repr(error)[:500]
-                failures = 0 if self._consumer_seq or loop.time() - began > SILENCE_S else failures + 1
+                failures = 0 if self._consumer_seq or time.monotonic() - began > SILENCE_S else failures + 1
                 self._consumer_seq = 0
                 (log.warning if failures else log.info)("pull.detached", stream=self._stream, why=why, failures=failures)
                 await asyncio.sleep(_pause(failures))
@@ -90,10 +104,9 @@ class Pull:
 
     async def ask(self, backlog: int) -> None:
         """Ask for more, when at least half of the window is free. ``backlog`` is what the owner has not taken care of yet."""
-        self._backlog = backlog
-        free = self._window - self._asked - backlog
-        if free * 2 < self._window or self._ended.is_set():
+        if not self._wants_more(backlog):
             return
+        free = self._window - self._asked - backlog
         self._asked += free
         body = {"batch": free, "expires": EXPIRES_S * NANO, "idle_heartbeat": HEARTBEAT_S * NANO}
         try:
@@ -101,18 +114,22 @@ class Pull:
         except (nats.errors.Error, OSError) as error:
             self._end(repr(error))
 
+    def _wants_more(self, backlog: int) -> bool:
+        self._backlog = backlog
+        return (self._window - self._asked - backlog) * 2 >= self._window and not self._ended.is_set()
+
     async def _receive_from(self, consumer: str) -> str:
         """Pull until this consumer has to be attached again; why."""
         self._subject = f"$JS.API.CONSUMER.MSG.NEXT.{self._stream}.{consumer}"
         self._inbox = self._nc.new_inbox()
         self._backlog = 0
-        self._subscription = await self._nc.subscribe(f"{self._inbox}.*", cb=self._on_message, pending_msgs_limit=0, pending_bytes_limit=0)
-        loop, failures = asyncio.get_running_loop(), 0
+        subscription = await self._subscribe(f"{self._inbox}.*")
+        failures = 0
         try:
             while True:
                 self._number += 1
                 self._asked = 0
-                began = self._heard = loop.time()
+                began = self._heard = time.monotonic()
                 self._ended.clear()
                 await self.ask(self._backlog)
                 self.attached.set()
@@ -120,23 +137,37 @@ class Pull:
                 if self._gapless or why.startswith(_GONE):
                     return why
                 log.info("pull.again", subject=self._subject, why=why)
-                failures = 0 if loop.time() - began > SILENCE_S else failures + 1
+                failures = 0 if time.monotonic() - began > SILENCE_S else failures + 1
                 await asyncio.sleep(_pause(failures))
         finally:
             self._end("detached")
             self.attached.clear()
             with contextlib.suppress(nats.errors.Error, OSError):
-                await self._subscription.unsubscribe()
+                await subscription.unsubscribe()
+
+    async def _subscribe(self, subject: str) -> Subscription:
+        if not isinstance(self._nc, Connection):
+            raise TypeError("only our own connections hand over messages directly")
+        subscription = await self._nc.subscribe(subject)
+        self._nc.take_directly(subscription, self._take)
+        return subscription
+
+    def _take(self, subject: bytes, reply: bytes, data: bytes, headers: bytes | None) -> None:
+        if self._gapless and self._ended.is_set():
+            return
+        status = parse_headers(headers) if headers and not data else {}
+        backlog = self._on_status(subject, status) if "Status" in status else self._on_delivery(Delivered(subject, reply, data, headers))
+        if backlog is not None and self._wants_more(backlog):
+            self._asking = asyncio.create_task(self.ask(backlog))
 
     async def _end_of_pull(self) -> str:
         """Why the server sends nothing more: silence while something was asked for is one reason."""
-        loop = asyncio.get_running_loop()
         while not self._ended.is_set():
             try:
                 async with asyncio.timeout(SILENCE_S / 2):
                     await self._ended.wait()
             except TimeoutError:
-                if self._asked and loop.time() - self._heard > SILENCE_S:
+                if self._asked and time.monotonic() - self._heard > SILENCE_S:
                     self._end("silence")
         return self._why
 
@@ -146,20 +177,10 @@ class Pull:
             self._why = why
             self._ended.set()
 
-    async def _on_message(self, message: Msg) -> None:
-        if self._gapless and self._ended.is_set():
-            return
-        if message.headers and "Status" in message.headers and not message.data:
-            backlog = self._on_status(message)
-        else:
-            backlog = self._on_delivery(message)
-        if backlog is not None:
-            await self.ask(backlog)
-
-    def _on_delivery(self, message: Msg) -> int | None:
-        self._heard = asyncio.get_running_loop().time()
+    def _on_delivery(self, message: Delivered) -> int | None:
+        self._heard = time.monotonic()
         # $JS.ACK.<stream>.<consumer>.<deliveries>.<stream seq>.<consumer seq>.<time>.<pending>
-        _, seq, consumer_seq, _, pending = message.reply.rsplit(".", 4)
+        _, seq, consumer_seq, _, pending = message.reply.rsplit(b".", 4)
         number = int(consumer_seq)
         if self._gapless and number != self._consumer_seq + 1:
             self._end(f"delivery {self._consumer_seq + 1} is missing")
@@ -168,12 +189,11 @@ class Pull:
         self._asked = max(self._asked - 1, 0)  # one of a lost pull only makes the next come early
         return self._receive(message, int(seq), int(pending))
 
-    def _on_status(self, message: Msg) -> int | None:
-        headers = message.headers or {}
+    def _on_status(self, subject: bytes, headers: Mapping[str, str]) -> int | None:
         status = headers["Status"]
-        if not message.subject.endswith(f".{self._number}"):
+        if not subject.endswith(b".%d" % self._number):
             return None  # of a pull that was given up
-        self._heard = asyncio.get_running_loop().time()
+        self._heard = time.monotonic()
         if status == "100":
             return None
         if status == "408":

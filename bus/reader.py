@@ -18,7 +18,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 
-from bus.pull import NANO, Pull
+from bus.pull import NANO, Delivered, Pull
 from bus.requests import call
 from domain.kernel.errors import Refused
 
@@ -167,8 +167,8 @@ class Reader(Generic[T]):
     async def __aexit__(self, *exc: object) -> None:
         await self.close()
 
-    def _receive(self, message: Msg, _seq: int, _pending: int) -> int:
-        self._take(message)
+    def _receive(self, message: Delivered, _seq: int, _pending: int) -> int:
+        self._take(message.message(self._nc))
         return 0  # the consumer's ack window bounds what is in hand
 
     def _take(self, message: Msg) -> None:

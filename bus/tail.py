@@ -9,11 +9,10 @@ from typing import Any, Final, Generic, Self, TypeVar
 
 import structlog
 from nats.aio.client import Client
-from nats.aio.msg import Msg
 
 from bus import subjects
 from bus.commit import Commit, decode
-from bus.pull import NANO, Pull
+from bus.pull import NANO, Delivered, Pull
 from bus.requests import call
 
 T = TypeVar("T")
@@ -123,7 +122,7 @@ class Tail(Generic[T]):
         self._arrived.set()
         return name
 
-    def _receive(self, message: Msg, seq: int, pending: int) -> int:
+    def _receive(self, message: Delivered, seq: int, pending: int) -> int:
         self._received = seq
         self._left = pending
         self._count += 1

@@ -11,11 +11,10 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-import orjson
 import structlog
 
 from domain.kernel.command import canonical
-from projections.facts import Json, read_fact
+from projections.facts import RawCommit, read_commit, read_fact
 from projections.state import State, StoreFault
 from projections.store import ITEMS, Changes, Generation, Key, Role, Store
 from projections.view import Apply, View
@@ -128,21 +127,23 @@ class Engine:
         """Apply commits in order, in memory; ``save`` makes it last. After a ``StoreFault``: ``reload``, and read on from ``position``."""
         if not batch:
             return
+        commits = [(seq, read_commit(data)) for seq, data in batch if data.endswith(self._endings)]
         if self._store.remote:
-            self._fetch([orjson.loads(data) for _, data in batch if data.endswith(self._endings)])
+            self._fetch([commit for _, commit in commits])
         before = 0
-        for seq, data in batch:
-            if seq > before and data.endswith(self._endings):
-                self._apply_commit(seq, orjson.loads(data))
+        for seq, commit in commits:
+            if seq > before:
+                self._apply_commit(seq, commit)
             before = seq
+        before, _ = batch[-1]
         for target in self.targets.values():
             if target.broken is None and target.seen < before:
                 target.seen = before
         self.cursor = before
 
-    def _apply_commit(self, seq: int, body: Json) -> None:
-        for event in body["events"]:
-            steps = self._routes.get(event["type"])
+    def _apply_commit(self, seq: int, commit: RawCommit) -> None:
+        for event in commit.events:
+            steps = self._routes.get(event.type)
             if steps is None:
                 continue
             fact = None
@@ -150,7 +151,7 @@ class Engine:
                 if seq <= target.seen:
                     continue
                 try:
-                    fact = fact or read_fact(seq, body, event)
+                    fact = fact or read_fact(seq, commit, event)
                     apply(target.state, fact)
                 except StoreFault:
                     raise
@@ -163,16 +164,15 @@ class Engine:
         target.state.forget()
         self._reroute()
 
-    def _fetch(self, bodies: Sequence[Json]) -> None:
+    def _fetch(self, commits: Sequence[RawCommit]) -> None:
         """Read the items that commits are about in one go; a first commit's do not exist yet."""
         keys: dict[int, tuple[Target, dict[Key, None]]] = {}
-        for body in bodies:
-            events = body["events"]
-            if events[0]["version"] == 1:
+        for commit in commits:
+            if commit.events[0].version == 1:
                 continue
-            for event in events:
-                for target, _ in self._routes.get(event["type"], ()):
-                    keys.setdefault(id(target), (target, {}))[1][ITEMS, body["project"], body["id"]] = None
+            for event in commit.events:
+                for target, _ in self._routes.get(event.type, ()):
+                    keys.setdefault(id(target), (target, {}))[1][ITEMS, commit.project, commit.id] = None
         for target, wanted in keys.values():
             target.state.fetch(wanted)
 

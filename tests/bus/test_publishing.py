@@ -135,7 +135,7 @@ def test_a_header_or_subject_cannot_break_out_of_its_line(server):
 def test_the_public_api_takes_over_when_the_internals_are_not_as_known(server, monkeypatch):
     async def scenario() -> None:
         async with connected(server) as nc:
-            monkeypatch.setattr(FastPublisher, "receive", lambda self, message: None)
+            monkeypatch.setattr(FastPublisher, "_receive", lambda self, *message: None)
             monkeypatch.setattr("bus.fast.ACK_S", 0.05)
             publisher = await open_publisher(nc)
             assert type(publisher) is Publisher

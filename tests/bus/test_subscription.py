@@ -151,7 +151,7 @@ def test_a_lost_delivery_is_noticed_and_read_again(server):
     async def body(nc, store, seen) -> None:
         async with Tail(nc, 0, [ALL_EVENTS], seen.batch) as tail:
             await asyncio.wait_for(tail.caught_up.wait(), 5)
-            await eventually(lambda: tail._pull._subscription)
+            await asyncio.wait_for(tail._pull.attached.wait(), 5)
             pull = tail._pull
             original, dropped = pull._on_delivery, []
 
