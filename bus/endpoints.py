@@ -13,14 +13,13 @@ import difflib
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final, Self
 
 import orjson
 import structlog
-from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.errors import Error as NatsError
@@ -28,6 +27,7 @@ from nats.errors import MaxPayloadError
 
 from bus import answers
 from bus.answers import ACTOR_HEADER, CALL_ID_HEADER, COMMAND_ID_HEADER, TRACE_HEADER
+from bus.connection import Client, Connection, parse_headers
 from bus.micro import QUEUE, Discovery, Tally
 from domain.kernel.command import MAX_BODY, Command
 from domain.kernel.errors import Invalid, Refused
@@ -45,7 +45,6 @@ _ACTOR: Final = re.compile(r"[!-~]{1,128}")
 _TRACE: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _PROJECT: Final = re.compile(NAME_PATTERN)
 _MOST_REPEATS: Final = 64
-_PENDING_BYTES: Final = 64 * 1024 * 1024
 
 
 @dataclass(slots=True)
@@ -93,12 +92,15 @@ class Endpoints:
     def __init__(
         self, nc: Client, kind: str, handle: Handler, limit: int, queue: int, group: str = "", elsewhere: Collection[str] = ()
     ) -> None:
+        if not isinstance(nc, Connection):
+            raise TypeError("only our own connections hand over messages directly")
         self._nc = nc
         self._kind = kind
         self._handle = handle
         self._places = asyncio.Semaphore(limit)
         self._most = limit + queue
         self._tasks: set[asyncio.Task[None]] = set()
+        self._refusing: set[asyncio.Task[None]] = set()
         self._running: dict[tuple[str, str, bytes] | None, list[Msg]] = {}
         self._group = group
         self._elsewhere = elsewhere
@@ -119,10 +121,8 @@ class Endpoints:
     async def start(self) -> None:
         """Begin to take requests; when this returns the server knows of it."""
         subjects = [f"strand.v1.{self._kind}.*.{name}" for name in self._tallies] if self._group else [f"strand.v1.{self._kind}.>"]
-        self._subscriptions = [
-            await self._nc.subscribe(subject, queue=self._group or QUEUE, cb=self._take, pending_bytes_limit=_PENDING_BYTES)
-            for subject in subjects
-        ]
+        for subject in subjects:
+            self._subscriptions.append(await self._nc.subscribe_directly(subject, self._arrived, self._group or QUEUE))
         await self._discovery.start()
         await self._nc.flush()
 
@@ -147,7 +147,10 @@ class Endpoints:
     async def __aexit__(self, *exc: object) -> None:
         await self.close()
 
-    async def _take(self, message: Msg) -> None:
+    def _arrived(self, subject: bytes, reply: bytes, data: bytes, headers: bytes | None) -> None:
+        self._take(Msg(self._nc, subject.decode(), reply.decode(), data, parse_headers(headers)))
+
+    def _take(self, message: Msg) -> None:
         if message.reply and not answers.is_inbox(message.reply):
             log.warning("endpoint.reply-refused", subject=message.subject, reply=message.reply)
             return
@@ -157,12 +160,18 @@ class Endpoints:
         if repeated is not None and len(repeated) < _MOST_REPEATS:
             repeated.append(message)
         elif len(self._tasks) >= self._most:
-            overloaded = Refused("bus.overloaded", "too many requests at once", retryable=True)
-            await self._answer([message], answers.refusal(self._id_of(message), overloaded), answers.error_headers(overloaded))
+            self._spawn(self._refuse(message, Refused("bus.overloaded", "too many requests at once", retryable=True)), self._refusing)
         else:
-            task = asyncio.create_task(self._serve(message))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._spawn(self._serve(message), self._tasks)
+
+    @staticmethod
+    def _spawn(work: Coroutine[Any, Any, None], among: set[asyncio.Task[None]]) -> None:
+        task = asyncio.create_task(work)
+        among.add(task)
+        task.add_done_callback(among.discard)
+
+    async def _refuse(self, message: Msg, refused: Refused) -> None:
+        await self._answer([message], answers.refusal(self._id_of(message), refused), answers.error_headers(refused))
 
     async def _serve(self, message: Msg) -> None:
         """Work on one request, and answer it and everybody who repeated it meanwhile."""

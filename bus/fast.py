@@ -8,7 +8,7 @@ public API.
 from __future__ import annotations
 
 import asyncio
-from typing import Final, Self
+from typing import Final, Self, cast
 
 import nats.errors
 import structlog
@@ -57,8 +57,7 @@ class FastPublisher(Publisher):
         """Subscribe, and prove by a message to ourselves that replies arrive. Raises ``AttributeError``, ``UnansweredError`` otherwise."""
         if not isinstance(self.nc, Connection):
             raise TypeError("only our own connections hand over messages directly")
-        self._subscription = await self.nc.subscribe(self._inbox.decode() + "*")
-        self.nc.take_directly(self._subscription, self._receive)
+        self._subscription = await self.nc.subscribe_directly(self._inbox.decode() + "*", self._receive)
         await self._exchange(self._inbox.decode() + str(self._count + 1), b"", None, ACK_S)
         return self
 
@@ -108,12 +107,14 @@ class FastPublisher(Publisher):
                 future.set_exception(UnansweredError("the connection was lost"))
 
     async def _write(self, subject: str, reply: bytes, data: bytes, headers: Headers | None) -> None:
-        nc = self.nc
+        nc = cast(Connection, self.nc)
         if not nc.is_connected:  # nothing is kept for later: whoever publishes decides whether it is still wanted then
             raise UnansweredError("not connected")
         command = _command(subject, reply, data, headers, nc.max_payload)
         nc._pending.append(command)  # noqa: SLF001 - see the module's first lines
         nc._pending_data_size += len(command)  # noqa: SLF001
+        if nc.write_now():
+            return
         queue = nc._flush_queue  # noqa: SLF001
         crowded = nc._pending_data_size > FLUSH_BYTES  # noqa: SLF001
         if queue is None or queue.full():

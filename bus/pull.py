@@ -148,9 +148,7 @@ class Pull:
     async def _subscribe(self, subject: str) -> Subscription:
         if not isinstance(self._nc, Connection):
             raise TypeError("only our own connections hand over messages directly")
-        subscription = await self._nc.subscribe(subject)
-        self._nc.take_directly(subscription, self._take)
-        return subscription
+        return await self._nc.subscribe_directly(subject, self._take)
 
     def _take(self, subject: bytes, reply: bytes, data: bytes, headers: bytes | None) -> None:
         if self._gapless and self._ended.is_set():

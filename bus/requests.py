@@ -108,9 +108,11 @@ async def _until_reconnect(nc: Client, limit: asyncio.Timeout) -> AsyncIterator[
             stop()
 
 
-async def request(nc: Client, subject: str, data: bytes, headers: Headers, timeout: float) -> bytes:
+async def request(nc: Client, subject: str, data: bytes, headers: Headers, timeout: float, publisher: Publisher | None = None) -> bytes:
     """The answer to one request. Raises ``Refused``: ``bus.unavailable``, which passes, or another code, which does not."""
     try:
+        if publisher is not None:
+            return (await publisher.ask(subject, data, headers, timeout)).data
         return (await exchange(nc, subject, data, headers, timeout)).data
     except MaxPayloadError:
         raise Refused("bus.too-large", f"{len(data)} bytes are more than the server takes") from None
