@@ -1,8 +1,10 @@
 """One command at a time through the running processes: until its reply, and until a view shows it, beside a bare publish.
 
 Bare: ``js.publish`` of a plain nats-py client with 300 bytes into a stream of its own on the installation's own server, which syncs every
-message to the disk, one at a time. Ours: ``node.cordon`` and ``node.uncordon`` in turn, each recording one event; then ``nodes.get`` with ``min_seq``.
-Measured in blocks, and after each block until nothing is under way any more, so that no block pays for what the one before has left.
+message to the disk, one at a time.
+
+Ours: ``node.cordon`` and ``node.uncordon`` in turn, each recording one event; then ``nodes.get`` with ``min_seq``. Measured in blocks, and
+after each block until nothing is under way any more, so that no block pays for what the one before has left.
 """
 
 from __future__ import annotations
