@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from support.faults import Fault, FaultyPublisher
+from support.faults import Fault, FaultyPublisher, ReadFault
 from support.things import Counter, adding, cause
 
 from bus.connection import Connection
@@ -43,9 +43,10 @@ class Ledger:
         for store in self.stores:
             await store.close()
 
-    def inject(self, which: int, faults: Sequence[Fault]) -> None:
-        """What happens to the next publishes of one store."""
+    def inject(self, which: int, faults: Sequence[Fault], reads: Sequence[ReadFault] = ()) -> None:
+        """What happens to the next publishes of one store, and to its next reads."""
         self.stores[which].publisher.faults.extend(faults)
+        self.stores[which].publisher.read_faults.extend(reads)
 
     async def give(self, which: int, amount: int, names: Sequence[str], command: str | None = None) -> None:
         """A new command, or ``command`` once more; its answer must be the one it got before."""
