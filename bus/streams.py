@@ -85,7 +85,7 @@ def all_streams(settings: Settings) -> Iterator[Config]:
         "duplicate_window": DUPLICATE_WINDOW,
     }
     yield {"name": subjects.SNAPS, "subjects": [subjects.ALL_SNAPS], "max_msgs_per_subject": 1}
-    yield {"name": subjects.RECEIPTS, "subjects": [subjects.ALL_RECEIPTS], "max_msgs_per_subject": 1}
+    yield {"name": subjects.RECEIPTS, "subjects": [subjects.ALL_RECEIPTS], "max_msgs_per_subject": 1, "allow_msg_ttl": True}
     yield {"name": subjects.SUBMIT, "subjects": [subjects.ALL_SUBMITTED], "retention": "workqueue", "duplicate_window": DUPLICATE_WINDOW}
     yield {"name": subjects.OUTCOME, "subjects": [subjects.ALL_OUTCOMES], "max_msgs_per_subject": 1, "max_age": 7 * DAY}
     yield {"name": subjects.REPORTS, "subjects": [subjects.ALL_REPORTS], "retention": "workqueue", "duplicate_window": DUPLICATE_WINDOW}

@@ -1,7 +1,7 @@
 """From a request on the bus to a reply: parse, recognise repeats, hand to the noun's handler, remember the answer.
 
 The same command id with the same body gives the same answer for ever, and acts once (design.md §3). Two things make it so: aggregates
-remember the ids of the commands in their history, and receipts tell repeats across aggregates apart.
+remember the ids of the commands in their history, and receipts bind the ids that callers chose to one body before it acts (docs/adr/0012).
 """
 
 from __future__ import annotations
@@ -54,13 +54,9 @@ class Dispatcher:
         cls, handler = self._handlers[request.name]
         command = cls.parse(request.body)
         digest = digest_of([request.name, command.model_dump(mode="json", exclude={"wait_s"})])
-        known = await self._receipts.replay(request, digest)
-        if known is not None:
-            return known
         cause = Cause(request.command_id, digest, request.actor, request.project, self._control.clock(), None, request.trace)
-        reply = await handler(self._control, Asked(request.project, request.command_id, cause), command)
-        self._receipts.keep(request, digest, reply)
-        return reply
+        asked = Asked(request.project, request.command_id, cause)
+        return await self._receipts.once(request, digest, lambda: handler(self._control, asked, command))
 
 
 def served() -> dict[str, type[Command]]:

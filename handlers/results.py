@@ -1,7 +1,7 @@
 """Answers of orders that go back to a caller and not into the log: the output of ``sandbox.exec``.
 
-Reports are shared out among control planes, so the one that reads the report need not be the one whose caller waits. It tells all
-of them on a core subject; whoever waits takes it.
+Reports are shared out among control planes, so the one that reads the report need not be the one whose caller waits, nor the only one:
+a command that is repeated while it runs may be waited for in several. It tells all of them on a core subject; whoever waits takes it.
 """
 
 from __future__ import annotations
@@ -41,16 +41,15 @@ class Results:
         self._waiting.pop(order_id, None)
 
     async def publish(self, report: Report) -> None:
-        """Hand a report to whoever waits for it, here or elsewhere."""
-        if not self._complete(report):
-            await self._broadcast.say(SUBJECT, report.model_dump_json().encode())
+        """Hand a report to whoever waits for it, here and elsewhere."""
+        self._complete(report)
+        await self._broadcast.say(SUBJECT, report.model_dump_json().encode())
 
     async def _take(self, data: bytes) -> None:
-        self._complete(Report.model_validate_json(data))
+        if any(not future.done() for future in self._waiting.values()):
+            self._complete(Report.model_validate_json(data))
 
-    def _complete(self, report: Report) -> bool:
+    def _complete(self, report: Report) -> None:
         future = self._waiting.get(report.order or "")
-        if future is None or future.done():
-            return False
-        future.set_result(report)
-        return True
+        if future is not None and not future.done():
+            future.set_result(report)

@@ -105,8 +105,9 @@ class Projector:
         """``view.rebuild``. The same command id starts one rebuild, and gets the same answer for ever."""
         command = ViewRebuild.parse(request.body)
         digest = hashlib.sha256(canonical([request.name, command.model_dump(exclude={"wait_s"})])).hexdigest()[:32]
-        if (known := await self._receipts.replay(request, digest)) is not None:
-            return known
+        return await self._receipts.once(request, digest, lambda: self._rebuild(request, command))
+
+    async def _rebuild(self, request: Request, command: ViewRebuild) -> Reply:
         number, task = await self.rebuilder.start(command.view, await self._until(command.until))
         settled = False
         if command.wait_s:
@@ -114,9 +115,7 @@ class Projector:
                 await asyncio.wait([task], timeout=command.wait_s)
             settled = task.done() and task.result() is not None
         result = ViewRebuilt(generation=number, settled=settled).model_dump()
-        reply = Reply(result, command.view, 0)
-        self._receipts.keep(request, digest, reply)
-        return reply
+        return Reply(result, command.view, 0)
 
     async def _until(self, said: str | None) -> int | None:
         until = moment(said)

@@ -46,7 +46,7 @@ async def _ask(control: Control, node: str, order: Order, seconds: float) -> Rep
     try:
         async with asyncio.timeout(seconds):
             await control.ask(node, order)
-            return await answer
+            return await asyncio.shield(answer)  # another sending of the same command may wait for it, too
     finally:
         control.results.forget(order.id)
 

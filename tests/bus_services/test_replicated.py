@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -69,16 +70,11 @@ def test_one_of_many_gets_a_lease_and_receipts_timers_objects_and_beats_work(clu
             await leases.release(await leases.renew(got[0]))
             with pytest.raises(LeaseLostError):
                 await leases.renew(got[0])
-            one, two = Receipts(nc), Receipts(nc)
-            one.put_soon("p", "c-1", "d", {"a": 1})
-            await one.flush()
-            two.put_soon("p", "c-1", "other", {})
-            await two.flush()
-
-            async def kept() -> bool:
-                return await Receipts(nc).get("p", "c-1") == Receipt("d", {"a": 1})
-
-            await eventually(kept)
+            claims = await asyncio.gather(*(Receipts(nc).claim("p", "c-1", f"d{n}") for n in range(30)))
+            assert len({claim.digest for claim in claims}) == 1
+            answers = await asyncio.gather(*(Receipts(nc).settle("p", "c-1", replace(claims[0], reply={"a": n})) for n in range(30)))
+            assert all(answer == answers[0] for answer in answers)
+            assert await Receipts(nc).get("p", "c-1") == Receipt(claims[0].digest, answers[0])
             await set_timer(nc, "p", "sandbox", "sb", "ttl", datetime.now(UTC) + timedelta(seconds=0.3), 7)
             await heartbeat.beat(nc, "n1")
             await eventually(lambda: set(come) == {0, 7})
