@@ -164,10 +164,11 @@ async def ensure_streams(
     """
     wanted = settings or Settings(replicas=replicas, storage=storage)
     for config in all_streams(wanted):
-        await _ensure(nc, {"allow_direct": True, **config, "storage": wanted.storage, "num_replicas": wanted.replicas})
+        await ensure_stream(nc, {"allow_direct": True, **config, "storage": wanted.storage, "num_replicas": wanted.replicas})
 
 
-async def _ensure(nc: Client, config: Config) -> None:
+async def ensure_stream(nc: Client, config: Config) -> None:
+    """One stream; see :func:`ensure_streams`. Returns when it has a leader."""
     name = config["name"]
     for _ in range(ATTEMPTS):
         reply = await _api(nc, f"STREAM.INFO.{name}", {})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 import threading
 from collections.abc import Coroutine
 from concurrent.futures import Future
@@ -19,22 +20,23 @@ T = TypeVar("T")
 class Bridge:
     """An event loop in a daemon thread, with a connection. ``call`` waits for a coroutine, ``start`` does not."""
 
-    _shared: ClassVar[dict[tuple[str, str | None], Bridge]] = {}
+    _shared: ClassVar[dict[tuple[str, str | None, str | None], Bridge]] = {}
     _sharing: ClassVar[threading.Lock] = threading.Lock()
 
-    def __init__(self, url: str, creds: str | None) -> None:
+    def __init__(self, url: str, creds: str | None, ca: str | None) -> None:
         self.loop = uvloop.new_event_loop()
         threading.Thread(target=self.loop.run_forever, name="jetstream recorder", daemon=True).start()
-        self.nc: Connection = self.call(connect(url, name="recorder", creds=creds, on_closed=lambda: None))
+        tls = ssl.create_default_context(cafile=ca) if ca else None
+        self.nc: Connection = self.call(connect(url, name="recorder", creds=creds, on_closed=lambda: None, tls=tls))
         self.publisher = Publisher(self.nc)
 
     @classmethod
-    def to(cls, url: str, creds: str | None = None) -> Bridge:
-        """The bridge to that server; made at the first call."""
+    def to(cls, url: str, creds: str | None = None, ca: str | None = None) -> Bridge:
+        """The bridge to that server; made at the first call. ``ca``: the certificates that it is to be believed by, a file."""
         with cls._sharing:
-            key = (url, creds)
+            key = (url, creds, ca)
             if key not in cls._shared:
-                cls._shared[key] = cls(url, creds)
+                cls._shared[key] = cls(url, creds, ca)
             return cls._shared[key]
 
     @classmethod

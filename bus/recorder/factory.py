@@ -18,10 +18,14 @@ from bus.recorder.tracking import JetStreamProcessRecorder, JetStreamTrackingRec
 
 
 class JetStreamFactory(DCBInfrastructureFactory[Any], InfrastructureFactory[Any]):
-    """Streams are named ``<NATS_STREAM><APPLICATION>``, with ``_SNAPSHOTS`` and ``_TRACKING`` beside it."""
+    """The stream of events is ``NATS_STREAM``, or has the application's name; ``…_SNAPSHOTS`` and ``…_TRACKING`` stand beside it.
+
+    Like every setting of the library's, each may be given for one application only: ``<APPLICATION>_NATS_STREAM``.
+    """
 
     NATS_URL: Final = "NATS_URL"
     NATS_CREDS: Final = "NATS_CREDS"
+    NATS_CA: Final = "NATS_CA"
     NATS_STREAM: Final = "NATS_STREAM"
     NATS_REPLICAS: Final = "NATS_REPLICAS"
 
@@ -30,9 +34,12 @@ class JetStreamFactory(DCBInfrastructureFactory[Any], InfrastructureFactory[Any]
         url = self.env.get(self.NATS_URL)
         if not url:
             raise OSError(f"{self.NATS_URL} is not set")
-        self._bridge = Bridge.to(url, self.env.get(self.NATS_CREDS))
-        self._replicas = int(self.env.get(self.NATS_REPLICAS) or 1)
-        self._name = (self.env.get(self.NATS_STREAM) or "") + token(self.env.name or "app").upper()
+        replicas = self.env.get(self.NATS_REPLICAS) or "1"
+        if replicas not in {"1", "3"}:
+            raise OSError(f"{self.NATS_REPLICAS} is {replicas!r}; it can be 1 or 3")
+        self._bridge = Bridge.to(url, self.env.get(self.NATS_CREDS), self.env.get(self.NATS_CA))
+        self._replicas = int(replicas)
+        self._name = self.env.get(self.NATS_STREAM) or token(self.env.name or "app").upper()
 
     def _stream(self, suffix: str = "") -> RecorderStream:
         return RecorderStream(self._bridge, self._name + suffix, self._replicas)

@@ -1,12 +1,11 @@
 """One stream of a recorder: made when missing, read by subject, written so that a lost acknowledgement does no harm.
 
 A write that nobody acknowledged is sent again with the same message ids. One server then answers "conflict" and three answer "duplicate"
-(reference/jetstream-eventstore.md §1.1); both are success when the stored message carries our id.
+(reference/jetstream-eventstore.md §1.1); both are success when a stored message carries our id, also when others stand on top of it by now.
 """
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import re
 import uuid
@@ -14,20 +13,22 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+import nats.errors
 from eventsourcing.persistence import OperationalError
 
 from bus import direct
 from bus.direct import Stored
 from bus.recorder.bridge import Bridge
 from bus.requests import WITHIN_S, Ack, ApiError, Message, UnansweredError, call, patiently
+from bus.streams import StreamMismatchError, ensure_stream
 
 EXPECT: Final = "Nats-Expected-Last-Subject-Sequence"
 EXPECT_STREAM: Final = "Nats-Expected-Last-Sequence"
 MSG_ID: Final = "Nats-Msg-Id"
 PAGE: Final = 1000
-CONFLICTS: Final = frozenset({10071, 10164, 10201, 10077})
+KNOWN_ID: Final = 10201
+CONFLICTS: Final = frozenset({10071, 10164, KNOWN_ID, 10077})
 """Stale expectation, write in flight, known message id in a batch, one message per subject."""
-NAME_IN_USE: Final = 10058
 
 _TOKEN = re.compile(r"[A-Za-z0-9_-]+")
 
@@ -77,21 +78,9 @@ class RecorderStream:
             **settings,
         }
         try:
-            await call(self.bridge.nc, f"STREAM.CREATE.{self.name}", config)
-        except ApiError as error:
-            if error.err_code != NAME_IN_USE:
-                raise OperationalError(str(error)) from error
-        await self._led()
-
-    async def _led(self) -> None:
-        """A new replicated stream has no leader for about 100 ms, and answers nobody until then."""
-        for _ in range(200):
-            info = await call(self.bridge.nc, f"STREAM.INFO.{self.name}")
-            cluster = info.get("cluster")
-            if cluster is None or cluster.get("leader"):
-                return
-            await asyncio.sleep(0.05)
-        raise OperationalError(f"stream {self.name} has no leader")
+            await ensure_stream(self.bridge.nc, config)
+        except (StreamMismatchError, nats.errors.Error) as error:
+            raise OperationalError(str(error)) from error
 
     def subject(self, *parts: object) -> str:
         """``<name>.<part>...``."""
@@ -129,13 +118,19 @@ class RecorderStream:
         batch = uuid.uuid4().hex
         messages = [self._message(record, f"{batch}-{n}") for n, record in enumerate(records)]
 
+        sent = 0
+
         async def once(_: float) -> list[int]:
+            nonlocal sent
+            sent += 1
             try:
                 ack = await self._publish(messages)
             except ApiError as error:
-                if error.err_code in CONFLICTS:
-                    return await self._ours(messages, error.err_code)
-                raise
+                if error.err_code not in CONFLICTS:
+                    raise
+                if sent == 1:
+                    raise ConflictError(error.err_code) from None
+                return await self._ours(messages, error.err_code)
             return list(range(ack.seq - len(messages) + 1, ack.seq + 1))
 
         try:
@@ -150,12 +145,33 @@ class RecorderStream:
         return await publisher.publish_batch(messages)
 
     async def _ours(self, messages: Sequence[Message], number: int) -> list[int]:
-        """A conflict with what an earlier sending of ours stored is success."""
-        first = messages[-1]
-        stored = await self.last(first.subject)
-        if stored is not None and stored.headers.get(MSG_ID) == (first.headers or {})[MSG_ID]:
-            return list(range(stored.seq - len(messages) + 1, stored.seq + 1))
-        raise ConflictError(number)
+        """The positions of an earlier sending that nobody acknowledged, if it is what stands where the messages were to go.
+
+        Raises ``ConflictError`` when something else does, and ``UnansweredError`` while nothing does.
+        """
+        index, found = await self._in_place(messages, number)
+        if found is None:
+            raise UnansweredError("another write is under way, perhaps our own")
+        if found.headers.get(MSG_ID) != (messages[index].headers or {})[MSG_ID]:
+            raise ConflictError(number)
+        first = found.seq - index
+        return list(range(first, first + len(messages)))
+
+    async def _in_place(self, messages: Sequence[Message], number: int) -> tuple[int, Stored | None]:
+        """Which of the messages can be looked for, and what the leader has in its place, whatever others have put on top of it."""
+        nc = self.bridge.nc
+        for index, message in enumerate(messages):
+            headers = message.headers or {}
+            if EXPECT in headers:
+                after = int(headers[EXPECT]) + 1
+                return index, await direct.get(nc, self.name, leader=True, seq=after, next_by_subj=message.subject)
+            if EXPECT_STREAM in headers:
+                return index, await direct.get(nc, self.name, leader=True, seq=int(headers[EXPECT_STREAM]) + 1)
+        wanted = (messages[0].headers or {})[MSG_ID]
+        found = await self.scan(messages[0].subject, limit=1, keep=lambda stored: stored.headers.get(MSG_ID) == wanted)
+        if found or number == KNOWN_ID:  # then it is stored, even if whoever was asked does not have it yet
+            return 0, found[0] if found else None
+        return 0, await self.last(messages[0].subject)
 
     def _message(self, record: Record, msg_id: str) -> Message:
         headers = {**record.headers, MSG_ID: msg_id}

@@ -71,7 +71,6 @@ class JetStreamSubscription(Subscription[ApplicationRecorder]):
     async def _from_one_consumer(self, after: int) -> int:
         """Hand over batches until the consumer is lost; the last position that was handed over."""
         config = api.ConsumerConfig(
-            filter_subject=self._stream.subject("e", ">"),
             ack_policy=api.AckPolicy.NONE,
             deliver_policy=api.DeliverPolicy.BY_START_SEQUENCE,
             opt_start_seq=after + 1,
@@ -80,7 +79,8 @@ class JetStreamSubscription(Subscription[ApplicationRecorder]):
             inactive_threshold=60,
         )
         try:
-            pull = await self._stream.bridge.nc.jetstream().pull_subscribe("", stream=self._stream.name, config=config)
+            events = self._stream.subject("e", ">")  # nats-py takes the filter from here only
+            pull = await self._stream.bridge.nc.jetstream().pull_subscribe(events, stream=self._stream.name, config=config)
         except (APIError, nats.errors.Error):
             await asyncio.sleep(0.2)
             return after

@@ -181,7 +181,10 @@ class CountersProjectionSuite(AggregateEventCountersProjectionTestCase):
 
 
 class EventSourcedProjectionSuite(EventSourcedProjectionTestCase):
-    pass
+    """The application and the projection, which is one too, each have a stream."""
+
+    def setUp(self) -> None:
+        self.env = {"COUNTERS_NATS_STREAM": next(_names)}
 
 
 class TaggedDecisionsSuite(TaggedDecisionCountersProjectionTestCase):
