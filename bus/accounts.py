@@ -53,6 +53,7 @@ ATTACH: Final = Door("lane-attach", attach_subject("x").removesuffix("x") + "*")
 REPORT: Final = Door("report", "strand.rpt.*.*")
 BEAT: Final = Door("heartbeat", "strand.hb.*")
 BEAT_KEPT: Final = Door("heartbeat-kept", f"$KV.{subjects.NODES_BUCKET}.*")
+DEAD: Final = Door("dead-letter", "strand.dead.*.*.*")
 LOG: Final = Door("log", "strand.log.*.*.*")
 READ: Final = Door("artifact-read", f"$JS.API.DIRECT.GET.OBJ_{_BUCKET}", streams=True)
 PUT_CHUNK: Final = Door("artifact-put-chunk", f"$O.{_BUCKET}.C.*")
@@ -62,7 +63,7 @@ QUERY: Final = Door("query", "strand.v1.qry.*.*.*")
 SUBMIT: Final = Door("submit", "strand.v1.submit.*.*.*")
 OUTCOME: Final = Door("outcome", f"$JS.API.DIRECT.GET.{subjects.OUTCOME}.strand.v1.outcome.*.*")
 DOORS: Final = (
-    PULL, ACK, ATTACH, REPORT, BEAT, BEAT_KEPT, LOG, READ, PUT_CHUNK, PUT_DESCRIPTION, COMMAND, QUERY, SUBMIT, OUTCOME,
+    PULL, ACK, ATTACH, REPORT, DEAD, BEAT, BEAT_KEPT, LOG, READ, PUT_CHUNK, PUT_DESCRIPTION, COMMAND, QUERY, SUBMIT, OUTCOME,
 )  # fmt: skip
 
 
@@ -77,6 +78,7 @@ def node_subjects(node: str, *, builder: bool, shards: int = 1) -> list[tuple[Do
         (ACK, f"$JS.ACK.{stream}.{node}.>"),
         (ATTACH, attach_subject(node)),
         (REPORT, f"strand.rpt.{node}.*"),
+        (DEAD, f"strand.dead.{node}.{stream}.*"),
         (BEAT, subjects.heartbeat(node)),
         (BEAT_KEPT, f"$KV.{subjects.NODES_BUCKET}.{subjects.token(node)}"),
         (LOG, LOG.wide),

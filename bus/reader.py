@@ -1,7 +1,8 @@
 """Working off a durable consumer: several messages in hand, equal keys strictly in order, each settled once its handler is done.
 
 The order is kept through failures: a message whose handler fails is tried again here, holding its key, instead of being given back. Only
-what cannot be read, is refused for good, or has failed too often is terminated with its reason, which puts it into ``DEAD``.
+what cannot be read, is refused for good, or has failed too often is terminated with its reason, which puts it into ``DEAD``. A copy of it
+goes there first: a work queue forgets what is terminated (``bus/dead.py``).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import contextlib
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final, Generic, Self, TypeVar
 
 import structlog
@@ -18,6 +20,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 
+from bus import dead
 from bus.pull import NANO, Delivered, Pull
 from bus.requests import call
 from domain.kernel.errors import Refused
@@ -69,6 +72,7 @@ class Delivery(Generic[T]):
     reply: str
     deliveries: int
     publish: Callable[[str, bytes], Awaitable[None]] = field(repr=False)
+    bury: Callable[[str], Awaitable[None]] = field(repr=False)
     settled: bytes | None = None
     again: float | None = None
     failures: int = 0
@@ -83,8 +87,11 @@ class Delivery(Generic[T]):
         self.again = delay
 
     async def term(self, reason: str) -> None:
-        """Never: it goes to ``DEAD`` with this reason."""
-        await self._settle(b"+TERM " + " ".join(reason.split())[:512].encode())
+        """Never: it goes to ``DEAD`` with this reason, and with its body."""
+        if self.settled is None:
+            said = " ".join(reason.split())[:512]
+            await self.bury(said)
+            await self._settle(b"+TERM " + said.encode())
 
     async def in_progress(self) -> None:
         """Still at it. Readers say so by themselves for everything in hand."""
@@ -99,7 +106,7 @@ class Delivery(Generic[T]):
 class Reader(Generic[T]):
     """Takes messages of one durable consumer, decodes them, and hands them over. ``async with`` it, or ``run`` it.
 
-    ``decode`` raises ``ValueError`` for what is no message of this kind.
+    ``decode`` raises ``ValueError`` for what is no message of this kind. ``owner``: in whose name dead letters are kept.
     """
 
     def __init__(
@@ -111,9 +118,11 @@ class Reader(Generic[T]):
         decode: Callable[[Msg], Item[T]],
         handle: Callable[[T, Delivery[T]], Awaitable[None]],
         work: Work,
+        owner: str = dead.CONTROL,
     ) -> None:
         self._nc = nc
         self._name = f"{stream}/{durable}"
+        self._buried = partial(dead.keep, nc, owner, stream)
         self._decode = decode
         self._handle = handle
         self._work = work
@@ -187,10 +196,12 @@ class Reader(Generic[T]):
             item = self._decode(message)
         except ValueError as error:
             log.warning("reader.undecodable", reader=self._name, subject=message.subject, seq=place[0], error=str(error)[:300])
-            unreadable = Delivery(Item(None, "", ""), place, message.reply, meta.num_delivered, self._publish)
+            unreadable = Delivery(
+                Item(None, "", ""), place, message.reply, meta.num_delivered, self._publish, partial(self._buried, message)
+            )
             self._spawn(unreadable.term(f"undecodable: {error}"))
             return
-        delivery = Delivery(item, place, message.reply, meta.num_delivered, self._publish)
+        delivery = Delivery(item, place, message.reply, meta.num_delivered, self._publish, partial(self._buried, message))
         self._held[place] = delivery
         before = self._tails.get(item.key)
         end: asyncio.Future[None] = asyncio.get_running_loop().create_future()

@@ -30,8 +30,9 @@ async def report(nc: Client, report: Report, *, within: float = WITHIN_S) -> Ack
 class ReportReader(Reader[Report]):
     """The control plane's end: ``handle(report)`` for each report, those of one process in the order in which they were stored.
 
-    A handler that returns has seen to it. ``Refused`` that is retryable, and anything unexpected, is tried again; any other ``Refused`` is
-    the aggregate's last word, and the report goes to ``DEAD`` with it.
+    A handler that returns has seen to it. ``Refused`` that is retryable, and anything unexpected, is tried again; what never works goes to
+    ``DEAD``, and so does the report with any other ``Refused`` that the handler lets through. The control plane's lets none through: that
+    is an aggregate's last word about a stale report, which happens every day and is only logged (``handlers/reports.py``).
     """
 
     def __init__(self, nc: Client, handle: Callable[[Report], Awaitable[None]], *, work: Work = REPORT_WORK) -> None:

@@ -98,9 +98,10 @@ def all_streams(settings: Settings) -> Iterator[Config]:
     }
     yield {
         "name": subjects.DEAD,
-        "subjects": ["$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.>", "$JS.EVENT.ADVISORY.CONSUMER.MSG_TERMINATED.>"],
+        "subjects": ["$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.>", "$JS.EVENT.ADVISORY.CONSUMER.MSG_TERMINATED.>", subjects.ALL_DEAD],
         "max_age": 30 * DAY,
         "max_msgs": 100_000,
+        "max_bytes": GIB,
     }
     yield {
         "name": subjects.LOGS,

@@ -33,6 +33,7 @@ ALL_REPORTS: Final = "strand.rpt.>"
 ALL_LOGS: Final = "strand.log.>"
 ALL_TIMERS: Final = "strand.timer.>"
 ALL_DUE: Final = "strand.due.>"
+ALL_DEAD: Final = "strand.dead.*.*.*"
 
 
 def token(value: str) -> str:
@@ -115,6 +116,11 @@ def timer(project: str, kind: str, identifier: str, name: str) -> str:
 # strand.due.<project>.<type>.<id>.<name>
 def due(project: str, kind: str, identifier: str, name: str) -> str:
     return f"strand.due.{token(project)}.{token(kind)}.{token(identifier)}.{token(name)}"
+
+
+# strand.dead.<node, or _control>.<stream>.<sequence>
+def dead(owner: str, stream: str, seq: int) -> str:
+    return f"strand.dead.{token(owner)}.{token(stream)}.{seq}"
 
 
 class EventAddress(NamedTuple):

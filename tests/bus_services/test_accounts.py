@@ -17,6 +17,7 @@ from bus.accounts import Authority, Member
 from bus.answers import COMMAND_ID_HEADER
 from bus.client import Caller
 from bus.connection import connect
+from bus.dead import DeadLetters
 from bus.endpoints import Reply, Request, serve_commands
 from bus.jwt import UNLIMITED, Key, Kind, credentials, encode
 from bus.lanes import LaneKeeper, LaneReader
@@ -128,6 +129,10 @@ def test_a_node_can_do_all_of_its_work_over_its_own_account(site, tmp_path, run,
                     return await count(control, "LANES-0") == await count(control, "REPORTS") == 0
 
                 await eventually(empty)
+            await lanes.send(control, "n1", order("bad"))
+            async with LaneReader(agent, "n1", lambda _, ack: ack.term("no"), work=QUICK):
+                (letter,) = await eventually(DeadLetters(control).list)
+                assert Order.model_validate_json(letter.body).id == "bad"
             await heartbeat.beat(agent, "n1", {})
             await eventually(lambda: beats == ["n1"])
             assert await count(control, "KV_NODES") == 1
@@ -169,6 +174,8 @@ def test_a_node_reaches_nothing_that_is_not_its_own(site, run) -> None:
                 "strand.evt.p.sandbox.x": b"forged",
                 "strand.lane.n2.stop": b"forged",
                 "strand.rpt.n2.done": b"forged",
+                "strand.dead.n2.LANES-0.1": b"forged",
+                "strand.dead._control.REPORTS.1": b"forged",
                 "strand.attach.n2": b"{}",
                 "$KV.NODES.n2": b"{}",
                 "$KV.LEASES.projector": b"{}",

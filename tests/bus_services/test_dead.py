@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
+import orjson
 import pytest
 
+from bus import dead
 from bus.dead import DeadLetters
+from bus.durable import DurableReader
+from bus.lanes import LaneReader, send
+from bus.reader import Work
 from bus.requests import call, store
+from bus.streams import Settings, ensure_streams
+from domain.nodes.orders import Order, Verb
 
 
 async def consumer(nc, **more) -> None:
@@ -45,7 +54,7 @@ def test_a_message_that_ran_out_of_deliveries_is_listed_with_its_body_and_can_be
     run(main())
 
 
-def test_a_terminated_message_is_listed_with_its_reason_and_cannot_be_put_back(connecting, run, eventually) -> None:
+def test_a_message_that_others_terminated_is_listed_with_its_reason_and_cannot_be_put_back(connecting, run, eventually) -> None:
     async def main() -> None:
         async with connecting(streams=True) as nc:
             await consumer(nc)
@@ -86,5 +95,104 @@ def test_dead_letters_survive_a_killed_server(connecting, server, run, eventuall
             server.kill()
             server.start()
             await eventually(listed)
+
+    run(main())
+
+
+def order(name: str) -> Order:
+    return Order(
+        id=name, verb=Verb.SANDBOX_STOP, project="p", key="k", process="sandbox", process_id="x", at="2026-01-01T00:00:00Z", body={}
+    )
+
+
+@pytest.mark.parametrize("shards", [1, 4])
+def test_an_order_that_a_node_gave_up_comes_again_when_it_is_put_back(connecting, run, eventually, shards) -> None:
+    async def main() -> None:
+        done: list[str] = []
+        broken = True
+
+        async def carry_out(order: Order, ack) -> None:
+            if broken:
+                await ack.term("no such sandbox")
+            else:
+                done.append(order.id)
+
+        async with connecting() as nc:
+            await ensure_streams(nc, settings=Settings(shards=shards))
+            await send(nc, "n1", order("a"), shards=shards)
+            letters = DeadLetters(nc)
+            async with LaneReader(nc, "n1", carry_out, shards=shards, work=Work(grace=0.2)):
+                (letter,) = await eventually(letters.list)
+                assert (letter.kind, letter.consumer, letter.reason) == ("terminated", "n1", "no such sandbox")
+                assert Order.model_validate_json(letter.body) == order("a")
+                broken = False
+                await letters.put_back(letter)
+                await eventually(lambda: done == ["a"])
+            assert await letters.list() == []
+
+    run(main())
+
+
+def test_what_a_node_says_about_another_subject_than_its_lane_is_not_put_back(connecting, run, eventually) -> None:
+    """A copy is put back with the control plane's rights."""
+
+    async def main() -> None:
+        async with connecting(streams=True) as nc:
+            await consumer(nc)
+            for number, forged in enumerate(({"subject": "strand.evt.p.sandbox.x", "body": "e30="}, {"subject": 5}, []), 1):
+                await store(nc, "strand.lane.n1.stop", b"bad")
+                await store(nc, f"strand.dead.n1.LANES-0.{number}", orjson.dumps(forged))
+                await nc.publish((await taken(nc)).reply, b"+TERM because")
+            letters = DeadLetters(nc)
+
+            async def three() -> list:
+                found = await letters.list()
+                return found if len(found) == 3 else []
+
+            for letter in await eventually(three):
+                assert (letter.body, letter.subject) == (None, None)
+                with pytest.raises(LookupError):
+                    await letters.put_back(letter)
+                await letters.forget(letter)
+            assert (await call(nc, "STREAM.INFO.DEAD"))["state"]["messages"] == 0
+            assert (await call(nc, "STREAM.INFO.EVENTS"))["state"]["messages"] == 0
+
+    run(main())
+
+
+def test_a_commit_that_cannot_be_handled_is_listed_with_its_body_and_never_stored_again(connecting, run, eventually) -> None:
+    async def main() -> None:
+        async def handle(commit) -> None:
+            raise AssertionError(commit)
+
+        async with connecting(streams=True) as nc, DurableReader(nc, "d", ["strand.evt.>"], handle, attempts=1):
+            await store(nc, "strand.evt.p.sandbox.x", b"no commit")
+            letters = DeadLetters(nc)
+            (letter,) = await eventually(letters.list)
+            assert (letter.stream, letter.subject, letter.body) == ("EVENTS", "strand.evt.p.sandbox.x", b"no commit")
+            with pytest.raises(LookupError, match="in the log"):
+                await letters.put_back(letter)
+            await letters.forget(letter)
+            assert (await call(nc, "STREAM.INFO.EVENTS"))["state"]["messages"] == 1
+            assert await letters.list() == []
+
+    run(main())
+
+
+def test_a_large_body_is_not_kept_and_a_bus_that_keeps_nothing_holds_nobody_up(connecting, run, monkeypatch, logs) -> None:
+    monkeypatch.setattr(dead, "LARGEST", 10)
+    monkeypatch.setattr(dead, "KEEP_S", 0.2)
+    message = SimpleNamespace(
+        subject="strand.rpt.n1.done", headers=None, data=b"x" * 11, metadata=SimpleNamespace(sequence=SimpleNamespace(stream=7))
+    )
+
+    async def main() -> None:
+        async with connecting(streams=True) as nc:
+            await dead.keep(nc, dead.CONTROL, "REPORTS", message, "because")
+            kept = orjson.loads((await nc.jetstream().get_last_msg("DEAD", "strand.dead._control.REPORTS.7")).data)
+            assert (kept["body"], kept["size"], kept["reason"]) == (None, 11, "because")
+            await nc.jetstream().delete_stream("DEAD")
+            await dead.keep(nc, dead.CONTROL, "REPORTS", message, "because")
+            assert [entry["event"] for entry in logs] == ["dead.not-kept"]
 
     run(main())

@@ -9,6 +9,7 @@ import orjson
 from support.bus import connected
 
 from bus import lanes
+from bus.dead import DeadLetter, DeadLetters
 from bus.lanes import LaneKeeper, LaneReader
 from bus.reader import Work
 from bus.requests import call
@@ -48,12 +49,8 @@ async def left(nc, stream="LANES-0") -> int:
     return (await call(nc, f"STREAM.INFO.{stream}"))["state"]["messages"]
 
 
-async def dead(nc) -> list[dict]:
-    found = []
-    for seq in range(1, 1 + (await call(nc, "STREAM.INFO.DEAD"))["state"]["messages"]):
-        message = await nc.jetstream().get_msg("DEAD", seq)
-        found.append(orjson.loads(message.data))
-    return found
+async def dead(nc) -> list[DeadLetter]:
+    return await DeadLetters(nc).list()
 
 
 def test_orders_of_one_key_run_in_order_and_other_keys_beside_them(connecting, run, eventually) -> None:
@@ -137,7 +134,7 @@ def test_a_poisoned_order_ends_in_dead_with_its_reason_and_does_not_block_the_la
             assert worker.begun == ["a1"] * 3 + ["a2", "a3"]
 
             async def reasons() -> list[str]:
-                return [entry["reason"] for entry in await dead(nc)]
+                return [letter.reason for letter in await dead(nc)]
 
             await eventually(lambda: three(reasons))
             assert [reason.split(":")[0] for reason in await reasons()] == ["undecodable", "a1", "a2"]
@@ -269,7 +266,7 @@ def test_an_order_that_kills_its_agent_is_given_up(connecting, run, eventually) 
             await lanes.send(nc, "n1", order("a1"))
             await eventually(lambda: worker.begun == ["a1"])
             await eventually(lambda: left_is(nc, 0))
-            assert "begun 3 times" in (await dead(nc))[0]["reason"]
+            assert "begun 3 times" in (await dead(nc))[0].reason
 
     run(main())
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from datetime import UTC, datetime
 
+from bus.dead import DeadLetters
 from bus.reader import Work
 from bus.reports import ReportReader, report
 from bus.requests import call
@@ -79,9 +80,41 @@ def test_a_refused_report_and_one_that_never_works_end_in_dead(connecting, run, 
             await eventually(lambda: is_empty(nc))
 
             async def two_are_dead() -> bool:
-                return (await call(nc, "STREAM.INFO.DEAD"))["state"]["messages"] == 2
+                return len(await DeadLetters(nc).list(stream="REPORTS")) == 2
 
             await eventually(two_are_dead)
+
+    run(main())
+
+
+def test_a_report_that_was_given_up_is_kept_and_handled_when_it_is_put_back(connecting, run, eventually) -> None:
+    async def main() -> None:
+        seen: list[Report] = []
+        broken = True
+
+        async def handle(report: Report) -> None:
+            if broken:
+                raise RuntimeError("broken")
+            seen.append(report)
+
+        async with connecting(streams=True) as nc, ReportReader(nc, handle, work=QUICK):
+            letters, sent = DeadLetters(nc), said("a")
+            await report(nc, sent)
+            await nc.request("strand.rpt.n1.done", b"nonsense", headers={"X-Mine": "1", "Nats-Msg-Id": "n"}, timeout=5)
+
+            async def both() -> list:
+                found = {letter.body: letter for letter in await letters.list()}
+                return list(found.values()) if len(found) == 2 else []
+
+            given_up, nonsense = sorted(await eventually(both), key=lambda letter: letter.body == b"nonsense")
+            assert (given_up.reason, given_up.subject) == ("a: RuntimeError: broken", "strand.rpt.n1.done")
+            assert (nonsense.body, nonsense.headers["X-Mine"]) == (b"nonsense", "1")
+            broken = False
+            await letters.put_back(given_up)
+            await eventually(lambda: seen == [sent])
+            assert [letter.body for letter in await letters.list()] == [b"nonsense"]
+            await letters.forget(nonsense)
+            assert (await call(nc, "STREAM.INFO.DEAD"))["state"]["messages"] == 0
 
     run(main())
 

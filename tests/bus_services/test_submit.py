@@ -8,6 +8,7 @@ from typing import Any
 import orjson
 import pytest
 
+from bus.dead import DeadLetters
 from bus.endpoints import Reply, Request
 from bus.reader import Work
 from bus.requests import call, store
@@ -112,7 +113,7 @@ def test_an_unknown_command_is_answered_and_nonsense_ends_in_dead(connecting, ru
             assert (error["code"], error["details"]) == ("command.unknown", {"nearest": ["lamp.light"]})
 
             async def dead() -> bool:
-                return (await call(nc, "STREAM.INFO.DEAD"))["state"]["messages"] == 1
+                return [letter.body for letter in await DeadLetters(nc).list()] == [b"{}"]
 
             await eventually(dead)
 
