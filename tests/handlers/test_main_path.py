@@ -54,7 +54,9 @@ def test_a_sandbox_starts_runs_a_command_and_ends(at) -> None:
 
 
 async def _provisioned(place, sandbox_id: str) -> bool:
-    return (await place.get(Provisioning, sandbox_id)).state.value == "COMPLETED"
+    """The sandbox runs one append before its saga is recorded, which may then not even have been begun."""
+    saga = await place.get(Provisioning, sandbox_id)
+    return saga is not None and saga.state.value == "COMPLETED"
 
 
 def test_a_start_whose_record_was_interrupted_is_recorded_when_the_report_comes_again(at, monkeypatch) -> None:
