@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 from uuid import uuid4
 
 import pytest
 from eventsourcing.persistence import IntegrityError, OperationalError, StoredEvent, Tracking
 from eventsourcing.utils import Environment
 
+from bus.connection import connect
 from bus.recorder import JetStreamFactory
 from bus.recorder.bridge import Bridge
 from bus.recorder.dcb import JetStreamDCBRecorder
@@ -18,6 +20,8 @@ from bus.recorder.stream import RecorderStream
 from bus.recorder.tracking import JetStreamProcessRecorder
 from bus.requests import UnansweredError, call
 from bus.server import Cluster, Server
+from domain.kernel.errors import Refused
+from strandline.cluster import Place, prepare
 
 _names = (f"R{n}" for n in itertools.count(1))
 
@@ -162,3 +166,18 @@ def test_the_stream_has_the_name_and_the_replicas_that_the_environment_says(plac
     for wrong in ("2", "many"):
         with pytest.raises(OSError, match="NATS_REPLICAS"):
             JetStreamFactory(Environment("Bank", {**env, "NATS_REPLICAS": wrong}))
+
+
+def test_a_server_with_tls_is_believed_by_the_certificates_that_the_environment_names(tmp_path, monkeypatch) -> None:
+    server = Server(tmp_path / "nats")
+    prepare(tmp_path, [Place("nats", "127.0.0.1", server.port, 1)], [], "127.0.0.1:0")
+    tls = tmp_path / "tls"
+    server.config = f'tls {{ cert_file: "{tls}/nats.pem", key_file: "{tls}/nats.key", ca_file: "{tls}/ca.pem", timeout: 5 }}'
+    env = {"NATS_URL": f"tls://127.0.0.1:{server.port}", "NATS_STREAM": "SAFE"}
+    with server:
+        recorder = JetStreamFactory(Environment("Bank", {**env, "NATS_CA": str(tls / "ca.pem")})).application_recorder()
+        assert list(recorder.insert_events([event("a", 1, "1")]) or []) == [1]
+        monkeypatch.setattr("bus.recorder.bridge.connect", partial(connect, timeout=0.5))
+        with pytest.raises(Refused, match="certificate"):
+            JetStreamFactory(Environment("Bank", env))
+        Bridge.close_all()
