@@ -101,6 +101,11 @@ class Watch:
         """What each node that lives said last."""
         return {node: life.body for node, life in self._lives.items() if life.told is None}
 
+    def said(self, node: str) -> dict[str, Any]:
+        """What a node that lives said last; empty when it is silent."""
+        life = self._lives.get(node)
+        return {} if life is None or life.told is not None else life.body
+
     async def __aenter__(self) -> Self:
         self._subscription = await self._nc.subscribe(ALL_BEATS, cb=self._hear)
         self._reconnects = self._nc.stats["reconnects"]

@@ -40,6 +40,7 @@ class Deadlines:
     operation_s: float = 120
     exec_slack_s: float = 15
     node_dead_s: float = 40
+    storage_ease_s: float = 60
     watchdog_s: float = 5
     collect_s: float = 600
 

@@ -35,7 +35,7 @@ class NodeEntry:
     used_cpu: float = 0
     used_memory_mb: int = 0
     sandboxes: int = 0
-    storage_mode: str = "healthy"
+    storage_mode: str = "unknown"
 
     @property
     def healthy(self) -> bool:
@@ -240,11 +240,11 @@ NODE_CHANGES: dict[str, dict[str, Any]] = {
     "node.enrolled": {"online": False, "evicted": False, "scheduling": "OPEN"},
     "node.re-enrolled": {"online": False, "evicted": False, "scheduling": "OPEN"},
     "node.came-online": {"online": True},
-    "node.went-offline": {"online": False},
+    "node.went-offline": {"online": False, "storage_mode": "unknown"},
     "node.cordoned": {"scheduling": "CORDONED"},
     "node.uncordoned": {"scheduling": "OPEN"},
     "node.draining": {"scheduling": "DRAINING"},
-    "node.evicted": {"evicted": True},
+    "node.evicted": {"evicted": True, "storage_mode": "unknown"},
 }
 REPLICA_STATES = {
     "replica.created": "PENDING",

@@ -14,7 +14,7 @@ from typing import Self
 import orjson
 import structlog
 
-from bus import heartbeat, objects
+from bus import objects
 from bus.broadcast import Broadcast
 from bus.cache import Key
 from bus.client import Caller
@@ -160,13 +160,11 @@ class ControlPlane:
             caught_up.cancel()
 
     def _duties(self) -> list[Work]:
-        alive = self._liveness
-        dead_s = self.control.deadlines.node_dead_s
         return [
             lambda: DurableReader(self._nc, "processes", [ALL_EVENTS], self._on_commit),
             lambda: ReportReader(self._nc, self._on_report),
             lambda: DueReader(self._nc, self._on_due),
-            lambda: heartbeat.watch(self._nc, alive.seen, alive.expired, dead_s, expected=alive.expected),
+            self._liveness.watch,
             self.processes.watching,
             lambda: SubmitWorker(self._nc, self._submitted),
         ]

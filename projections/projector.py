@@ -46,7 +46,7 @@ class Projector:
         self.live = Live(store, self._views.values(), log_)
         self.rebuilder = Rebuilder(store, self._views, log_, self.live)
         self.presence = Presence()
-        self.queries = Queries(store, self._views, log_, self, {"nodes": self.presence.of_node})
+        self.queries = Queries(store, self._views, log_, self, {"nodes": self.presence.of_node, "storage": self.presence.of_storage})
         self._receipts = Receipts(nc)
         self._stack = AsyncExitStack()
         self._tasks: list[asyncio.Task[None]] = []

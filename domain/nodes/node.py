@@ -43,6 +43,9 @@ class StorageMode(StrEnum):
 
 STORAGE_LIMITS: Final = ((95.0, StorageMode.DELETE_ONLY), (85.0, StorageMode.REJECT), (70.0, StorageMode.WARN))
 
+STRICTNESS: Final = {mode: rank for rank, mode in enumerate(StorageMode)}
+"""How little a mode allows, the least last: healthy, warn, reject, delete_only, unknown."""
+
 LIVENESS: Final = Lifecycle(
     "node",
     Liveness,
@@ -161,6 +164,7 @@ class NodeWentOffline(Event):
     def apply(self, node: Node) -> None:
         node.liveness = Liveness.OFFLINE
         node.last_seen = self.last_seen
+        _forget_storage(node)
 
 
 class NodeCordoned(Event):
@@ -189,6 +193,7 @@ class NodeEvicted(Event):
 
     def apply(self, node: Node) -> None:
         node.liveness = Liveness.EVICTED
+        _forget_storage(node)
 
 
 class NodeStorageModeChanged(Event):
@@ -200,6 +205,12 @@ class NodeStorageModeChanged(Event):
     def apply(self, node: Node) -> None:
         node.storage = self.mode
         node.storage_pct = self.pct
+
+
+def _forget_storage(node: Node) -> None:
+    """What a node that cannot be reached said of its disk is old: unknown, until it says it again (design.md §10.5)."""
+    node.storage = StorageMode.UNKNOWN
+    node.storage_pct = None
 
 
 class Node(Aggregate):

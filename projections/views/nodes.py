@@ -1,7 +1,8 @@
 """``nodes``: the machines, what they run and have, and what sandboxes use of them (contract.md).
 
-``used`` is what the sandboxes that are not DEAD were promised, over all projects. ``last_seen`` is as old as the node's last transition:
-heartbeats are not events.
+``used`` is what the sandboxes that are not DEAD were promised, over all projects. Heartbeats are not events: ``last_seen`` is as old as
+the node's last transition and ``storage.usage_pct`` as its last mode, until an answer about now adds what was heard
+(``projections/presence.py``).
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """``storage``: how full each node's disk is and what that still allows (reference/cubesandbox.md §5.7).
 
-``usage_pct`` is the usage when the mode last changed: only crossing a limit is an event.
+Only crossing a limit is an event: in the log, and in answers with ``as_of``, ``usage_pct`` is the usage when the mode last changed. Answers
+about now say what the node's last heartbeat said.
 """
 
 from __future__ import annotations

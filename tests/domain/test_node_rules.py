@@ -43,7 +43,7 @@ def test_an_evicted_node_is_refused_until_it_is_enrolled_again() -> None:
     evicted.when("come_online").then_refused("node.evicted")
     evicted.when("cordon").then_refused("node.evicted")
     back = evicted.when("enroll", "new disk").then("node.re-enrolled", note="new disk", liveness=Liveness.OFFLINE)
-    back.when("hello", *hello().args).then("node.came-online")
+    back.when("hello", *hello().args).then("node.came-online", "node.storage-mode-changed", storage=StorageMode.HEALTHY)
 
 
 @pytest.mark.parametrize(

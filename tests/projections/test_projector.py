@@ -437,6 +437,32 @@ def test_a_node_that_beats_was_seen_just_now_and_the_view_does_not_change_by_it(
     run(main())
 
 
+def test_what_a_node_says_of_its_disk_is_shown_now_and_in_no_answer_about_then(server, tmp_path):
+    async def main():
+        async with connected(server) as nc, projecting(nc, tmp_path):
+            history, caller = History(6), Caller(nc)
+            await publish(nc, history.walk(1000))
+            nodes = (await caller.query("default", "nodes", "list", {"min_seq": len(history.messages)}))["items"]
+            here = next(node["node_id"] for node in nodes if node["liveness"] == "ONLINE" and node["storage"]["mode"] != "unknown")
+            gone = next(node["node_id"] for node in nodes if node["liveness"] != "ONLINE")
+            used = {"cpu": 1, "memory_mb": 2, "disk_mb": 3, "sandboxes": 4}
+            for node in (here, gone):
+                await beat(nc, node, {"storage_pct": 12.5, "used": used, "orders": 1})
+            await eventually(lambda: pct(caller, "nodes", here, 12.5))
+            assert await pct(caller, "storage", here, 12.5)
+            assert not await pct(caller, "storage", here, 12.5, as_of=len(history.messages))
+            assert not await pct(caller, "storage", gone, 12.5)
+            reported = {node["node_id"]: node["reported"] for node in (await caller.query("default", "nodes", "list"))["items"]}
+            assert (reported[here], reported[gone]) == ({"used": used, "orders": 1}, None)
+
+    run(main())
+
+
+async def pct(caller, view, node, wanted, **when):
+    item = (await caller.query("default", view, "get", {"id": node, **when}))["items"][0]
+    return item.get("storage", item)["usage_pct"] == wanted
+
+
 async def seen_since(caller, node, day, **when):
     reply = await caller.query("default", "nodes", "get", {"id": node, **when})
     return (reply["items"][0]["last_seen"] or "") > day
