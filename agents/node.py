@@ -96,6 +96,8 @@ class LocalNode:
     dooms: dict[str, Doom] = field(default_factory=dict)
     fences: dict[str, set[Fence]] = field(default_factory=dict)
     watches: dict[str, asyncio.Task[None]] = field(default_factory=dict)
+    swept: dict[str, int] = field(default_factory=dict)
+    """How often this process has tried in vain to take down what was left of a sandbox."""
 
     @property
     def memory(self) -> Memory:

@@ -86,6 +86,11 @@ class Reporter:
         """Send a report, also one that was sent before, and wait until it is stored."""
         await asyncio.shield(self._queue(report))
 
+    def later(self, report: Report) -> asyncio.Task[None]:
+        """Something more about an order that has ended. It is written down, and the order's answer stays what it was."""
+        self._journal.write({"k": "say", "report": report.model_dump(mode="json", exclude_defaults=True)})
+        return self._queue(report)
+
     async def steps(self, report: Report) -> None:
         """Send a report that is not worth writing down, in its turn."""
         await self._queue(report)

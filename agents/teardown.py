@@ -6,19 +6,45 @@ The address is released only when what used it is gone, the root when nothing ca
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import Iterator
 from typing import Any, Final
 
 import structlog
 
 from agents.drivers.driver import Driver, Exit, RuntimeFault
+from agents.failures import FailedError, failure_of
 from agents.node import LocalNode
 from agents.provisioning import remove_tree
 from agents.records import SandboxRecord
 from agents.watching import unwatch
+from domain.nodes.orders import ProvisionFailed
 
 log = structlog.get_logger(__name__)
 
 _PROCESS_MAY_LIVE: Final = frozenset({"starting", "running", "paused", "replacing", "doomed"})
+
+
+_PARTS: Final = ("start", "network", "root", "logs")
+"""What is taken down, in this order, under the names of the steps that made it (``agents/provisioning.py``)."""
+
+
+class LeftError(FailedError):
+    """Something of a sandbox could not be taken down. ``left``: the steps that are not undone, the one that failed first."""
+
+    def __init__(self, step: str, cause: Exception) -> None:
+        self.left = _PARTS[_PARTS.index(step) :]
+        failure = failure_of(cause)
+        failure = failure.model_copy(update={"details": {**failure.details, "step": step}})
+        super().__init__(failure, ProvisionFailed(uncompensated=self.left).model_dump(mode="json"))
+
+
+@contextlib.contextmanager
+def _part(step: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        raise LeftError(step, error) from error
 
 
 async def take_down(
@@ -26,17 +52,21 @@ async def take_down(
 ) -> Exit | None:
     """Remove every trace of a sandbox and say how it ended, if that can be known.
 
-    ``grace_s``: between SIGTERM and SIGKILL; cut short when ``hurry`` is set. Raises what made it impossible; the record stays then.
+    ``grace_s``: between SIGTERM and SIGKILL; cut short when ``hurry`` is set. Raises ``LeftError``; the record stays then.
     """
     unwatch(node, sandbox_id)
     record = node.find(sandbox_id)
-    exit_ = None if record is None else await _stopped(node, record, grace_s, hurry)
-    for driver in _drivers_of(node, record):
-        await driver.destroy(sandbox_id)
-    await node.drain_logs(sandbox_id)
-    await node.network.detach(sandbox_id)
-    await node.roots.remove(sandbox_id)
-    await asyncio.to_thread(remove_tree, node.logs(sandbox_id))
+    with _part("start"):
+        exit_ = None if record is None else await _stopped(node, record, grace_s, hurry)
+        for driver in _drivers_of(node, record):
+            await driver.destroy(sandbox_id)
+        await node.drain_logs(sandbox_id)
+    with _part("network"):
+        await node.network.detach(sandbox_id)
+    with _part("root"):
+        await node.roots.remove(sandbox_id)
+    with _part("logs"):
+        await asyncio.to_thread(remove_tree, node.logs(sandbox_id))
     if record is not None or for_ever:
         node.drop(sandbox_id, for_ever=for_ever)
     return exit_

@@ -92,7 +92,7 @@ class Fleet:
         for event in commit.events:
             if fold is not None:
                 fold(self, commit, event["type"], event["data"])
-            self._track(commit, event["type"])
+            self._track(commit, event["type"], event["data"])
         self._grew.set()
 
     async def reached(self, seq: int) -> None:
@@ -101,9 +101,9 @@ class Fleet:
             self._grew.clear()
             await self._grew.wait()
 
-    def _track(self, commit: Commit, name: str) -> None:
+    def _track(self, commit: Commit, name: str, data: dict[str, Any]) -> None:
         key = (commit.type, commit.project, commit.id)
-        if name in CLOSING:
+        if name in CLOSING or (name == "provisioning.failed" and not data.get("uncompensated")):
             self.open.pop(key, None)
         elif name in OPENING:
             self.open[key] = commit.time
@@ -264,6 +264,7 @@ OPENING = frozenset(
         "sandbox.stop-requested",
         "sandbox.delete-requested",
         "sandbox.exited",
+        "provisioning.failed",
         "template.delete-requested",
         "artifact.cleanup-requested",
         "snapshot.deleted",
@@ -282,6 +283,7 @@ CLOSING = frozenset(
         "sandbox.operation-expired",
         "sandbox.start-failed",
         "sandbox.destroyed",
+        "provisioning.abandoned",
         "template.deleted",
         "template.delete-failed",
         "artifact.deleted",

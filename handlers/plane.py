@@ -44,7 +44,7 @@ from handlers.duty import Duty, Work
 from handlers.fleet import Fleet
 from handlers.liveness import Liveness
 from handlers.membership import Membership
-from handlers.processes import jobs, removal
+from handlers.processes import jobs, removal, undoing
 from handlers.processes import sandboxes as sandbox_process
 from handlers.processes.concerns import concerns
 from handlers.processes.runner import Processes
@@ -113,6 +113,7 @@ class ControlPlane:
         pumps = {
             "job": jobs.pump,
             "sandbox": sandbox_process.pump,
+            "provisioning": undoing.pump,
             "template": removal.pump_template,
             "artifact": removal.artifact_pump(self._delete_bytes),
             "snapshot": removal.pump_snapshot,

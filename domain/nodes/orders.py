@@ -242,12 +242,16 @@ class SandboxRunning(Record):
 
 
 class ProvisionFailed(Record):
-    """The body of a ``FAILED`` provisioning. ``uncompensated`` lists steps whose undo did not succeed: something is left behind."""
+    """The body of a ``FAILED`` provisioning or destruction. ``uncompensated`` lists steps whose undo did not succeed: something is left.
+
+    ``undo``: 0 when the order itself ended so; n when the node has tried n times since then to undo what was left.
+    """
 
     first: int = 0
     steps: tuple[StepReport, ...] = ()
     failed_step: str = ""
     uncompensated: tuple[str, ...] = ()
+    undo: Annotated[int, Field(ge=0)] = 0
 
 
 class SandboxTarget(Record):

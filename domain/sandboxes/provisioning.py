@@ -4,10 +4,10 @@ The node's agent runs the steps and journals them; this aggregate (same id as th
 
 RUNNING     the node works on it, or will when it gets the order.
 COMPLETED   every step is done. Follows from the sandbox's start, whose one commit is the saga's last word.
-UNDOING     it failed and something could not be undone; the undo is tried again.
+UNDOING     it failed and something could not be undone; the undo is tried again, by the node itself and when it is told to.
 FAILED      it failed and everything is undone.
 BLOCKED     the undo failed at least 3 times over at least 1 hour; only a person, or another try, goes on.
-ABANDONED   a person gave a blocked undo up; ``uncompensated`` says what may be left on the node.
+ABANDONED   a person gave a blocked undo up, or the node was evicted; ``uncompensated`` says what may be left on the node.
 SUPERSEDED  the sandbox was stopped first; the node undoes or tears down, nobody waits for a start.
 
 Reports carry the attempt they belong to; those of an older attempt are no news. Which steps there are is the agent's business.
@@ -23,6 +23,8 @@ from domain.kernel.aggregate import Aggregate, CreatedEvent, Event
 from domain.kernel.lifecycle import Lifecycle
 from domain.nodes.orders import Failure, StepReport, StepState
 
+UNDO_PAUSE: Final = timedelta(minutes=10)
+"""After so long without news of an undo the node is told to try again."""
 UNDO_ATTEMPTS: Final = 3
 UNDO_PATIENCE: Final = timedelta(hours=1)
 """An undo is blocked after this many failures and this long, both (reference/miren-sandbox.md §2.6)."""
@@ -49,7 +51,9 @@ LIFECYCLE: Final = Lifecycle(
     fail:left             UNDOING     =                      =        =                      =          =          =
     undo_failed:again     =           =                      UNDOING  =                      =          =          =
     undo_failed:enough    =           =                      BLOCKED  =                      =          =          =
+    undone                =           =                      FAILED   =                      FAILED     =          =
     retry                 RUNNING     =                      UNDOING  =                      UNDOING    =          =
+    lose_node             =           =                      ABANDONED =                     ABANDONED  =          =
     supersede             SUPERSEDED  =                      =        =                      =          =          =
     abandon  !sandbox.undo-blocked !sandbox.undo-blocked !sandbox.undo-blocked !sandbox.undo-blocked ABANDONED = !sandbox.undo-blocked
     """,
@@ -133,7 +137,7 @@ class ProvisioningUndoFailed(Event):
 
 
 class ProvisioningRetried(Event):
-    """The node gets the order again, under a new attempt; its journal knows what is already there."""
+    """The node is told once more, under a new attempt; its journal knows what is already there."""
 
     TOPIC = "provisioning.retried"
     attempt: int
@@ -192,8 +196,17 @@ class Provisioning(Aggregate):
         if attempt >= self.attempt and LIFECYCLE.admits("complete", self.state):
             self.record(ProvisioningCompleted, at, attempt=attempt)
 
+    @property
+    def unwinding(self) -> bool:
+        """Is something left that ought to be undone?"""
+        return self.state in {ProvisioningState.UNDOING, ProvisioningState.BLOCKED}
+
+    def retry_due(self, now: datetime) -> bool:
+        """Should the node be told to undo what is left? Not once that is blocked: then a person decides, or a try of the node's own."""
+        return self.state is ProvisioningState.UNDOING and now - self.modified_on >= UNDO_PAUSE
+
     def fail(self, at: datetime, attempt: int, failed_step: str, failure: Failure, uncompensated: tuple[str, ...] = ()) -> None:
-        """It failed, and everything but ``uncompensated`` is undone. Also how an undo that was tried again reports success."""
+        """It failed, and everything but ``uncompensated`` is undone."""
         row = "fail:left" if uncompensated else "fail:undone"
         if attempt >= self.attempt and LIFECYCLE.admits(row, self.state):
             self.record(ProvisioningFailed, at, attempt=attempt, failed_step=failed_step, failure=failure, uncompensated=uncompensated)
@@ -207,8 +220,18 @@ class Provisioning(Aggregate):
             left = uncompensated or self.uncompensated
             self.record(ProvisioningUndoFailed, at, attempt=attempt, failure=failure, uncompensated=left, blocked=enough)
 
+    def undone(self, at: datetime) -> None:
+        """What had been left is undone now, by whichever attempt: a sandbox's id is never used again."""
+        if self.failure is not None and LIFECYCLE.admits("undone", self.state):
+            self.record(ProvisioningFailed, at, attempt=self.attempt, failed_step=self.failed_step, failure=self.failure)
+
+    def lose_node(self, at: datetime) -> None:
+        """Its node was evicted and undoes nothing any more."""
+        if LIFECYCLE.admits("lose_node", self.state):
+            self.record(ProvisioningAbandoned, at, uncompensated=self.uncompensated)
+
     def retry(self, at: datetime, attempt: int) -> None:
-        """Give the order again under ``attempt``, which must be new. A blocked undo gets one more chance by this."""
+        """Tell the node again, under ``attempt``, which must be new. A blocked undo gets one more chance by this."""
         if attempt > self.attempt and LIFECYCLE.admits("retry", self.state):
             self.record(ProvisioningRetried, at, attempt=attempt)
 

@@ -42,6 +42,7 @@ def _node(control: Control, commit: Commit) -> Iterator[Key]:
     yield from [key for key in control.fleet.open if key[0] == "job"]
     if any(event["type"] == "node.evicted" for event in commit.events):
         yield from [("sandbox", e.project, e.sandbox_id) for e in control.fleet.sandboxes.values() if e.node_id == commit.id]
+        yield from [key for key in control.fleet.open if key[0] == "provisioning"]
 
 
 _BY_TYPE: dict[str, Callable[[Control, Commit], Iterator[Key]]] = {

@@ -66,7 +66,7 @@ async def pump(control: Control, project: str, sandbox_id: str) -> None:
         await _bury(control, project, sandbox)
         return
     if sandbox.state is SandboxState.STOPPED:
-        await _fence(control, project, sandbox)
+        await fence(control, project, sandbox)
     if await _lost(control, project, sandbox) or await _expired(control, project, sandbox):
         return
     if sandbox.state in STARTING:
@@ -107,7 +107,7 @@ async def _begin(control: Control, project: str, sandbox: Sandbox) -> int:
     return (await control.store.transact(Provisioning, project, sandbox.id, begin, cause, new=True)).aggregate.attempt
 
 
-async def _fence(control: Control, project: str, sandbox: Sandbox) -> None:
+async def fence(control: Control, project: str, sandbox: Sandbox) -> None:
     """A stop during creation supersedes it: whatever its steps report later no longer matters."""
     provisioning = await control.find(Provisioning, project, sandbox.id)
     if provisioning is not None and provisioning.state is ProvisioningState.RUNNING:
@@ -120,6 +120,7 @@ async def _lost(control: Control, project: str, sandbox: Sandbox) -> bool:
     node = control.fleet.nodes.get(sandbox.node_id)
     if node is None or not node.evicted:
         return False
+    await fence(control, project, sandbox)
     cause = control.own_cause(project, "sandbox", sandbox.id, "lost")
 
     def decide(s: Sandbox) -> None:

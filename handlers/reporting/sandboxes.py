@@ -55,6 +55,10 @@ async def _not_running(control: Control, report: Report, cause: Cause) -> None:
     failed = ProvisionFailed.model_validate(report.body)
     failure = failure_of(report)
 
+    if failed.undo:
+        await _undone(control, report, cause, failed.uncompensated)
+        return
+
     def undo(p: Provisioning) -> None:
         p.record_steps(cause.at, report.attempt, failed.first, failed.steps)
         p.fail(cause.at, report.attempt, failed.failed_step, failure, failed.uncompensated)
@@ -67,6 +71,21 @@ async def _not_running(control: Control, report: Report, cause: Cause) -> None:
         part(Sandbox, report.project, report.process_id, fail),
     ]
     await control.store.transact_many(parts, cause)
+
+
+async def _undone(control: Control, report: Report, cause: Cause, left: tuple[str, ...]) -> None:
+    """How one more try went at undoing what a creation had left; no news for one that left nothing."""
+    saga = await control.find(Provisioning, report.project, report.process_id)
+    if saga is None or not saga.unwinding:
+        return
+
+    def accept(p: Provisioning) -> None:
+        if left:
+            p.undo_failed(cause.at, p.attempt, failure_of(report), left)
+        else:
+            p.undone(cause.at)
+
+    await control.change(Provisioning, report.project, saga.id, cause, accept)
 
 
 async def _running(control: Control, report: Report, cause: Cause) -> None:
@@ -125,9 +144,11 @@ async def _operated(control: Control, report: Report, cause: Cause, accept: Call
 async def _destroyed(control: Control, report: Report, cause: Cause) -> None:
     if report.kind is not ReportKind.DONE:
         log.error("sandbox.undestroyed", sandbox=report.process_id, node=report.node, error=failure_of(report).message)
+        await _undone(control, report, cause, ProvisionFailed.model_validate(report.body).uncompensated or ("unknown",))
         return
     stopped = SandboxStopped.model_validate(report.body)
     await control.change(Sandbox, report.project, report.process_id, cause, lambda s: s.destroyed(cause.at, stopped.exit_code))
+    await _undone(control, report, cause, ())
 
 
 async def _rolled_back(control: Control, report: Report, cause: Cause) -> None:

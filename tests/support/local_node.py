@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -81,6 +81,9 @@ class Rig:
         self.knobs = Knobs()
         self.now = datetime(2026, 1, 1, tzinfo=UTC)
         self.reports: list[Report] = []
+        self.name = "n1"
+        self.pass_on: Callable[[Report], Awaitable[Any]] | None = None
+        """Also gets every report."""
         self.fetched = 0
         self.hear = asyncio.Event()
         """Cleared while the bus does not answer."""
@@ -94,11 +97,11 @@ class Rig:
         own = self.directory
         journal = Journal.open(own / "journal", Memory())
         crash = CrashPoints(own, "")
-        reporter = Reporter("n1", journal, self._hear, lambda: self.now, crash)
+        reporter = Reporter(self.name, journal, self._hear, lambda: self.now, crash)
         self.leases = Leases(own / "leases")
         self.driver = SimDriver(own / "sim", knobs=self.knobs)
         self.node = node = LocalNode(
-            name="n1",
+            name=self.name,
             directory=own,
             drivers=Drivers({"sim": self.driver}),
             roots=CopyRoots(own / "storage"),
@@ -138,6 +141,8 @@ class Rig:
     async def _hear(self, report: Report) -> None:
         await self.hear.wait()
         self.reports.append(report)
+        if self.pass_on is not None:
+            await self.pass_on(report)
 
     async def _fetch(self, artifact_id: str, path: Path, sha256: str) -> None:
         assert (artifact_id, sha256) == (self.artifact.artifact_id, self.artifact.sha256)

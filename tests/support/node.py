@@ -53,7 +53,7 @@ def answer(node: ScriptedNode, order: Order) -> dict[str, Any]:
 
 
 class ScriptedNode:
-    """``refuse`` says which orders fail, and how; ``hold`` which are not answered at all."""
+    """``refuse`` says which orders fail, and how, ``left`` the body of their reports; ``hold`` which orders are not answered at all."""
 
     def __init__(self, nc: Any, node_id: str = "node-1") -> None:
         self._nc = nc
@@ -63,6 +63,7 @@ class ScriptedNode:
         self.versions = Versions(guest_image="1", agent="1", kernel="6")
         self.refuse: Callable[[Order], Failure | None] = lambda order: None
         self.hold: Callable[[Order], bool] = lambda order: False
+        self.left: Callable[[Order], dict[str, Any]] = lambda order: {}
         self._reader = LaneReader(nc, node_id, self._carry_out)
         self._reports = 0
 
@@ -112,13 +113,17 @@ class ScriptedNode:
             return
         failure = self.refuse(order)
         kind = ReportKind.DONE if failure is None else ReportKind.FAILED
-        body = answer(self, order) if failure is None else {}
+        body = answer(self, order) if failure is None else self.left(order)
+        await self.says(order, kind, body, failure)
+
+    async def says(self, order: Order, kind: ReportKind, body: dict[str, Any], failure: Failure | None = None, suffix: str = "") -> None:
+        """Report about an order."""
         await self._say(
             order.verb,
             kind,
             order.project,
             body,
-            id=f"{order.id}:{kind}",
+            id=f"{order.id}:{kind}{suffix}",
             order=order.id,
             process=order.process,
             process_id=order.process_id,

@@ -262,8 +262,13 @@ def test_what_cannot_be_undone_is_swept_until_it_is_and_then_told(rig, run):
             report = await rig.send(order)
             assert report.body["uncompensated"] == ["artifact", "root", "network"], "the root may be what the lease still serves"
             assert set(await rig.left()) == {"roots", "leases", "records"}
-            await rig.sweep()
+            for _ in range(5):
+                rig.now += timedelta(minutes=1)
+                await rig.sweep()
             assert set(await rig.left()) == {"roots", "leases", "records"}
+            vain = await rig.eventually(lambda: [end for end in rig.ends_of(order) if end.body["undo"]][2:] and rig.ends_of(order)[1:])
+            assert [end.body["undo"] for end in vain] == [1, 2, 4], "ever more rarely: each of these is kept for ever"
+            assert {(end.error.details["step"], *end.body["uncompensated"]) for end in vain} == {("network", "network", "root", "logs")}
             rig.leases.broken = False
             await rig.sweep()
             assert await rig.left() == {}

@@ -1,0 +1,68 @@
+"""A creation that leaves something on its node, from the control plane's order to the last word, with a real node on the simulator."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from support.local_node import NoAck
+from support.places import placed
+from support.waiting import eventually
+
+from bus.reports import report
+from domain.kernel.errors import Refused
+from domain.nodes.orders import Verb
+from domain.sandboxes.provisioning import Provisioning, ProvisioningState
+
+OURS = {Verb.SANDBOX_PROVISION, Verb.SANDBOX_DESTROY}
+
+
+def test_what_a_node_cannot_undo_blocks_is_abandoned_or_ends_when_it_can(rig, server, run):
+    async def scenario():
+        async with placed(server) as place:
+            rig.name, rig.pass_on, working = "node-1", lambda said: report(place.nc, said), []
+
+            def to_the_rig(order):
+                """The scripted node does what templates need; sandboxes are the simulator's, made of the artifact that is there."""
+                if order.verb in OURS:
+                    if order.verb is Verb.SANDBOX_PROVISION:
+                        order.body["spec"]["artifact"] = rig.artifact.model_dump()
+                    working.append(asyncio.create_task(rig.work.handle(order, NoAck())))
+                return order.verb in OURS
+
+            async def undoing(sandbox, state, attempts):
+                saga = await place.get(Provisioning, sandbox)
+                return (saga.state, saga.undo_attempts) == (state, attempts)
+
+            async def failed_start(template):
+                rig.knobs.lose_reply, rig.leases.broken = 1, True
+                with pytest.raises(Refused) as refused:
+                    await place.sandbox(template)
+                return refused.value.details["sandbox_id"]
+
+            async with rig.life():
+                rig.now = datetime.now(UTC)
+                template = await place.template(cmd=["sleep", "1000"])
+                place.node.hold = to_the_rig
+                first = await failed_start(template)
+                assert await undoing(first, ProvisioningState.UNDOING, 1)
+                await rig.sweep()
+                await eventually(lambda: undoing(first, ProvisioningState.UNDOING, 2))
+                rig.now += timedelta(hours=2)
+                place.plane.control.clock = lambda: rig.now
+                await rig.sweep()
+                await eventually(lambda: undoing(first, ProvisioningState.BLOCKED, 3))
+                abandoned = await place.do("sandbox.abandon", {"sandbox_id": first})
+                assert abandoned["uncompensated"] == ["network", "root", "logs"]
+
+                second = await failed_start(template)
+                await rig.sweep()
+                await eventually(lambda: undoing(second, ProvisioningState.UNDOING, 2))
+                rig.leases.broken = False
+                await rig.sweep()
+                await eventually(lambda: undoing(second, ProvisioningState.FAILED, 2))
+                assert await rig.left() == {}, "the node goes on trying what a person has given up"
+                await asyncio.gather(*working)
+
+    run(scenario())
