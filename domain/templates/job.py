@@ -1,7 +1,7 @@
 """The job: one attempt at a long operation, with phase and progress (reference/cubesandbox.md §1.5, §2.2).
 
 PENDING  accepted; nobody has taken it up yet. What it started may already answer, and that counts.
-RUNNING  ``holder`` works on it, until ``lease_until`` unless it renews.
+RUNNING  ``holder`` works on it, until ``lease_until`` unless it is heard to move on.
 READY    done; ``result`` says what came of it.
 FAILED   not done; ``phase`` says where it ended and ``failure`` why.
 
@@ -276,8 +276,9 @@ class Job(Aggregate):
             self.record(JobNoted, at, facts=news)
 
     def renew(self, at: datetime, until: datetime) -> None:
-        """Its holder is alive; the lease only ever grows."""
-        if LIFECYCLE.admits("renew", self.state) and until > self.lease_until:
+        """It moves; the lease only ever grows. Signs of life are frequent and events for ever: news when a third of it is used up."""
+        gained = until - self.lease_until
+        if LIFECYCLE.admits("renew", self.state) and gained > timedelta() and gained >= (until - at) / 3:
             self.record(JobLeaseRenewed, at, until=until)
 
     def expire(self, at: datetime) -> None:

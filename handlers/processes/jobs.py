@@ -1,8 +1,7 @@
-"""Every job's pump: starts it, hands it to its operation, ends it when its lease is over."""
+"""Every job's pump: starts it, hands it to its operation, ends it when its lease is over without a sign of life."""
 
 from __future__ import annotations
 
-from domain.nodes.orders import Failure
 from domain.templates.job import Job, JobState, Operation
 from handlers.control import Control
 from handlers.processes import clones, template_build
@@ -17,8 +16,8 @@ async def pump(control: Control, project: str, job_id: str) -> None:
         return
     if job.state is JobState.PENDING:
         job = await _start(control, project, job)
-    if control.clock() > job.lease_until:
-        await end(control, project, job, Failure(code="job.expired", message=f"{job.phase} took too long", retryable=True))
+    if control.clock() >= job.lease_until:
+        await _expire(control, project, job)
         return
     match job.operation:
         case Operation.CREATE | Operation.REDO:
@@ -35,10 +34,10 @@ async def _start(control: Control, project: str, job: Job) -> Job:
     return done.aggregate
 
 
-async def end(control: Control, project: str, job: Job, failure: Failure) -> None:
-    """A job that cannot go on, and everything that waits for it."""
+async def _expire(control: Control, project: str, job: Job) -> None:
+    """End a job of which nothing was heard for the length of its lease, and what waits for it; unless it has been heard just now."""
     if job.operation in {Operation.CREATE, Operation.REDO}:
-        await template_build.fail(control, project, job, failure)
+        await template_build.expire(control, project, job)
         return
-    cause = control.own_cause(project, "job", job.id, "fail")
-    await control.change(Job, project, job.id, cause, lambda j: j.fail(cause.at, None, failure))
+    cause = control.own_cause(project, "job", job.id, "expire", job.lease_until.isoformat())
+    await control.change(Job, project, job.id, cause, lambda j: j.expire(cause.at))

@@ -102,7 +102,7 @@ async def _built(control: Control, project: str, job: Job, template: Template) -
     artifact = await control.find(Artifact, SYSTEM_PROJECT, identifier)
     if artifact is not None and artifact.state is ArtifactState.READY:
         return artifact
-    if _built_by_another(artifact, job) and not await _abandoned(control, artifact):
+    if _built_by_another(artifact, job) and not await _abandoned(control, artifact, project, job):
         return None
     cause = control.own_cause(SYSTEM_PROJECT, "artifact", identifier, "claim", job.id, tries(job))
 
@@ -136,10 +136,13 @@ def tries(job: Job) -> int:
     return int(job.facts.get("tries", 1))
 
 
-async def _abandoned(control: Control, artifact: Artifact) -> bool:
-    """A build whose job has ended without an artifact will never end: free it for the next one."""
+async def _abandoned(control: Control, artifact: Artifact, project: str, job: Job) -> bool:
+    """A build whose job has ended without an artifact will never end: free it for the next one. Who waits lives as long as who builds."""
     builder_job = await control.find(Job, artifact.project, artifact.job_id)
     if builder_job is not None and builder_job.active:
+        until = builder_job.lease_until
+        alive = control.own_cause(project, "job", job.id, "waits", until.isoformat())
+        await control.change(Job, project, job.id, alive, lambda j: j.renew(alive.at, until))
         return False
     cause = control.own_cause(SYSTEM_PROJECT, "artifact", artifact.id, "expire", artifact.job_id)
     await control.change(Artifact, SYSTEM_PROJECT, artifact.id, cause, lambda a: a.expire_build(cause.at, artifact.job_id))
@@ -198,13 +201,37 @@ async def note(control: Control, project: str, job_id: str, what: str, **facts: 
     await control.change(Job, project, job_id, cause, lambda j: j.note(cause.at, **facts))
 
 
-async def fail(control: Control, project: str, job: Job, failure: Failure) -> None:
-    """The job cannot go on: job, template and, if it was this job's build, artifact say so."""
+async def expire(control: Control, project: str, job: Job) -> None:
+    """End a job whose lease is over, with its template and its build; nothing when it was heard just now and has a new lease."""
+    cause = control.own_cause(project, "job", job.id, "expire", job.lease_until.isoformat())
+    ended: list[Failure] = []
+
+    def end(j: Job) -> None:
+        j.expire(cause.at)
+        ended[:] = [] if j.failure is None else [j.failure]
+
+    def follow(t: Template) -> None:
+        if ended:
+            t.fail(cause.at, job.id, ended[0].message)
+
+    parts: Parts = [part(Job, project, job.id, end), part(Template, project, job.resource_id, follow)]
+    await control.store.transact_many(parts, cause)
+    if ended:
+        await _fail_artifact(control, job, ended[0])
+
+
+async def _fail_artifact(control: Control, job: Job, failure: Failure) -> None:
+    """The artifact that this job was building, if it was one."""
     identifier = job.facts.get("artifact_id")
     artifact = None if identifier is None else await control.find(Artifact, SYSTEM_PROJECT, identifier)
     if artifact is not None and artifact.state is ArtifactState.BUILDING and artifact.job_id == job.id:
         own = control.own_cause(SYSTEM_PROJECT, "artifact", artifact.id, "fail", job.id)
         await control.change(Artifact, SYSTEM_PROJECT, artifact.id, own, lambda a: a.fail_build(own.at, job.id, failure.message))
+
+
+async def fail(control: Control, project: str, job: Job, failure: Failure) -> None:
+    """The job cannot go on: job, template and, if it was this job's build, artifact say so."""
+    await _fail_artifact(control, job, failure)
     cause = control.own_cause(project, "job", job.id, "fail")
     parts: Parts = [
         part(Job, project, job.id, lambda j: j.fail(cause.at, None, failure)),

@@ -20,6 +20,13 @@ MAX_TRIES: Final = 3
 """How often a retryable failure of a build step is tried again by itself."""
 
 
+async def _alive(control: Control, report: Report, job_id: str) -> None:
+    """Somebody works for the job: its lease begins anew (reference/cubesandbox.md §12 "Timers")."""
+    cause = control.own_cause(report.project, "job", job_id, "alive", report.id)
+    if (job := await control.find(Job, report.project, job_id)) is not None and job.active:
+        await control.change(Job, report.project, job_id, cause, lambda j: j.renew(cause.at, control.deadline(control.deadlines.job_s)))
+
+
 async def _image_resolved(control: Control, report: Report, cause: Cause) -> None:
     if report.kind is ReportKind.FAILED:
         await _build_failed(control, report, cause)
@@ -38,6 +45,7 @@ async def _artifact_built(control: Control, report: Report, cause: Cause) -> Non
         await _build_failed(control, report, cause)
         return
     built = ArtifactBuilt.model_validate(report.body)
+    await _alive(control, report, report.process_id)
     job = await control.get(Job, report.project, report.process_id)
     own = control.own_cause(SYSTEM_PROJECT, "artifact", job.facts["artifact_id"], "built", report.id)
 
@@ -56,6 +64,7 @@ async def _build_progress(control: Control, report: Report, cause: Cause) -> Non
         job.advance(cause.at, phase, _progress(job, phase, progress.fraction))
         if phase is Phase.PULLING:
             job.pull(cause.at, pull)
+        job.renew(cause.at, control.deadline(control.deadlines.job_s))
 
     await control.change(Job, report.project, report.process_id, cause, accept)
 
@@ -94,6 +103,9 @@ async def _given_to_another(control: Control, report: Report, cause: Cause, job:
 
 async def _replica_distributed(control: Control, report: Report, cause: Cause) -> None:
     replica = await control.get(Replica, report.project, report.process_id)
+    await _alive(control, report, replica.job_id)
+    if report.kind is ReportKind.PROGRESS:
+        return
     if report.kind is ReportKind.FAILED:
         await replicas.fail(control, report.project, replica, replica.job_id, failure_of(report).message)
         return
@@ -105,6 +117,9 @@ async def _replica_distributed(control: Control, report: Report, cause: Cause) -
 
 async def _replica_prepared(control: Control, report: Report, cause: Cause) -> None:
     replica = await control.get(Replica, report.project, report.process_id)
+    await _alive(control, report, replica.job_id)
+    if report.kind is ReportKind.PROGRESS:
+        return
     if report.kind is ReportKind.FAILED:
         await replicas.fail(control, report.project, replica, replica.job_id, failure_of(report).message)
         return
