@@ -149,26 +149,37 @@ async def get_file(nc: Client, bucket: str, name: str, path: Path, *, sha256: st
     Raises ``Refused``: ``object.not-found``, ``object.corrupt`` when what is stored is not ``sha256``, ``bus.unavailable``, and
     ``object.replaced`` (retryable) when somebody put or deleted it meanwhile.
     """
-    what = await _find(nc, bucket, name)
+    what = await _find(nc, bucket, name, sha256)
+    details = {"id": name, "sha256": sha256}
     if what.sha256 != sha256:
-        raise Refused("object.corrupt", f"{name} is stored as {what.sha256}, not {sha256}")
+        raise Refused("object.corrupt", f"{name} is stored as {what.sha256}, not {sha256}", details=details)
     async with replacing(path) as file:
         digest = await _receive(nc, bucket, what, file, progress)
         if digest != sha256:
-            raise Refused("object.corrupt", f"the bytes stored as {name} are {digest}, not {sha256}")
+            raise Refused("object.corrupt", f"the bytes stored as {name} are {digest}, not {sha256}", details=details)
     return what.size
 
 
-async def _find(nc: Client, bucket: str, name: str) -> Stat:
+async def _find(nc: Client, bucket: str, name: str, sha256: str) -> Stat:
     """What is stored, patient with a replica that is behind."""
 
     async def once(_: float) -> Stat:
         what = await stat(nc, bucket, name)
         if what is None:
-            raise Refused("object.not-found", f"nothing is stored as {name}", details={"id": name})
+            raise Refused("object.not-found", f"nothing is stored as {name}", details={"id": name, "sha256": sha256})
         return what
 
     return await patiently(once, BEHIND_S, frozenset({"object.not-found"}))
+
+
+async def present(nc: Client, bucket: str, name: str, sha256: str, size: int) -> bool:
+    """Whether ``name`` is stored under this digest and size with none of its chunks missing. Cheap: reads no chunk, see ``check``."""
+    what = await stat(nc, bucket, name, leader=True)
+    if what is None or (what.sha256, what.size) != (sha256, size):
+        return False
+    subject = _chunks(bucket, what.nuid)
+    state = (await call(nc, f"STREAM.INFO.{_stream(bucket)}", {"subjects_filter": subject}))["state"]
+    return (state.get("subjects") or {}).get(subject, 0) == what.chunks
 
 
 async def check(nc: Client, bucket: str, name: str, sha256: str) -> bool:

@@ -276,9 +276,12 @@ class Artifact(Aggregate):
         if job_id == self.job_id and LIFECYCLE.admits("expire_build", self.state):
             self.record(ArtifactFailed, at, job_id=job_id, error="the build did not end in time")
 
-    def lost(self, at: datetime) -> None:
-        """Its bytes are not where they should be, or are others; reuse must not trust the record (reference/cubesandbox.md §3.6)."""
-        if LIFECYCLE.admits("lost", self.state):
+    def lost(self, at: datetime, sha256: str | None = None) -> None:
+        """Its bytes are not where they should be, or are others; reuse must not trust the record (reference/cubesandbox.md §3.6).
+
+        ``sha256``: which bytes those were; the loss of an earlier build's is no news.
+        """
+        if sha256 in {None, self.sha256} and LIFECYCLE.admits("lost", self.state):
             self.record(ArtifactFailed, at, error="the stored bytes are missing or damaged")
 
     def add_owner(self, at: datetime, owner: str) -> None:

@@ -75,7 +75,14 @@ async def _drive(control: Control, project: str, job: Job, template: Template, a
         verb, body = Verb.REPLICA_PREPARE, prepare.model_dump(mode="json")
         await control.change(Replica, project, replica.id, cause, lambda r: r.begin_prepare(cause.at, job.id))
     order = control.new_order(
-        verb, project, ("replica", replica.id), body, key=template.id, attempt=job.attempt, salt=job.id, deadline_s=control.deadlines.job_s
+        verb,
+        project,
+        ("replica", replica.id),
+        body,
+        key=template.id,
+        attempt=job.attempt,
+        salt=f"{job.id}-{artifact.generation}",
+        deadline_s=control.deadlines.job_s,
     )
     await control.order(replica.node_id, order)
 

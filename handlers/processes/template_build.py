@@ -15,10 +15,11 @@ from domain.nodes.orders import ArtifactBuild, Failure, ImageResolve, Verb
 from domain.templates.artifact import Artifact, ArtifactState
 from domain.templates.fingerprint import ArtifactSpec, fingerprint
 from domain.templates.job import Job, Phase
+from domain.templates.progress import rank
 from domain.templates.recipe import recipe_of
 from domain.templates.template import Template
 from handlers.control import Control, Parts, part
-from handlers.processes import replicas
+from handlers.processes import replicas, stored
 
 
 async def pump(control: Control, project: str, job: Job) -> None:
@@ -95,16 +96,32 @@ async def _built(control: Control, project: str, job: Job, template: Template) -
     """The artifact of this specification: found, awaited, or claimed and ordered. None while it is not there."""
     request = template.request
     spec = ArtifactSpec(image_digest=job.facts["digest"], disk_mb=request.disk_mb)
-    print_ = fingerprint(spec)
-    identifier = artifact_id(print_)
+    identifier = artifact_id(fingerprint(spec))
     if job.facts.get("artifact_id") != identifier:
         await note(control, project, job.id, "artifact", artifact_id=identifier)
     artifact = await control.find(Artifact, SYSTEM_PROJECT, identifier)
     if artifact is not None and artifact.state is ArtifactState.READY:
-        return artifact
+        if artifact.job_id == job.id or _distributes(job) or await stored.usable(control, artifact):
+            return artifact
+        artifact = await control.get(Artifact, SYSTEM_PROJECT, identifier)
     if _built_by_another(artifact, job) and not await _abandoned(control, artifact, project, job):
         return None
-    cause = control.own_cause(SYSTEM_PROJECT, "artifact", identifier, "claim", job.id, tries(job))
+    claimed = await _claimed(control, project, job, identifier, spec, artifact)
+    if claimed is None or claimed.state is ArtifactState.READY:
+        return claimed
+    builder = await _builder(control, project, job, template)
+    if builder is not None:
+        await _order_build(control, project, job, template, claimed, builder)
+    return None
+
+
+async def _claimed(
+    control: Control, project: str, job: Job, identifier: str, spec: ArtifactSpec, artifact: Artifact | None
+) -> Artifact | None:
+    """The artifact that is this job's to build now, or that has become READY meanwhile; None while another job builds it."""
+    print_ = fingerprint(spec)
+    generation = 0 if artifact is None else artifact.generation
+    cause = control.own_cause(SYSTEM_PROJECT, "artifact", identifier, "claim", job.id, tries(job), generation)
 
     def claim(found: Artifact | None) -> Artifact:
         if found is None:
@@ -113,18 +130,17 @@ async def _built(control: Control, project: str, job: Job, template: Template) -
         return found
 
     try:
-        done = await control.store.transact(Artifact, SYSTEM_PROJECT, identifier, claim, cause)
+        return (await control.store.transact(Artifact, SYSTEM_PROJECT, identifier, claim, cause)).aggregate
     except Refused as refusal:
         if refusal.code == "artifact.building":
             return None
         raise
-    if done.aggregate.state is ArtifactState.READY:
-        return done.aggregate
-    builder = await _builder(control, project, job, template)
-    if builder is not None:
-        await advance(control, project, job.id, Phase.UNPACKING)
-        await _order_build(control, project, job, template, identifier, builder)
-    return None
+
+
+def _distributes(job: Job) -> bool:
+    """Has it begun to hand the bytes out? From then on it is the nodes who find out whether they are right."""
+    begins = job.resume_phase or Phase.GENERATING_JSON
+    return rank(job.operation, job.phase) > rank(job.operation, begins)
 
 
 def _built_by_another(artifact: Artifact | None, job: Job) -> TypeGuard[Artifact]:
@@ -149,10 +165,10 @@ async def _abandoned(control: Control, artifact: Artifact, project: str, job: Jo
     return True
 
 
-async def _order_build(control: Control, project: str, job: Job, template: Template, identifier: str, builder: str) -> None:
+async def _order_build(control: Control, project: str, job: Job, template: Template, artifact: Artifact, builder: str) -> None:
     request = template.request
     body = ArtifactBuild(
-        artifact_id=identifier,
+        artifact_id=artifact.id,
         image=request.image,
         digest=job.facts["digest"],
         disk_mb=request.disk_mb,
@@ -164,8 +180,9 @@ async def _order_build(control: Control, project: str, job: Job, template: Templ
         project,
         ("job", job.id),
         body.model_dump(mode="json"),
-        key=identifier,
+        key=artifact.id,
         attempt=tries(job),
+        salt=str(artifact.generation),
         deadline_s=control.deadlines.job_s,
     )
     await control.order(builder, order)

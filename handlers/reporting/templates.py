@@ -13,7 +13,7 @@ from domain.templates.progress import PROGRESS, progress_of
 from domain.templates.replica import Replica
 from domain.templates.template import Template
 from handlers.control import Control
-from handlers.processes import replicas, template_build
+from handlers.processes import replicas, stored, template_build
 from handlers.reporting.taking import Taker, failure_of
 
 MAX_TRIES: Final = 3
@@ -107,12 +107,18 @@ async def _replica_distributed(control: Control, report: Report, cause: Cause) -
     if report.kind is ReportKind.PROGRESS:
         return
     if report.kind is ReportKind.FAILED:
-        await replicas.fail(control, report.project, replica, replica.job_id, failure_of(report).message)
+        await _replica_failed(control, report, replica)
         return
     if replica.artifact_id is not None:
         own = control.own_cause(SYSTEM_PROJECT, "artifact", replica.artifact_id, "placed", report.node, report.id)
         await control.change(Artifact, SYSTEM_PROJECT, replica.artifact_id, own, lambda a: a.placed(own.at, report.node))
     await control.change(Replica, report.project, replica.id, cause, lambda r: r.distributed(cause.at, r.job_id))
+
+
+async def _replica_failed(control: Control, report: Report, replica: Replica) -> None:
+    failure = failure_of(report)
+    if not await stored.found_bad(control, report.project, replica, failure):
+        await replicas.fail(control, report.project, replica, replica.job_id, failure.message)
 
 
 async def _replica_prepared(control: Control, report: Report, cause: Cause) -> None:
@@ -121,7 +127,7 @@ async def _replica_prepared(control: Control, report: Report, cause: Cause) -> N
     if report.kind is ReportKind.PROGRESS:
         return
     if report.kind is ReportKind.FAILED:
-        await replicas.fail(control, report.project, replica, replica.job_id, failure_of(report).message)
+        await _replica_failed(control, report, replica)
         return
     prepared = ReplicaPrepared.model_validate(report.body)
     await control.change(

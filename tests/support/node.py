@@ -5,13 +5,18 @@ For tests of the control plane alone; the real agent is tested against the same 
 
 from __future__ import annotations
 
+import hashlib
+import tempfile
 from collections.abc import Callable
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Self
 
 from bus.heartbeat import beat
 from bus.lanes import LaneReader
+from bus.objects import put_file
 from bus.reports import report
+from bus.subjects import ARTIFACTS_BUCKET
 from domain.nodes.orders import (
     Capacity,
     DriverInfo,
@@ -26,6 +31,8 @@ from domain.nodes.orders import (
 )
 
 DIGEST = "sha256:" + "1" * 64
+BYTES = b"ext4" * 1024
+"""What every artifact of a scripted node consists of."""
 
 
 def answer(node: ScriptedNode, order: Order) -> dict[str, Any]:
@@ -35,7 +42,7 @@ def answer(node: ScriptedNode, order: Order) -> dict[str, Any]:
         case Verb.IMAGE_RESOLVE:
             return {"digest": DIGEST, "size_bytes": 1000, "layers": 2, "config": {"Cmd": ["/bin/sh"], "Env": ["PATH=/bin"]}}
         case Verb.ARTIFACT_BUILD:
-            return {"sha256": "2" * 64, "size_bytes": 4096, "image_config": {"Cmd": ["/bin/sh"]}}
+            return {"sha256": hashlib.sha256(BYTES).hexdigest(), "size_bytes": len(BYTES), "image_config": {"Cmd": ["/bin/sh"]}}
         case Verb.REPLICA_PREPARE:
             return {"versions": node.versions.model_dump(), "driver": "sim"}
         case Verb.SANDBOX_PROVISION | Verb.SANDBOX_ROLLBACK | Verb.SANDBOX_RESUME:
@@ -109,9 +116,17 @@ class ScriptedNode:
     async def _carry_out(self, order: Order, ack: Any) -> None:
         del ack
         self.orders.append(order)
-        if self.hold(order):
-            return
+        if not self.hold(order):
+            await self.does(order)
+
+    async def does(self, order: Order) -> None:
+        """Carry an order out, or refuse to."""
         failure = self.refuse(order)
+        if order.verb == Verb.ARTIFACT_BUILD and failure is None:
+            with tempfile.NamedTemporaryFile() as file:
+                file.write(BYTES)
+                file.flush()
+                await put_file(self._nc, ARTIFACTS_BUCKET, order.body["artifact_id"], Path(file.name))
         kind = ReportKind.DONE if failure is None else ReportKind.FAILED
         body = answer(self, order) if failure is None else self.left(order)
         await self.says(order, kind, body, failure)
