@@ -40,7 +40,8 @@ class Reporter:
         self._crash = crash
         self._places = asyncio.Semaphore(PARALLEL)
         self._tails: dict[str, asyncio.Task[None]] = {}
-        self._latest: dict[str, Report] = {}
+        self._latest: dict[tuple[str, str], Report] = {}
+        """By order and phase: every phase of a long order is told, of each only the latest."""
         self._numbers: dict[str, int] = {}
 
     def start(self) -> None:
@@ -96,12 +97,13 @@ class Reporter:
         await self._queue(report)
 
     def progress(self, order: Order, body: dict[str, Any]) -> None:
-        """How far an order is. While an earlier one of it is under way only the latest is kept."""
+        """How far an order is. While an earlier one of the same phase is under way only the latest is kept."""
+        key = order.id, str(body.get("phase", ""))
         number = self._numbers[order.id] = self._numbers.get(order.id, 0) + 1
-        waiting = order.id in self._latest
-        self._latest[order.id] = self.of(order, ReportKind.PROGRESS, body, suffix=f":{self._clock().timestamp():.6f}-{number}")
+        waiting = key in self._latest
+        self._latest[key] = self.of(order, ReportKind.PROGRESS, body, suffix=f":{self._clock().timestamp():.6f}-{number}")
         if not waiting:
-            self._chain(_key(self._latest[order.id]), lambda: self._send_latest(order.id))
+            self._chain(_key(self._latest[key]), lambda: self._send_latest(key))
 
     # ------------------------------------------------------------------------------------------------------ observations
 
@@ -143,8 +145,8 @@ class Reporter:
         task.add_done_callback(lambda done: self._tails.pop(key) if self._tails.get(key) is done else None)
         return task
 
-    async def _send_latest(self, order_id: str) -> None:
-        report = self._latest.pop(order_id, None)
+    async def _send_latest(self, key: tuple[str, str]) -> None:
+        report = self._latest.pop(key, None)
         if report is not None:
             with contextlib.suppress(Refused):
                 await self._send(report)

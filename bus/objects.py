@@ -179,7 +179,7 @@ async def present(nc: Client, bucket: str, name: str, sha256: str, size: int) ->
         return False
     subject = _chunks(bucket, what.nuid)
     state = (await call(nc, f"STREAM.INFO.{_stream(bucket)}", {"subjects_filter": subject}))["state"]
-    return (state.get("subjects") or {}).get(subject, 0) == what.chunks
+    return bool((state.get("subjects") or {}).get(subject, 0) == what.chunks)
 
 
 async def check(nc: Client, bucket: str, name: str, sha256: str) -> bool:

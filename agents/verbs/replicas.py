@@ -13,7 +13,7 @@ from agents.task import Task
 from agents.teardown import take_down
 from agents.verbs.provision import bring_up
 from domain.kernel.ids import sandbox_id
-from domain.nodes.orders import ArtifactRemove, ReplicaDistribute, ReplicaPrepare, ReplicaPrepared, ReplicaRemove
+from domain.nodes.orders import ArtifactRemove, BuildProgress, ReplicaDistribute, ReplicaPrepare, ReplicaPrepared, ReplicaRemove
 from domain.sandboxes.spec import ArtifactRef, Recipe, SandboxSpec
 
 log = structlog.get_logger(__name__)
@@ -25,7 +25,11 @@ async def distribute(task: Task, body: ReplicaDistribute) -> None:
 
 
 async def prepare(task: Task, body: ReplicaPrepare) -> ReplicaPrepared:
-    """Boot a throw-away sandbox of the template, all steps, probe port included, and take it down again."""
+    """Boot a throw-away sandbox of the template, all steps, probe port included, take it down, and keep what sandboxes start from.
+
+    What is kept (phase SNAPSHOTTING) is the pristine disk: the verified read-only base, looked at once more now that something ran on it.
+    Nothing of the boot's memory: no driver here keeps memory in a template (reference/runtimes.md §11).
+    """
     node = task.node
     spec = SandboxSpec(
         template_id=body.template_id,
@@ -42,6 +46,10 @@ async def prepare(task: Task, body: ReplicaPrepare) -> ReplicaPrepared:
     except UnwoundError as unwound:
         raise FailedError(unwound.failure) from unwound
     await take_down(node, identifier, for_ever=False)
+    task.progress(BuildProgress(phase="SNAPSHOTTING"))
+    path = await node.cache.ensure(spec.artifact)
+    async with node.creating:
+        await node.roots.prepare(spec.artifact.artifact_id, path)
     node.journal.write(replica_entry(body.template_id, spec.artifact.artifact_id))
     return ReplicaPrepared(versions=node.versions(), driver=driver.name)
 

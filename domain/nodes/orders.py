@@ -135,7 +135,7 @@ class ArtifactBuilt(Record):
 
 
 class BuildProgress(Record):
-    """``PROGRESS`` of a build: which phase (a job phase of reference/cubesandbox.md §3.3), and how far the pull is."""
+    """``PROGRESS`` of a build or of a replica's preparation: which job phase (reference/cubesandbox.md §3.3), and how far the pull is."""
 
     phase: str
     fraction: Annotated[float, Field(ge=0, le=1)] = 0

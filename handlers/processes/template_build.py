@@ -36,6 +36,7 @@ async def _next(control: Control, project: str, job: Job) -> None:
     template = await control.get(Template, project, job.resource_id)
     if not await _resolved(control, project, job, template):
         return
+    job = await control.get(Job, project, job.id)
     artifact = await _built(control, project, job, template)
     if artifact is None:
         return

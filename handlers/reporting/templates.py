@@ -125,11 +125,13 @@ async def _replica_prepared(control: Control, report: Report, cause: Cause) -> N
     replica = await control.get(Replica, report.project, report.process_id)
     await _alive(control, report, replica.job_id)
     if report.kind is ReportKind.PROGRESS:
+        await template_build.advance(control, report.project, replica.job_id, Phase(BuildProgress.model_validate(report.body).phase))
         return
     if report.kind is ReportKind.FAILED:
         await _replica_failed(control, report, replica)
         return
     prepared = ReplicaPrepared.model_validate(report.body)
+    await template_build.advance(control, report.project, replica.job_id, Phase.SNAPSHOTTING)
     await control.change(
         Replica, report.project, replica.id, cause, lambda r: r.ready(cause.at, r.job_id, prepared.versions, prepared.driver)
     )

@@ -17,6 +17,11 @@ PARAMETERS = [
     pytest.param("oci", id="oci", marks=pytest.mark.root),
 ]
 
+PHASES = [
+    *("PULLING", "UNPACKING", "BUILDING_EXT4", "GENERATING_JSON"),
+    *("DISTRIBUTING", "CREATING_TEMPLATE", "SNAPSHOTTING", "REGISTERING", "READY"),
+]
+
 
 class Stranger:
     """Sends requests and reads replies."""
@@ -66,6 +71,9 @@ async def everything(connect: dict[str, Any], image: str) -> None:
         assert (item["template_id"], item["status"], item["replicas"]["ready"]) == (template["template_id"], "READY", 1)
         [job] = await s.qry("jobs", "get", id=template["job_id"])
         assert (job["status"], job["progress"], job["operation"]) == ("READY", 100, "CREATE")
+
+        told = await s.qry("events", "read", type="job", id=template["job_id"], limit=1000)
+        assert list(dict.fromkeys(event["data"]["phase"] for event in told if "phase" in event["data"])) == PHASES
 
         sandbox = (await s.cmd("sandbox.create", template="demo", labels={"team": "tide"}, wait_s=60))["sandbox_id"]
         [item] = await s.qry("sandboxes", "get", id=sandbox)

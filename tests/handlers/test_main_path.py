@@ -32,6 +32,25 @@ def test_a_template_is_made_from_an_image_and_its_alias_resolves(at) -> None:
     at(test)
 
 
+def test_a_job_goes_through_every_phase_and_a_node_that_prepares_says_when_it_snapshots(at) -> None:
+    async def test(place) -> None:
+        made = await place.do("template.create", {"image": "oci:/images/demo", "wait_s": 20})
+        assert await phases(place, made["job_id"]) == [
+            *("PULLING", "UNPACKING", "BUILDING_EXT4", "GENERATING_JSON"),
+            *("DISTRIBUTING", "CREATING_TEMPLATE", "SNAPSHOTTING", "REGISTERING", "READY"),
+        ]
+        again = await place.do("template.redo", {"template": made["template_id"], "mode": "ALL", "wait_s": 20})
+        assert await phases(place, again["job_id"]) == ["SNAPSHOTTING", "REGISTERING", "READY"]
+
+    at(test)
+
+
+async def phases(place, job: str) -> list[str]:
+    """The phases that a job was in, in their order."""
+    commits = await place.plane.control.store.read("default", "job", job)
+    return list(dict.fromkeys(event["data"]["phase"] for commit in commits for event in commit.events if "phase" in event["data"]))
+
+
 def test_two_templates_of_one_specification_at_once_build_it_once(at) -> None:
     async def test(place) -> None:
         await asyncio.gather(place.template(), place.template(memory_mb=64), place.template(cpu=2))

@@ -34,6 +34,9 @@ DIGEST = "sha256:" + "1" * 64
 BYTES = b"ext4" * 1024
 """What every artifact of a scripted node consists of."""
 
+PHASES = {Verb.ARTIFACT_BUILD: ("PULLING", "UNPACKING", "BUILDING_EXT4"), Verb.REPLICA_PREPARE: ("SNAPSHOTTING",)}
+"""What an honest node tells of its long orders on the way."""
+
 
 def answer(node: ScriptedNode, order: Order) -> dict[str, Any]:
     """What an honest node says when it has done the order."""
@@ -127,6 +130,8 @@ class ScriptedNode:
                 file.write(BYTES)
                 file.flush()
                 await put_file(self._nc, ARTIFACTS_BUCKET, order.body["artifact_id"], Path(file.name))
+        for phase in PHASES.get(order.verb, ()) if failure is None else ():
+            await self.says(order, ReportKind.PROGRESS, {"phase": phase}, suffix=f":{phase}")
         kind = ReportKind.DONE if failure is None else ReportKind.FAILED
         body = answer(self, order) if failure is None else self.left(order)
         await self.says(order, kind, body, failure)

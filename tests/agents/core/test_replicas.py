@@ -48,6 +48,7 @@ def test_a_template_is_proved_by_a_boot_of_its_own(rig, run):
             body = {"template_id": TEMPLATE, "artifact": rig.artifact.model_dump(), "recipe": {"cmd": ["sleep", "10"]}}
             report = await rig.tell(Verb.REPLICA_PREPARE, body)
             assert report.body == {"versions": {"guest_image": "1", "agent": "2", "kernel": "3"}, "driver": "sim"}
+            assert [said.body["phase"] for said in rig.reports if said.kind is ReportKind.PROGRESS] == ["SNAPSHOTTING"]
             assert await rig.left() == {}
             body["recipe"] = {"cmd": ["there-is-no-such-program"]}
             report = await rig.tell(Verb.REPLICA_PREPARE, body)
