@@ -33,7 +33,11 @@ SYSTEM_ACTOR = "system"
 
 @dataclass(frozen=True, slots=True)
 class Deadlines:
-    """How long each thing may take before it is given up (reference/cubesandbox.md §12 "Timers", reference/miren-sandbox.md §2)."""
+    """How long each thing may take before it is given up (reference/cubesandbox.md §12 "Timers", reference/miren-sandbox.md §2).
+
+    ``abandoned_s``: chunks in the object store that belong to nothing are removed when nothing was added to them for so long; a writer that
+    lives adds one within a minute, or gives up (``bus/objects.py``). Looked for every ``collect_s``.
+    """
 
     job_s: float = 900
     provision_s: float = 120
@@ -42,6 +46,7 @@ class Deadlines:
     node_dead_s: float = 40
     storage_ease_s: float = 60
     watchdog_s: float = 5
+    abandoned_s: float = 3600
     collect_s: float = 600
 
 

@@ -42,6 +42,7 @@ from handlers.control import Control, Deadlines
 from handlers.dispatch import Dispatcher, Handler
 from handlers.duty import Duty, Work
 from handlers.fleet import Fleet
+from handlers.housekeeping import Housekeeping
 from handlers.liveness import Liveness
 from handlers.membership import Membership
 from handlers.processes import jobs, removal, undoing
@@ -122,6 +123,7 @@ class ControlPlane:
         self._receipts = Receipts(nc)
         self._dispatcher = Dispatcher(self.control, self._receipts, HANDLERS)
         self._liveness = Liveness(self.control)
+        self._housekeeping = Housekeeping(self.control)
         self._membership = membership
         self._tail: Tail[Commit] = Tail(nc, 0, [ALL_EVENTS], self._fold)
         self._running = contextlib.AsyncExitStack()
@@ -167,6 +169,7 @@ class ControlPlane:
             lambda: DueReader(self._nc, self._on_due),
             self._liveness.watch,
             self.processes.watching,
+            self._housekeeping.running,
             lambda: SubmitWorker(self._nc, self._submitted),
         ]
 
