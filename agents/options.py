@@ -23,7 +23,6 @@ class Options:
     driver: str = "auto"
     connect: Path | None = None
     data: Path | None = None
-    shards: int = 1
     stop_sandboxes: bool = False
     purge: bool = False
     egress: bool = False
@@ -43,7 +42,6 @@ def parse(argv: Sequence[str] | None = None) -> Options:
     parser.add_argument("--driver", default="auto", help="auto, or names by commas, the default first: oci, process, sim")
     parser.add_argument("--connect", type=Path, help="a directory with another connect.json")
     parser.add_argument("--data", type=Path, help="the agent's own directory (DIR/nodes/NODE)")
-    parser.add_argument("--shards", type=int, default=1, help="how many streams carry the lanes")
     parser.add_argument("--roles", default="builder,runner", help="what the node may be used for")
     parser.add_argument("--cpu", type=float, help="cores to promise, instead of all")
     parser.add_argument("--memory-mb", type=int, help="memory to promise, instead of all")
@@ -63,7 +61,6 @@ def parse(argv: Sequence[str] | None = None) -> Options:
         driver=said.driver,
         connect=said.connect,
         data=said.data and said.data.absolute(),
-        shards=said.shards,
         stop_sandboxes=said.stop_sandboxes,
         purge=said.purge,
         egress=said.egress,

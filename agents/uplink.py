@@ -78,7 +78,7 @@ class Uplink:
 
     async def lane(self, handle: Callable[[Order, Ack], Awaitable[None]], arrived: Callable[[Order], None]) -> LaneReader:
         """This node's orders, not yet started."""
-        return LaneReader(await self._bus(), self._options.node, handle, shards=self._options.shards, arrived=arrived, work=LANE)
+        return LaneReader(await self._bus(), self._options.node, handle, arrived=arrived, work=LANE)
 
     async def beating(self, body: Callable[[], Mapping[str, Any]]) -> AbstractAsyncContextManager[None]:
         """Heartbeats, while the block runs."""

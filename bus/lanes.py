@@ -21,7 +21,7 @@ from bus import answers, subjects
 from bus.reader import Delivery, Item, Reader, Work, ensure_consumer
 from bus.requests import PATIENCE_S, WITHIN_S, ApiError, call, request, store
 from bus.requests import Ack as Stored
-from bus.streams import lane_entry, lane_stream
+from bus.streams import lane_entry, lane_shards, lane_stream
 from domain.kernel.errors import Refused
 from domain.nodes.orders import Order, Verb
 
@@ -76,6 +76,7 @@ class LaneReader(Reader[Order]):
     A handler that returns has done the order; it may also ``ack``, ``nak(delay)`` (handle it again here) or ``term(reason)`` itself.
     ``begun`` counts, durably, how often an order was begun; an order that was begun ``CRASHES`` times and is here again is terminated.
     ``arrived`` is told of each order when it is received, long before its turn perhaps: an order may cut earlier ones of its key short.
+    ``shards``: None to be told by whoever attaches it.
     """
 
     def __init__(
@@ -84,7 +85,7 @@ class LaneReader(Reader[Order]):
         node: str,
         handle: Handle,
         *,
-        shards: int = 1,
+        shards: int | None = None,
         work: Work = LANE_WORK,
         begun: Begun | None = None,
         arrived: Callable[[Order], None] | None = None,
@@ -100,7 +101,7 @@ class LaneReader(Reader[Order]):
                 arrived(item.value)
             return item
 
-        super().__init__(nc, lane_stream(node, shards), node, self._attach, decode, self._carry_out, work, owner=node)
+        super().__init__(nc, lane_stream(node, shards or 1), node, self._attach, decode, self._carry_out, work, owner=node)
 
     async def _carry_out(self, order: Order, ack: Ack) -> None:
         if self._begun is not None and (count := await self._begun(order)) > CRASHES:
@@ -115,11 +116,12 @@ class LaneReader(Reader[Order]):
             if refused.code != "bus.unavailable":
                 raise
         else:
-            answers.read(reply)
+            self._pull.stream = lane_stream(self._node, self._shards or int(answers.read(reply).get("shards", 1)))
             return
         # nobody serves it: without accounts the agent has the rights itself, with them this is refused and tried again
+        self._pull.stream = lane_stream(self._node, self._shards or await lane_shards(self._nc))
         await ensure_consumer(
-            self._nc, lane_stream(self._node, self._shards), self._node, subjects.lane_of(self._node), self._work,
+            self._nc, self._pull.stream, self._node, subjects.lane_of(self._node), self._work,
             memory=True, fresh=fresh, within=PATIENCE_S / 2,
         )  # fmt: skip
 
@@ -179,4 +181,4 @@ class LaneKeeper:
         if self._admit is not None and not await self._admit(node):
             raise Refused("node.not-found", f"no node {node!r}")
         await attach(self._nc, node, fresh=fresh, shards=self._shards, work=self._work)
-        return answers.found(0, {})
+        return answers.found(0, {"shards": self._shards})

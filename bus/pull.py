@@ -62,7 +62,8 @@ class Pull:
 
     def __init__(self, nc: Client, stream: str, attach: Attach, receive: Receive, *, window: int, gapless: bool = False) -> None:
         self._nc = nc
-        self._stream = stream
+        self.stream = stream
+        """Where the consumer is; ``attach`` may find out that it is elsewhere."""
         self._attach = attach
         self._receive = receive
         self._window = window
@@ -96,7 +97,7 @@ class Pull:
                     why = repr(error)[:500]
                 failures = 0 if self._consumer_seq or time.monotonic() - began > SILENCE_S else failures + 1
                 self._consumer_seq = 0
-                (log.warning if failures else log.info)("pull.detached", stream=self._stream, why=why, failures=failures)
+                (log.warning if failures else log.info)("pull.detached", stream=self.stream, why=why, failures=failures)
                 await asyncio.sleep(_pause(failures))
         finally:
             if unlisten is not None:
@@ -120,7 +121,7 @@ class Pull:
 
     async def _receive_from(self, consumer: str) -> str:
         """Pull until this consumer has to be attached again; why."""
-        self._subject = f"$JS.API.CONSUMER.MSG.NEXT.{self._stream}.{consumer}"
+        self._subject = f"$JS.API.CONSUMER.MSG.NEXT.{self.stream}.{consumer}"
         self._inbox = self._nc.new_inbox()
         self._backlog = 0
         subscription = await self._subscribe(f"{self._inbox}.*")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 import nats.errors
@@ -28,6 +28,8 @@ DUPLICATE_WINDOW: Final = 120 * SECOND
 
 FIXED: Final = frozenset({"storage", "retention", "max_consumers"})
 """What the server, or prudence, does not change on a stream that exists."""
+LANE_FIXED: Final = frozenset({"subjects", "subject_transform", "metadata"})
+"""What spreads the lanes: changed under way, orders would go where nobody reads."""
 ONE_WAY: Final = frozenset({"deny_delete", "deny_purge", "allow_msg_ttl", "allow_msg_schedules"})
 """Flags that can be raised and never lowered."""
 ATTEMPTS: Final = 60
@@ -42,17 +44,22 @@ class StreamMismatchError(Exception):
 class Settings:
     """What differs between installations.
 
-    ``shards`` partitions the node lanes over streams (reference/jetstream-eventstore.md §3.6: 16 for a thousand nodes); ``max_nodes`` is
-    the number of consumers one of them admits, since the server's own default stops at 1000.
+    ``shards`` partitions the node lanes over streams (reference/jetstream-eventstore.md §3.6: 16 for a thousand nodes). It is chosen when
+    the streams are made and stored with them, where everybody finds it (``lane_shards``); None: as it is there, at first 1. ``max_nodes``
+    is the number of consumers one of them admits, since the server's own default stops at 1000.
     """
 
     replicas: int = 1
     storage: Literal["file", "memory"] = "file"
-    shards: int = 1
+    shards: int | None = None
     max_nodes: int = 20_000
     log_bytes: int = GIB
     log_age_s: int = 3 * 86_400
     log_lines: int = 20_000
+
+
+SHARDS: Final = "strandline-shards"
+"""The name under which the number of lane streams stands in the metadata of the first of them; absent for 1."""
 
 
 def lane_shard(node: str, shards: int = 1) -> int:
@@ -110,7 +117,7 @@ def all_streams(settings: Settings) -> Iterator[Config]:
         "max_bytes": settings.log_bytes,
         "max_msgs_per_subject": settings.log_lines,
     }
-    yield from (_lane(shard, settings) for shard in range(settings.shards))
+    yield from (_lane(shard, settings) for shard in range(settings.shards or 1))
     yield from (_bucket(name) for name in (subjects.NODES_BUCKET, subjects.LEASES_BUCKET))
     yield _object_store(subjects.ARTIFACTS_BUCKET)
 
@@ -124,7 +131,8 @@ def _lane(shard: int, settings: Settings) -> Config:
         "allow_msg_ttl": True,
         "duplicate_window": DUPLICATE_WINDOW,
     }
-    if settings.shards > 1:
+    if settings.shards is not None and settings.shards > 1:
+        config["metadata"] = {SHARDS: str(settings.shards)}
         config["subjects"] = [f"strand.lanes.{shard}.*.*"]
         config["subject_transform"] = {"src": f"strand.lanes.{shard}.*.*", "dest": "strand.lane.{{wildcard(1)}}.{{wildcard(2)}}"}
     return config
@@ -164,8 +172,25 @@ async def ensure_streams(
     Raises ``StreamMismatchError`` where a difference cannot be mended, and ``nats.errors.Error`` when the bus does not answer.
     """
     wanted = settings or Settings(replicas=replicas, storage=storage)
+    known = await _known_shards(nc)
+    if known is not None and wanted.shards not in {None, known}:
+        raise StreamMismatchError(f"the lanes are in {known} streams and cannot be in {wanted.shards}: orders would be lost")
+    wanted = replace(wanted, shards=known or wanted.shards or 1)
     for config in all_streams(wanted):
         await ensure_stream(nc, {"allow_direct": True, **config, "storage": wanted.storage, "num_replicas": wanted.replicas})
+
+
+async def lane_shards(nc: Client) -> int:
+    """Over how many streams this installation's lanes are spread: the one answer, for all who send, attach or read."""
+    return await _known_shards(nc) or 1
+
+
+async def _known_shards(nc: Client) -> int | None:
+    """As stored with the first lane stream; None while there is none."""
+    reply = await _api(nc, "STREAM.INFO.LANES-0", {})
+    if "error" in reply:
+        return None
+    return int((reply["config"].get("metadata") or {}).get(SHARDS, 1))
 
 
 async def ensure_stream(nc: Client, config: Config) -> None:
@@ -206,9 +231,16 @@ def _change(wanted: Config, found: Config) -> Config:
     change: Config = {}
     for field, value in _with_defaults(wanted).items():
         actual = found.get(field, _ABSENT.get(field))
+        if field == "metadata":  # the server keeps notes of its own beside ours
+            actual = {key: (actual or {}).get(key) for key in value}
         if actual == value:
             continue
-        refused = field in FIXED or (field in ONE_WAY and not value) or (field == "num_replicas" and value < actual)
+        refused = (
+            field in FIXED
+            or (field in LANE_FIXED and wanted["name"].startswith("LANES-"))
+            or (field in ONE_WAY and not value)
+            or (field == "num_replicas" and value < actual)
+        )
         if refused:
             raise StreamMismatchError(f"stream {wanted['name']}: {field} is {actual!r} and cannot become {value!r}")
         change[field] = value

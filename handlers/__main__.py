@@ -12,21 +12,21 @@ import uvloop
 
 from bus.connection import connect_from
 from bus.logging import configure
-from bus.streams import ensure_streams
+from bus.streams import Settings, ensure_streams
 from domain import catalogue
 from handlers.plane import ControlPlane
 
 log = structlog.get_logger(__name__)
 
 
-async def run(directory: Path, replicas: int, name: str) -> None:
+async def run(directory: Path, settings: Settings, name: str) -> None:
     """Connect, make sure that the streams are there, serve until told to stop."""
     stopping = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     connection = await connect_from(directory, "control", timeout=None)
     async with connection:
-        await ensure_streams(connection, replicas=replicas)
+        await ensure_streams(connection, settings=settings)
         plane = await ControlPlane.open(connection, keys=directory / "keys", name=name)
         life, stop = asyncio.create_task(plane.live()), asyncio.create_task(stopping.wait())
         try:
@@ -46,11 +46,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m handlers", description=__doc__)
     parser.add_argument("--dir", type=Path, required=True, help="data directory with connect.json")
     parser.add_argument("--replicas", type=int, default=1, choices=(1, 3), help="replicas of every stream")
+    parser.add_argument("--shards", type=int, choices=range(1, 257), metavar="N", help="streams for the lanes of a new installation")
     parser.add_argument("--name", default="control", help="tells control planes of one cluster apart")
     arguments = parser.parse_args()
     configure()
     catalogue.load()
-    uvloop.run(run(arguments.dir, arguments.replicas, arguments.name))
+    uvloop.run(run(arguments.dir, Settings(replicas=arguments.replicas, shards=arguments.shards), arguments.name))
 
 
 if __name__ == "__main__":

@@ -60,6 +60,8 @@ class Control:
     waiting: Waiting
     results: Results
     deadlines: Deadlines = field(default_factory=Deadlines)
+    shards: int = 1
+    """Over how many streams the installation's lanes are spread."""
     clock: Callable[[], datetime] = lambda: datetime.now(UTC)
 
     def own_cause(self, project: str, *parts: str | int, event: str | None = None, trace: str | None = None) -> Cause:
@@ -100,12 +102,12 @@ class Control:
 
     async def order(self, node: str, order: Order) -> None:
         """Put an order on a node's lane; a repeat of the same order id is absorbed."""
-        await lanes.send(self.nc, node, order)
+        await lanes.send(self.nc, node, order, shards=self.shards)
 
     async def ask(self, node: str, order: Order) -> None:
         """The same for an order whose answer somebody waits for here: the node answers one that it had before once more."""
-        if (await lanes.send(self.nc, node, order)).duplicate:
-            await lanes.send(self.nc, node, order, again=secrets.token_hex(8))
+        if (await lanes.send(self.nc, node, order, shards=self.shards)).duplicate:
+            await lanes.send(self.nc, node, order, shards=self.shards, again=secrets.token_hex(8))
 
     def new_order(
         self,

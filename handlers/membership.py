@@ -7,6 +7,7 @@ is, and stays connected until somebody who has the keys deletes its account.
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -24,9 +25,10 @@ ENROLLED = frozenset({"node.enrolled", "node.re-enrolled"})
 class Membership:
     """Follows enrolments and evictions in the log. ``keys`` is the authority's directory, which may not be there."""
 
-    def __init__(self, nc: Client, keys: Path | None) -> None:
+    def __init__(self, nc: Client, keys: Path | None, shards: int = 1) -> None:
         self._nc = nc
         self._keys = keys
+        self._shards = shards
 
     async def on_commit(self, commit: Commit) -> None:
         """Let a node in, or cut it off. Raises ``Refused`` when the bus does not answer; the commit is then delivered again."""
@@ -34,14 +36,14 @@ class Membership:
         if names & ENROLLED:
             await self._let_in(commit.id)
         if "node.evicted" in names:
-            await lanes.remove(self._nc, commit.id)
+            await lanes.remove(self._nc, commit.id, shards=self._shards)
             await self._cut_off(commit.id)
 
     async def _let_in(self, node: str) -> None:
         authority = await self._authority()
         if authority is not None:
             async with await self._system() as system:
-                await push(system, await asyncio.to_thread(authority.node, node))
+                await push(system, await asyncio.to_thread(partial(authority.node, node, shards=self._shards)))
             log.info("node.let-in", node=node)
 
     async def _cut_off(self, node: str) -> None:

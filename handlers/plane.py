@@ -26,6 +26,7 @@ from bus.leases import Leases
 from bus.receipts import Receipts
 from bus.reports import ReportReader
 from bus.store import Store
+from bus.streams import lane_shards
 from bus.subjects import ALL_EVENTS, ARTIFACTS_BUCKET
 from bus.submit import SubmitWorker
 from bus.subscription import DurableReader, Tail
@@ -98,9 +99,10 @@ class ControlPlane:
 
         ``keys``: where the installation's authority is, if here. ``name`` tells control planes of one cluster apart.
         """
-        return cls(nc, await Store.open(nc), deadlines or Deadlines(), Membership(nc, keys), name)
+        shards = await lane_shards(nc)
+        return cls(nc, await Store.open(nc), deadlines or Deadlines(), Membership(nc, keys, shards), name, shards)
 
-    def __init__(self, nc: Client, store: Store, deadlines: Deadlines, membership: Membership, name: str) -> None:
+    def __init__(self, nc: Client, store: Store, deadlines: Deadlines, membership: Membership, name: str, shards: int = 1) -> None:
         self._nc = nc
         self._name = name
         self.control = Control(
@@ -110,6 +112,7 @@ class ControlPlane:
             waiting=Waiting(),
             results=Results(Broadcast(nc)),
             deadlines=deadlines,
+            shards=shards,
         )
         pumps = {
             "job": jobs.pump,
@@ -135,7 +138,7 @@ class ControlPlane:
         await self.control.results.start()
         await run(self._tail)
         await self._read_up()
-        await run(LaneKeeper(self._nc, self._admits))
+        await run(LaneKeeper(self._nc, self._admits, shards=self.control.shards))
         await run(Duty(Leases(self._nc), self._name, self._duties()))
         endpoints = await serve_commands(self._nc, self._dispatcher.commands, self._dispatcher.handle, elsewhere=ELSEWHERE)
         self._running.push_async_callback(endpoints.close)

@@ -21,6 +21,7 @@ from bus.client import Caller
 from bus.connection import Connection, connect, connect_from
 from bus.requests import call
 from bus.server import Server
+from bus.streams import lane_shards
 from bus.subjects import EVENTS
 from domain.kernel.errors import Refused
 from strandline.mending import mend
@@ -156,8 +157,9 @@ class Installation:
         url = self._server.url if self._server is not None else ""
         system = await connect(url, name="accounts", creds=self.dir / "keys" / "system.creds", on_closed=lambda: None)
         async with system:
+            shards = 1 if self.connection is None else await lane_shards(self.connection)
             for node in self.node_names:
-                member = authority.node(node)
+                member = authority.node(node, shards=shards)
                 await push(system, member)
                 creds = self.dir / "nodes" / node / "node.creds"
                 write_secret(creds, member.creds)
