@@ -1,4 +1,4 @@
-"""``events.read`` and ``events.verify``: the log itself, event by event. This is the audit view: complete, ordered, not stored twice."""
+"""``events.read`` and ``events.verify``: the log itself, event by event. Who did what, commit by commit, is ``projections/trail.py``."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from typing import Any, Final, Protocol, TypeAlias, TypeVar
 from bus.endpoints import Reply, Request
 from domain.kernel.errors import Refused
 from domain.templates.alias import RESERVED_PREFIXES
-from projections import audit
+from projections import audit, trail
 from projections.export import digest
 from projections.log import Log, position_at
 from projections.moments import Moments
@@ -67,7 +67,12 @@ class Queries:
     @property
     def verbs(self) -> dict[str, Sequence[str]]:
         """Everything that can be asked."""
-        return {**{view.name: view.verbs for view in self._views.values()}, "events": ("read", "verify"), "views": ("list", "digest")}
+        return {
+            **{view.name: view.verbs for view in self._views.values()},
+            "events": ("read", "verify"),
+            "audit": ("list", "get"),
+            "views": ("list", "digest"),
+        }
 
     async def handle(self, request: Request) -> Reply:
         """Answer one query. Raises ``Refused``."""
@@ -77,6 +82,8 @@ class Queries:
                 return await audit.read_events(self._log, request.project, request.body)
             case "events":
                 return await audit.verify_events(self._log, request.project, request.body)
+            case "audit":
+                return await self._audit(verb, request)
             case "views" if verb == "list":
                 states = self._following.states()
                 return _found(min((s["position"] for s in states), default=0), states)
@@ -104,6 +111,12 @@ class Queries:
             with contextlib.suppress(NoSuchView):
                 return read()
         return await self._in_thread(read)
+
+    async def _audit(self, verb: str, request: Request) -> Reply:
+        question = parse(request.body, verb, trail.FILTERS)
+        end = await self._log.last() if question.as_of is None else await self._position(question.as_of)
+        answer = trail.list_commits if verb == "list" else trail.get_commit
+        return await answer(self._log, request.project, question, end)
 
     async def _behind(self, view: View, question: Question) -> None:
         if question.min_seq and not await self._following.reached(view.name, question.min_seq, BEHIND_S):

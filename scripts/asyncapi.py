@@ -13,13 +13,14 @@ from domain.kernel.aggregate import ENVELOPE_FIELDS, Event
 from domain.kernel.command import Command
 from domain.kernel.ids import NAME_PATTERN
 from domain.kernel.registry import COMMANDS, EVENTS
+from projections import trail
 from projections.question import MAX_LIMIT
 from projections.view import View
 from projections.views import VIEWS
 
 Json = dict[str, Any]
 
-LOG_QUERIES: Final[Mapping[str, Sequence[str]]] = {"events": ("read", "verify"), "views": ("list", "digest")}
+LOG_QUERIES: Final[Mapping[str, Sequence[str]]] = {"events": ("read", "verify"), "audit": ("list", "get"), "views": ("list", "digest")}
 """What can be asked beside the views; a test holds it against the projector's own list."""
 TEXT: Final[Json] = {"type": "string"}
 WHOLE: Final[Json] = {"type": "integer"}
@@ -96,7 +97,8 @@ def _add_command(name: str, command: type[Command], channels: Json, operations: 
 
 def _add_query(name: str, verb: str, view: View | None, channels: Json, operations: Json, messages: Json) -> None:
     key = f"qry-{name}-{verb}"
-    fields = {field: _typed(value) for field, value in view.fields.items()} if view is not None else {}
+    shown = view.fields if view is not None else trail.FIELDS if name == "audit" else {}
+    fields = {field: _typed(value) for field, value in shown.items()}
     items = {"type": "array", "items": _object(**fields) if verb in {"list", "get"} else {"type": "object"}}
     page = _object(ok={"const": True}, seq=WHOLE, items=items, next={"type": ["string", "integer", "null"]})
     messages[key] = _message(f"{name}.{verb}", "A question.", _question(name, verb, fields))
@@ -118,6 +120,7 @@ def _question(name: str, verb: str, fields: Json) -> Json:
     elif verb == "get":
         body["id"] = TEXT
     elif verb == "list":
+        body |= {"event": TEXT} if name == "audit" else {}
         body |= {"limit": limit, "cursor": TEXT, **{f: t for f, t in fields.items() if t.get("type") not in {"array", "object"}}}
     return _object(**body)
 

@@ -1,7 +1,6 @@
 """Every view there is. A new one is a module here and a line in ``VIEWS``.
 
-``audit`` is no view: events are read from the log itself (``events.read``), which is complete and ordered already; a table of them would
-only be the log twice.
+``audit`` is asked like a view but is none of these: it is answered from the log itself (``projections/trail.py``, docs/adr/0012).
 """
 
 from __future__ import annotations

@@ -100,6 +100,10 @@ async def everything(connect: dict[str, Any], image: str) -> None:
         await s.cmd("snapshot.delete", snapshot_id=snapshot, wait_s=60)
         await s.cmd("template.delete", template="demo", wait_s=60)
         assert [r["state"] for r in await s.qry("sandboxes", "list")] == ["DEAD"] * 3
+        trail = await s.qry("audit", "list", type="sandbox", id=sandbox)
+        assert [row["events"][0] for row in trail[:2]] == ["sandbox.created", "sandbox.started"]
+        assert trail[1]["actor"].startswith("node:")
+        assert await s.qry("audit", "get", id=str(trail[0]["seq"])) == trail[:1]
         [verdict] = await s.qry("events", "verify")
         assert verdict["intact"] is True
     finally:
