@@ -63,17 +63,18 @@ class Builder:
         self._work.mkdir(mode=0o700, parents=True)
 
     async def resolve(self, body: ImageResolve) -> ImageResolved:
-        """Raises ``ImageFault``, ``registry.secret-unreadable``."""
+        """Raises ``ImageFault``, ``egress-ca.missing``, ``registry.secret-unreadable``."""
+        baked = images.fingerprint(await asyncio.to_thread(self._certificate)) if body.egress_ca else ""
         found = await images.resolve(body.image, self._auth(body), base=self._base)
-        return ImageResolved(digest=found.digest, size_bytes=found.size_bytes, layers=found.layers, config=found.config)
+        return ImageResolved(digest=found.digest, size_bytes=found.size_bytes, layers=found.layers, config=found.config, egress_ca=baked)
 
     async def build(self, body: ArtifactBuild, order_id: str, tell: Callable[[BuildProgress], None]) -> ArtifactBuilt:
-        """Raises ``ImageFault``, ``Refused`` of the bus, ``egress-ca.missing``, ``registry.secret-unreadable``."""
+        """Raises ``ImageFault``, ``Refused`` of the bus, ``egress-ca.missing``, ``egress-ca.changed``, ``registry.secret-unreadable``."""
         known = await self._stored(body)
         if known is not None:
             log.info("build.reused", artifact=body.artifact_id)
             return known
-        certificate = await asyncio.to_thread(self._certificate) if body.egress_ca else None
+        certificate = await asyncio.to_thread(self._certificate, body.egress_ca_sha256) if body.egress_ca else None
         work = self._work / order_id
         work.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
@@ -103,10 +104,14 @@ class Builder:
             return None
         return ArtifactBuilt(sha256=stat.sha256, size_bytes=stat.size, image_config=found.config)
 
-    def _certificate(self) -> bytes:
+    def _certificate(self, wanted: str = "") -> bytes:
+        """The egress CA of this node. ``wanted``: its fingerprint, if it must be a certain one (reference/cubesandbox.md §3.8)."""
         for directory in self._directories:
             with contextlib.suppress(OSError):
-                return (directory / EGRESS_CA_FILE).read_bytes()
+                found = (directory / EGRESS_CA_FILE).read_bytes()
+                if wanted and images.fingerprint(found) != wanted:
+                    raise fail("egress-ca.changed", f"{EGRESS_CA_FILE} is another one by now: redo the template, or create it anew")
+                return found
         raise fail("egress-ca.missing", f"no {EGRESS_CA_FILE} on this node to bake in")
 
     def _auth(self, body: ImageResolve | ArtifactBuild) -> images.Auth | None:

@@ -101,9 +101,13 @@ class Report(Record):
 
 
 class ImageResolve(Record):
-    """Find out which bytes an image reference means now. Nothing is kept on the node."""
+    """Find out which bytes an image reference means now. Nothing is kept on the node.
+
+    ``egress_ca``: say also which CA the node would bake in; one that has none fails here, before anything is pulled.
+    """
 
     image: str
+    egress_ca: bool = False
     registry_user: str | None = None
     registry_secret: str | None = None
 
@@ -114,16 +118,22 @@ class ImageResolved(Record):
     layers: int
     config: dict[str, Any]
     """The image configuration's ``config`` object: Entrypoint, Cmd, Env, WorkingDir, User, ExposedPorts."""
+    egress_ca: Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{64})?$")] = ""
+    """SHA-256 of the DER form of the node's egress CA, if that was asked for."""
 
 
 class ArtifactBuild(Record):
-    """Pull, unpack, make the ext4 file and put it into the object store under its artifact id."""
+    """Pull, unpack, make the ext4 file and put it into the object store under its artifact id.
+
+    ``egress_ca``: bake the node's egress CA in, which must be the one with ``egress_ca_sha256``: the artifact id follows from that.
+    """
 
     artifact_id: ArtifactId
     image: str
     digest: str
     disk_mb: int
     egress_ca: bool = False
+    egress_ca_sha256: str = ""
     registry_user: str | None = None
     registry_secret: str | None = None
 

@@ -48,15 +48,19 @@ async def _resolved(control: Control, project: str, job: Job, template: Template
     """Which bytes does the image name now? Asked once; a redo keeps the answer of the first time."""
     if "digest" in job.facts:
         return True
-    if template.image_digest is not None:
-        await note(control, project, job.id, "resolved", digest=template.image_digest, config=template.image_config)
+    if template.image_digest is not None and template.artifact_id is not None:
+        known = await control.find(Artifact, SYSTEM_PROJECT, template.artifact_id)
+        baked = "" if known is None else known.spec.egress_ca
+        await note(control, project, job.id, "resolved", digest=template.image_digest, config=template.image_config, egress_ca=baked)
         return True
     builder = await _builder(control, project, job, template)
     if builder is None:
         return False
     await advance(control, project, job.id, Phase.PULLING)
     request = template.request
-    body = ImageResolve(image=request.image, registry_user=request.registry_user, registry_secret=request.registry_secret)
+    body = ImageResolve(
+        image=request.image, egress_ca=request.egress_ca, registry_user=request.registry_user, registry_secret=request.registry_secret
+    )
     order = control.new_order(
         Verb.IMAGE_RESOLVE,
         project,
@@ -95,8 +99,7 @@ def able(control: Control, template: Template, unreadable: Collection[str]) -> l
 
 async def _built(control: Control, project: str, job: Job, template: Template) -> Artifact | None:
     """The artifact of this specification: found, awaited, or claimed and ordered. None while it is not there."""
-    request = template.request
-    spec = ArtifactSpec(image_digest=job.facts["digest"], disk_mb=request.disk_mb)
+    spec = ArtifactSpec(image_digest=job.facts["digest"], disk_mb=template.request.disk_mb, egress_ca=job.facts.get("egress_ca", ""))
     identifier = artifact_id(fingerprint(spec))
     if job.facts.get("artifact_id") != identifier:
         await note(control, project, job.id, "artifact", artifact_id=identifier)
@@ -173,6 +176,8 @@ async def _order_build(control: Control, project: str, job: Job, template: Templ
         image=request.image,
         digest=job.facts["digest"],
         disk_mb=request.disk_mb,
+        egress_ca=bool(job.facts.get("egress_ca")),
+        egress_ca_sha256=job.facts.get("egress_ca", ""),
         registry_user=request.registry_user,
         registry_secret=request.registry_secret,
     )

@@ -32,9 +32,8 @@ async def _image_resolved(control: Control, report: Report, cause: Cause) -> Non
         await _build_failed(control, report, cause)
         return
     resolved = ImageResolved.model_validate(report.body)
-    await control.change(
-        Job, report.project, report.process_id, cause, lambda j: j.note(cause.at, digest=resolved.digest, config=resolved.config)
-    )
+    facts = resolved.model_dump(include={"digest", "egress_ca"}, exclude_defaults=True)
+    await control.change(Job, report.project, report.process_id, cause, lambda j: j.note(cause.at, config=resolved.config, **facts))
 
 
 async def _artifact_built(control: Control, report: Report, cause: Cause) -> None:

@@ -43,7 +43,9 @@ def answer(node: ScriptedNode, order: Order) -> dict[str, Any]:
     body = order.body
     match order.verb:
         case Verb.IMAGE_RESOLVE:
-            return {"digest": DIGEST, "size_bytes": 1000, "layers": 2, "config": {"Cmd": ["/bin/sh"], "Env": ["PATH=/bin"]}}
+            config = {"Cmd": ["/bin/sh"], "Env": ["PATH=/bin"]}
+            baked = node.egress_ca if body["egress_ca"] else ""
+            return {"digest": DIGEST, "size_bytes": 1000, "layers": 2, "config": config, "egress_ca": baked}
         case Verb.ARTIFACT_BUILD:
             return {"sha256": hashlib.sha256(BYTES).hexdigest(), "size_bytes": len(BYTES), "image_config": {"Cmd": ["/bin/sh"]}}
         case Verb.REPLICA_PREPARE:
@@ -71,6 +73,8 @@ class ScriptedNode:
         self.orders: list[Order] = []
         self.capacity: dict[str, Any] = {"cpu": 64, "memory_mb": 65536, "disk_mb": 100_000, "sandboxes": 1000}
         self.versions = Versions(guest_image="1", agent="1", kernel="6")
+        self.egress_ca = "c" * 64
+        self.storage_pct: float = 0
         self.refuse: Callable[[Order], Failure | None] = lambda order: None
         self.hold: Callable[[Order], bool] = lambda order: False
         self.left: Callable[[Order], dict[str, Any]] = lambda order: {}

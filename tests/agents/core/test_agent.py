@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from support.agents import AgentProcess
+from support.images import make_pki
 from support.waiting import eventually
 
+from agents.images import fingerprint
 from agents.images.compose import compose
 from bus import logs, objects
 from bus.subjects import ARTIFACTS_BUCKET
@@ -36,6 +38,28 @@ def test_an_image_becomes_an_artifact_once(installed, run, tmp_path):
             assert await objects.check(place.nc, ARTIFACTS_BUCKET, ARTIFACT, built.body["sha256"]), "what is lost is built again"
             unknown = await place.tell(Verb.IMAGE_RESOLVE, {"image": f"oci:{tmp_path}/nothing"}, **job)
             assert (unknown.kind, unknown.error.code) == (ReportKind.FAILED, "image.not-found")
+
+    run(scenario())
+
+
+def test_the_egress_ca_of_the_node_is_told_and_baked_in_and_no_other_one(installed, run, tmp_path):
+    ca = make_pki(tmp_path).ca.read_bytes()
+
+    async def scenario():
+        composed = compose(tmp_path / "image")
+        job = {"process": "job", "process_id": "j1", "key": "j1"}
+        async with installed() as place, AgentProcess(place, "sim"):
+            asked = {"image": composed.reference, "egress_ca": True}
+            missing = await place.tell(Verb.IMAGE_RESOLVE, asked, **job)
+            assert missing.error.code == "egress-ca.missing"
+            (place.dir / "egress-ca.pem").write_bytes(ca)
+            told = (await place.tell(Verb.IMAGE_RESOLVE, asked, **job)).body["egress_ca"]
+            assert told == fingerprint(ca)
+            body = {"artifact_id": ARTIFACT, "image": composed.reference, "digest": composed.digest, "disk_mb": 64, "egress_ca": True}
+            changed = await place.tell(Verb.ARTIFACT_BUILD, {**body, "egress_ca_sha256": "0" * 64}, **job)
+            assert changed.error.code == "egress-ca.changed"
+            built = await place.tell(Verb.ARTIFACT_BUILD, {**body, "egress_ca_sha256": told}, within=60, **job)
+            assert built.kind is ReportKind.DONE, built
 
     run(scenario())
 
