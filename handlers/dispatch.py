@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,11 +25,22 @@ _PROJECT = re.compile(NAME_PATTERN)
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A parsed command with everything a handler needs to know about the asking."""
+    """A parsed command with everything a handler needs to know about the asking.
+
+    ``idle``: what a handler wraps every wait in, so that another request can work meanwhile; :meth:`wait` does.
+    """
 
     project: str
     command_id: str
     cause: Cause
+    idle: Callable[[], AbstractAsyncContextManager[None]] = nullcontext
+
+    async def wait(self, control: Control, kind: str, identifier: str, settled: Callable[[], Awaitable[bool]], seconds: float) -> bool:
+        """Until ``settled`` says so after a commit of that aggregate, or ``seconds`` are over; says which. Others work meanwhile."""
+        if seconds <= 0:
+            return await settled()
+        async with self.idle():
+            return await control.waiting.until(kind, self.project, identifier, settled, seconds)
 
 
 Handler = Callable[[Control, Asked, Any], Awaitable[Reply]]
@@ -55,7 +67,7 @@ class Dispatcher:
         command = cls.parse(request.body)
         digest = digest_of([request.name, command.model_dump(mode="json", exclude={"wait_s"})])
         cause = Cause(request.command_id, digest, request.actor, request.project, self._control.clock(), None, request.trace)
-        asked = Asked(request.project, request.command_id, cause)
+        asked = Asked(request.project, request.command_id, cause, request.waiting)
         return await self._receipts.once(request, digest, lambda: handler(self._control, asked, command))
 
 

@@ -62,6 +62,17 @@ class SandboxEntry:
     snapshot_id: str | None
     cpu: float
     memory_mb: int
+    seq: int = 0
+    """Where in the log it was created."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fence:
+    """Where in the log a template's delete began, in which commit, and by which command."""
+
+    seq: int
+    commit: str
+    command: str
 
 
 class Fleet:
@@ -75,6 +86,8 @@ class Fleet:
         self.by_template: dict[str, dict[str, ReplicaEntry]] = defaultdict(dict)
         self.sandboxes: dict[str, SandboxEntry] = {}
         self.users: dict[str, set[str]] = defaultdict(set)
+        self.fences: dict[str, Fence] = {}
+        self.late: dict[str, str] = {}
         self.open: dict[Key, datetime] = {}
         self._promised: dict[str, tuple[str, float, int]] = {}
         self.artifacts: set[str] = set()
@@ -126,7 +139,23 @@ class Fleet:
         """Live sandboxes that were created from it, by id."""
         return sorted(self.users.get(template_or_snapshot, ()))
 
+    def users_before_fence(self, template_id: str) -> list[str]:
+        """Live sandboxes of a template that were there before its delete began, by id: they decide whether it may go."""
+        fence = self.fences[template_id]
+        return [user for user in self.users_of(template_id) if self.sandboxes[user].seq < fence.seq]
+
+    def late_users(self, template_id: str) -> list[SandboxEntry]:
+        """Live sandboxes that were created from the template itself after its delete began, by id."""
+        return [self.sandboxes[user] for user in self.users_of(template_id) if user in self.late]
+
     # ------------------------------------------------------------------------------------------------------ folds
+
+    def _template(self, commit: Commit, name: str, data: dict[str, Any]) -> None:
+        """Where a delete began. Kept of templates that are gone too: who has not heard of it yet may still create from them."""
+        if name in {"template.delete-begun", "template.delete-requested"}:
+            self.fences.setdefault(commit.id, Fence(commit.seq, commit.commit, data.get("command", "")))
+        elif name in {"template.delete-refused", "template.delete-failed"}:
+            self.fences.pop(commit.id, None)
 
     def _node(self, commit: Commit, name: str, data: dict[str, Any]) -> None:
         node = self.nodes.setdefault(commit.id, NodeEntry(commit.id))
@@ -183,7 +212,10 @@ class Fleet:
             spec.get("snapshot_id"),
             recipe.get("cpu", 1),
             recipe.get("memory_mb", 512),
+            commit.seq,
         )
+        if entry.snapshot_id is None and entry.template_id in self.fences:
+            self.late[commit.id] = entry.template_id
         self.withdraw(commit.id)
         self.sandboxes[commit.id] = entry
         self._use(entry.node_id, entry.cpu, entry.memory_mb, 1)
@@ -265,6 +297,7 @@ OPENING = frozenset(
         "sandbox.delete-requested",
         "sandbox.exited",
         "provisioning.failed",
+        "template.delete-begun",
         "template.delete-requested",
         "artifact.cleanup-requested",
         "snapshot.deleted",
@@ -285,6 +318,7 @@ CLOSING = frozenset(
         "sandbox.destroyed",
         "provisioning.abandoned",
         "template.deleted",
+        "template.delete-refused",
         "template.delete-failed",
         "artifact.deleted",
         "artifact.claimed",
@@ -295,6 +329,7 @@ _FOLDS: dict[str, Callable[[Fleet, Commit, str, dict[str, Any]], None]] = {
     "node": Fleet._node,  # noqa: SLF001 - the table of its own methods
     "replica": Fleet._replica,  # noqa: SLF001
     "sandbox": Fleet._sandbox,  # noqa: SLF001
+    "template": Fleet._template,  # noqa: SLF001
     "job": Fleet._job,  # noqa: SLF001
     "artifact": Fleet._artifact,  # noqa: SLF001
 }

@@ -86,6 +86,9 @@ HANDLERS: dict[type[Command], Handler] = {
 STALLED_S = 10.0
 """How long the reading of the log may stand still while the bus is there."""
 
+PLACES = 256
+"""Commands that a control plane works on at one time."""
+
 ELSEWHERE = frozenset({ViewRebuild.wire_name()})
 """Commands that the projector serves."""
 
@@ -94,17 +97,23 @@ class ControlPlane:
     """Everything that one control-plane process runs. ``start`` returns when it can be used; ``close`` drains."""
 
     @classmethod
-    async def open(cls, nc: Client, *, deadlines: Deadlines | None = None, keys: Path | None = None, name: str = "control") -> Self:
+    async def open(
+        cls, nc: Client, *, deadlines: Deadlines | None = None, keys: Path | None = None, name: str = "control", places: int = PLACES
+    ) -> Self:
         """A control plane with a store of its own; not started yet.
 
-        ``keys``: where the installation's authority is, if here. ``name`` tells control planes of one cluster apart.
+        ``keys``: where the installation's authority is, if here. ``name`` tells control planes of one cluster apart. ``places``: how many
+        commands work at one time; those that wait for something do not count.
         """
         shards = await lane_shards(nc)
-        return cls(nc, await Store.open(nc), deadlines or Deadlines(), Membership(nc, keys, shards), name, shards)
+        return cls(nc, await Store.open(nc), deadlines or Deadlines(), Membership(nc, keys, shards), name, shards, places)
 
-    def __init__(self, nc: Client, store: Store, deadlines: Deadlines, membership: Membership, name: str, shards: int = 1) -> None:
+    def __init__(
+        self, nc: Client, store: Store, deadlines: Deadlines, membership: Membership, name: str, shards: int = 1, places: int = PLACES
+    ) -> None:
         self._nc = nc
         self._name = name
+        self._places = places
         self.control = Control(
             nc=nc,
             store=store,
@@ -140,7 +149,8 @@ class ControlPlane:
         await self._read_up()
         await run(LaneKeeper(self._nc, self._admits, shards=self.control.shards))
         await run(Duty(Leases(self._nc), self._name, self._duties()))
-        endpoints = await serve_commands(self._nc, self._dispatcher.commands, self._dispatcher.handle, elsewhere=ELSEWHERE)
+        dispatcher = self._dispatcher
+        endpoints = await serve_commands(self._nc, dispatcher.commands, dispatcher.handle, limit=self._places, elsewhere=ELSEWHERE)
         self._running.push_async_callback(endpoints.close)
         log.info("control.ready", seq=self.control.fleet.seq)
 

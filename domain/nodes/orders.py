@@ -7,6 +7,7 @@ Bodies of each verb are the records below, in ``BODIES``; what a successful repo
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any, Final, Literal
@@ -14,6 +15,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import Field, StringConstraints
 
 from domain.kernel.aggregate import Record
+from domain.kernel.errors import Refused
 from domain.kernel.ids import ArtifactId, SandboxId, SnapshotId, TemplateId
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
@@ -77,6 +79,10 @@ class Failure(Record):
     message: Annotated[str, StringConstraints(max_length=4096)]
     retryable: bool = False
     details: dict[str, Any] = {}
+
+    def refusal(self, details: Mapping[str, Any] | None = None) -> Refused:
+        """The same as an answer to whoever waited; ``details`` are added."""
+        return Refused(self.code, self.message, retryable=self.retryable, details={**self.details, **(details or {})})
 
 
 class Report(Record):

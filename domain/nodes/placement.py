@@ -7,7 +7,7 @@ sandboxes spread; equal ones go by id, so that the same question has the same an
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Final
 
 from domain.kernel.aggregate import Record
@@ -37,18 +37,19 @@ class Candidate(Record):
 
 
 class Need(Record):
-    """What a sandbox needs: cores, MiB, a driver (None: any), a node (None: any)."""
+    """What a sandbox needs: cores, MiB, a driver (None: any), a node (None: any). ``at_work``: a job makes its template ready somewhere."""
 
     cpu: float = 1
     memory_mb: int = 512
     driver: str | None = None
     node: str | None = None
+    at_work: bool = False
 
 
 def choose(candidates: Sequence[Candidate], need: Need) -> str:
     """The node's id. Raises ``Refused`` naming the first rule that nobody passed."""
     pool = _meant(candidates, need.node)
-    pool = _having_replica(pool)
+    pool = _having_replica(pool, at_work=need.at_work)
     pool = _fitting(pool)
     pool = _open(pool)
     pool = _driving(pool, need.driver)
@@ -72,14 +73,26 @@ def _meant(candidates: Sequence[Candidate], node: str | None) -> list[Candidate]
     return meant
 
 
-def _having_replica(pool: list[Candidate]) -> list[Candidate]:
+def _having_replica(pool: list[Candidate], *, at_work: bool) -> list[Candidate]:
     ready = [c for c in pool if c.replica_ready]
     if not ready:
-        raise Refused("template.no-ready-replica", "the template is ready on none of these nodes", details={"nodes": _ids(pool)})
+        raise no_ready_replica("the template is ready on none of these nodes", _ids(pool), at_work=at_work)
     reachable = [c for c in ready if c.status not in UNREACHABLE]
     if not reachable:
         raise Refused("node.offline", "every node with a ready replica is offline", retryable=True, details={"nodes": _ids(ready)})
     return reachable
+
+
+def require_known(nodes: Sequence[str], known: Collection[str]) -> None:
+    """Raises ``node.not-found`` for the first of ``nodes`` that nobody has enrolled."""
+    unknown = next((node for node in nodes if node not in known), None)
+    if unknown is not None:
+        raise not_found("node", unknown)
+
+
+def no_ready_replica(why: str, nodes: list[str], *, at_work: bool) -> Refused:
+    """Nothing can start from the template now. The caller's own mistake (reference/cubesandbox.md §2.5), unless a job is ``at_work``."""
+    return Refused("template.no-ready-replica", why, retryable=at_work, details={"nodes": nodes})
 
 
 def _fitting(pool: list[Candidate]) -> list[Candidate]:

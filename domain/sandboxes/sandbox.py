@@ -15,7 +15,7 @@ from domain.kernel.text import Why, clip
 from domain.nodes.orders import Failure, PortStatus
 from domain.sandboxes import events
 from domain.sandboxes.spec import OnTtl, SandboxSpec, TtlKind
-from domain.sandboxes.states import LIFECYCLE, Exit, ExitReason, Operation, OperationKind, Reason, SandboxState, Ttl
+from domain.sandboxes.states import LIFECYCLE, TOO_LATE, Exit, ExitReason, Operation, OperationKind, Reason, SandboxState, Ttl
 
 __all__ = ["Exit", "Operation", "Reason", "Sandbox", "SandboxState", "Ttl"]
 
@@ -70,6 +70,10 @@ class Sandbox(Aggregate):
     ) -> Self:
         return cls.begin(events.SandboxCreated, id, at, spec=spec, node_id=node_id, ttl=ttl, job_id=job_id)
 
+    def may_return_to(self, snapshot_id: str) -> bool:
+        """Is a rollback to it under way, or given up so lately that its answer may still come? (The dead do nothing any more.)"""
+        return any(o is not None and (o.kind, o.snapshot_id) == ("rollback", snapshot_id) for o in (self.operation, self.expired))
+
     # -------------------------------------------------------------------------------------------------- coming up
 
     def starting(self, at: datetime, attempt: int) -> None:
@@ -101,6 +105,11 @@ class Sandbox(Aggregate):
         if attempt >= self.attempt and LIFECYCLE.admits("fail_start", self.state):
             self.record(events.SandboxStartFailed, at, attempt=attempt, reason=self.reason or reason, failure=failure)
 
+    @property
+    def start_failure(self) -> Failure | None:
+        """Why it ended, or is ending, before anybody could use it."""
+        return TOO_LATE if self.reason == "template_deleted" else self.failure if self.state is SandboxState.DEAD else None
+
     # ----------------------------------------------------------------------------------------- one operation at a time
 
     def request_pause(self, at: datetime, command_id: str, deadline: datetime) -> None:
@@ -117,12 +126,7 @@ class Sandbox(Aggregate):
             self._begin(at, "resume", command_id, deadline)
 
     def resumed(
-        self,
-        at: datetime,
-        command_id: str,
-        address: str = "",
-        ports: tuple[PortStatus, ...] = (),
-        driver: str | None = None,
+        self, at: datetime, command_id: str, address: str = "", ports: tuple[PortStatus, ...] = (), driver: str | None = None
     ) -> None:
         """It runs on. Its time to live runs on too, with what was left of it."""
         if not self._answered("resume", command_id) or not LIFECYCLE.admits("resumed", self.state):
@@ -140,13 +144,7 @@ class Sandbox(Aggregate):
         )
 
     def request_rollback(
-        self,
-        at: datetime,
-        command_id: str,
-        snapshot_id: str,
-        snapshot_origin: str,
-        job_id: str | None,
-        deadline: datetime,
+        self, at: datetime, command_id: str, snapshot_id: str, snapshot_origin: str, job_id: str | None, deadline: datetime
     ) -> int:
         """Ask for a rollback and give out its generation, greater than every earlier one (reference/cubesandbox.md §5.4).
 
@@ -164,12 +162,7 @@ class Sandbox(Aggregate):
         return self.last_generation
 
     def rolled_back(
-        self,
-        at: datetime,
-        generation: int,
-        address: str = "",
-        ports: tuple[PortStatus, ...] = (),
-        driver: str | None = None,
+        self, at: datetime, generation: int, address: str = "", ports: tuple[PortStatus, ...] = (), driver: str | None = None
     ) -> None:
         operation = self._rollback_of(generation)
         if operation is None or not LIFECYCLE.admits("rolled_back", self.state):
@@ -255,14 +248,7 @@ class Sandbox(Aggregate):
         LIFECYCLE.admits("require_exec", self.state)
 
     def executed(
-        self,
-        at: datetime,
-        command_id: str,
-        exit_code: int,
-        duration_ms: float,
-        argv0: str,
-        bytes_out: int = 0,
-        bytes_err: int = 0,
+        self, at: datetime, command_id: str, exit_code: int, duration_ms: float, argv0: str, bytes_out: int = 0, bytes_err: int = 0
     ) -> None:
         if LIFECYCLE.admits("executed", self.state):
             self.record(

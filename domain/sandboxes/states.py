@@ -21,6 +21,7 @@ from pydantic import Field, field_validator
 
 from domain.kernel.aggregate import Record
 from domain.kernel.lifecycle import Lifecycle
+from domain.nodes.orders import Failure
 from domain.sandboxes.spec import OnTtl, TtlKind
 
 
@@ -65,8 +66,22 @@ LIFECYCLE: Final = Lifecycle(
     """,
 )
 
-Reason = Literal["ttl_expired", "user_stop", "user_delete", "exited", "oom", "killed", "startup_failed", "node_lost", "rollback_failed"]
+Reason = Literal[
+    "ttl_expired",
+    "user_stop",
+    "user_delete",
+    "exited",
+    "oom",
+    "killed",
+    "startup_failed",
+    "node_lost",
+    "rollback_failed",
+    "template_deleted",
+]
 """Why a sandbox ended; every ending says it (reference/user-experience.md §6.2)."""
+
+TOO_LATE: Final = Failure(code="template.deleted", message="its template was deleted before it was created")
+"""Why a sandbox with the reason ``template_deleted`` did not come up."""
 
 ExitReason = Literal["exited", "oom", "lost", "killed"]
 """What a node says of a main process that ended by itself."""

@@ -10,7 +10,7 @@ Terminal never leaves terminal, and progress never goes back. A job whose lease 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any, ClassVar, Final, Self
@@ -19,6 +19,7 @@ from domain.kernel.aggregate import Aggregate, CreatedEvent, Event
 from domain.kernel.lifecycle import Lifecycle
 from domain.nodes.orders import Failure
 from domain.templates.progress import Operation, Phase, PullProgress, first_phase, last_phase, progress_of, rank, worth_telling
+from domain.templates.redo import ReplicaView, redo_targets, resume_phase
 
 __all__ = ["Job", "JobState", "Operation", "Phase", "PullProgress", "next_attempt"]
 
@@ -232,6 +233,27 @@ class Job(Aggregate):
             lease_until=at + LEASE,
         )
 
+    @classmethod
+    def redo(
+        cls,
+        id: str,  # noqa: A002
+        at: datetime,
+        template_id: str,
+        last: Job,
+        mode: str,
+        scope: Sequence[str],
+        replicas: Sequence[ReplicaView],
+        healthy: Collection[str],
+    ) -> Self:
+        """The next attempt at a template after its job ``last``: on which nodes and from where on, by the rules of ``redo.py``.
+
+        Raises what they raise.
+        """
+        targets = redo_targets(mode, scope, replicas, healthy)
+        resume = resume_phase(last.phase, last.state, replicas)
+        attempt = next_attempt(last.attempt)
+        return cls.create(id, at, Operation.REDO, "template", template_id, {"mode": mode}, attempt, last.id, targets, resume)
+
     @property
     def status(self) -> str:
         """The contract's word."""
@@ -241,6 +263,11 @@ class Job(Aggregate):
     def active(self) -> bool:
         """Is it still to end?"""
         return self.state in {JobState.PENDING, JobState.RUNNING}
+
+    def raise_failure(self, details: Mapping[str, Any]) -> None:
+        """Raise why it failed, if it did; ``details`` are added."""
+        if self.failure is not None:
+            raise self.failure.refusal(details)
 
     def start(self, at: datetime, holder: str, lease_s: float = LEASE.total_seconds()) -> None:
         """Begin to work on it. Who holds it already goes on; nobody else takes a running job."""

@@ -39,10 +39,14 @@ LIFECYCLE: Final = Lifecycle(
     SnapshotState,
     """
                     CREATING  READY    FAILED   DELETED              GONE
+    require_usable  !         =        !        !snapshot.not-found  !snapshot.not-found
     ready           READY     =        =        =                    =
     fail            FAILED    =        =        =                    =
     attach          !         READY    !        !snapshot.not-found  !snapshot.not-found
     detach          =         READY    FAILED   DELETED              =
+    begin_rollback  !         READY    !        !snapshot.not-found  !snapshot.not-found
+    end_rollback:on_it    =   READY    FAILED   DELETED              =
+    end_rollback:as_was   =   READY    FAILED   DELETED              =
     request_delete  !         DELETED  DELETED  =                    !snapshot.not-found
     finish_delete   =         =        =        GONE                 =
     lost            =         FAILED   =        =                    =
@@ -83,6 +87,7 @@ class SnapshotCreated(CreatedEvent):
         snapshot.holds = ()
         snapshot.versions = Versions()
         snapshot.refs = {}
+        snapshot.rollback = None
         snapshot.last_error = None
 
 
@@ -128,6 +133,24 @@ class SnapshotDetached(Event):
         snapshot.refs.pop(self.sandbox_id, None)
 
 
+class SnapshotRollbackBegun(Event):
+    """Its sandbox is being put back to it, as ``generation``: until that has ended its bytes stay."""
+
+    TOPIC = "snapshot.rollback-begun"
+    generation: int
+
+    def apply(self, snapshot: Snapshot) -> None:
+        snapshot.rollback = self.generation
+
+
+class SnapshotRollbackEnded(Event):
+    TOPIC = "snapshot.rollback-ended"
+    generation: int
+
+    def apply(self, snapshot: Snapshot) -> None:
+        snapshot.rollback = None
+
+
 class SnapshotDeleted(Event):
     """Nobody can use it any more; its bytes follow when ``refs`` is empty."""
 
@@ -163,6 +186,8 @@ class Snapshot(Aggregate):
     holds: Holds
     versions: Versions
     refs: dict[str, RuntimeRef]
+    rollback: int | None
+    """The generation that its sandbox gets by the rollback to it that is under way."""
     last_error: str | None
 
     @classmethod
@@ -200,8 +225,17 @@ class Snapshot(Aggregate):
 
     @property
     def removable(self) -> bool:
-        """A tombstone that no sandbox runs on: its bytes may go."""
-        return self.state is SnapshotState.DELETED and not self.refs
+        """A tombstone that no sandbox runs on, or is being put back to: its bytes may go."""
+        return self.state is SnapshotState.DELETED and not self.refs and self.rollback is None
+
+    def require_usable(self, node: str | None = None) -> None:
+        """Raises ``snapshot.not-found`` for a tombstone, ``snapshot.illegal-state`` for one that is not there yet, or failed.
+
+        And ``snapshot.not-on-node`` when ``node`` is wished, and it is on another one.
+        """
+        LIFECYCLE.admits("require_usable", self.state)
+        if node not in {None, self.node_id}:
+            raise Refused("snapshot.not-on-node", f"snapshot {self.id} lives on node {self.node_id}", details={"node": self.node_id})
 
     def ready(self, at: datetime, job_id: str, size_bytes: int, holds: Holds = ("disk",), versions: Versions | None = None) -> None:
         if job_id == self.job_id and LIFECYCLE.admits("ready", self.state):
@@ -224,6 +258,20 @@ class Snapshot(Aggregate):
         if sandbox_id in self.refs and LIFECYCLE.admits("detach", self.state):
             self.record(SnapshotDetached, at, sandbox_id=sandbox_id, reason=clip(reason) or "")
 
+    def begin_rollback(self, at: datetime, generation: int) -> None:
+        """Its sandbox shall go back to it, as ``generation``. Raises ``snapshot.not-found`` for a tombstone."""
+        if generation != self.rollback and LIFECYCLE.admits("begin_rollback", self.state):
+            self.record(SnapshotRollbackBegun, at, generation=generation)
+
+    def end_rollback(self, at: datetime, generation: int | None, on_it: bool = False) -> None:
+        """That rollback is over. ``on_it``: the sandbox runs on it now, also if it was deleted meanwhile."""
+        row = "end_rollback:on_it" if on_it else "end_rollback:as_was"
+        if generation is None or generation != self.rollback or not LIFECYCLE.admits(row, self.state):
+            return
+        if on_it:
+            self.record(SnapshotAttached, at, sandbox_id=self.sandbox_id, node_id=self.node_id, generation=generation)
+        self.record(SnapshotRollbackEnded, at, generation=generation)
+
     def request_delete(self, at: datetime) -> None:
         """Hide it and refuse new use. Sandboxes that run on it keep it until they end."""
         if LIFECYCLE.admits("request_delete", self.state):
@@ -232,7 +280,7 @@ class Snapshot(Aggregate):
     def finish_delete(self, at: datetime) -> None:
         """Its bytes are gone. Raises ``snapshot.in-use`` while a sandbox runs on it."""
         if LIFECYCLE.admits("finish_delete", self.state):
-            if self.refs:
+            if self.refs or self.rollback is not None:
                 raise Refused("snapshot.in-use", f"sandboxes run on snapshot {self.id}", details={"sandboxes": sorted(self.refs)[:20]})
             self.record(SnapshotRemoved, at)
 

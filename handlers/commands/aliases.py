@@ -7,12 +7,11 @@ import re
 from domain.kernel.errors import not_found
 from domain.kernel.ids import NAME_PATTERN, TEMPLATE_PATTERN
 from domain.templates.alias import Alias
-from domain.templates.template import Template, TemplateState
+from domain.templates.template import GONE, Template
 from handlers.control import Control
 
 _TEMPLATE = re.compile(TEMPLATE_PATTERN)
 _NAME = re.compile(NAME_PATTERN)
-GONE = frozenset({TemplateState.DELETED, TemplateState.DELETING})
 
 
 async def acted_on(control: Control, project: str, reference: str, command_id: str) -> Template | None:

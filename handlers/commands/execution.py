@@ -33,18 +33,19 @@ async def execute(control: Control, asked: Asked, command: SandboxExec) -> Reply
     if sandbox.state is SandboxState.PAUSED and sandbox.ttl is not None and sandbox.ttl.auto_resume:
         sandbox = await _wake(control, asked, sandbox)
     sandbox.require_exec()
+    seconds = command.timeout_s + control.deadlines.exec_slack_s
     try:
-        report = await _ask(control, sandbox.node_id, _order(control, asked, command), command.timeout_s + control.deadlines.exec_slack_s)
+        report = await _ask(control, asked, sandbox.node_id, _order(control, asked, command), seconds)
     except TimeoutError:
         raise Refused("node.offline", f"node {sandbox.node_id} did not answer", retryable=True, details={"node": sandbox.node_id}) from None
     return await _reply(control, asked, command.cmd[0], report)
 
 
-async def _ask(control: Control, node: str, order: Order, seconds: float) -> Report:
+async def _ask(control: Control, asked: Asked, node: str, order: Order, seconds: float) -> Report:
     """The node's answer. Raises ``TimeoutError``."""
     answer = control.results.expect(order.id)
     try:
-        async with asyncio.timeout(seconds):
+        async with asked.idle(), asyncio.timeout(seconds):
             await control.ask(node, order)
             return await asyncio.shield(answer)  # another sending of the same command may wait for it, too
     finally:
@@ -98,7 +99,7 @@ async def _repeated(control: Control, asked: Asked, sandbox: Sandbox, command: S
     """It ran, and whoever took it has died before it could answer; its command id is in the log, so it cannot run again."""
     done = await control.change(Sandbox, asked.project, sandbox.id, asked.cause, lambda _: None)
     with contextlib.suppress(TimeoutError):
-        report = await _ask(control, sandbox.node_id, _order(control, asked, command), AGAIN_S)
+        report = await _ask(control, asked, sandbox.node_id, _order(control, asked, command), AGAIN_S)
         if report.kind is ReportKind.DONE:
             return Reply(_output(report.body), sandbox.id, done.seq)
     code = (done.reply or {}).get("exit_code")
@@ -115,5 +116,5 @@ async def _wake(control: Control, asked: Asked, sandbox: Sandbox) -> Sandbox:
     async def awake() -> bool:
         return (await control.get(Sandbox, asked.project, sandbox.id)).operation is None
 
-    await control.waiting.until("sandbox", asked.project, sandbox.id, awake, control.deadlines.exec_slack_s)
+    await asked.wait(control, "sandbox", sandbox.id, awake, control.deadlines.exec_slack_s)
     return await control.get(Sandbox, asked.project, sandbox.id)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from bus.endpoints import Reply
-from domain.kernel.errors import not_found
 from domain.kernel.ids import SYSTEM_PROJECT, derived
 from domain.nodes import commands as c
 from domain.nodes.node import Node
 from domain.nodes.orders import Verb
+from domain.nodes.placement import require_known
 from domain.templates.commands import CompatRescan
 from domain.templates.compat import Compat, evaluate
 from handlers.control import Control
@@ -56,25 +56,31 @@ async def _change(control: Control, asked: Asked, node_id: str, decide: Callable
 
 async def rescan(control: Control, asked: Asked, command: CompatRescan) -> Reply:
     """Ask nodes what they run now; the matrix follows from what they answer. ``changed`` counts replicas whose compat is another after."""
-    healthy = {n.node_id for n in control.fleet.healthy_nodes()}
-    wanted = sorted(healthy) if command.all else list(command.nodes or ())
-    for node_id in wanted:
-        if node_id not in control.fleet.nodes:
-            raise not_found("node", node_id)
+    healthy = [n.node_id for n in control.fleet.healthy_nodes()]
+    wanted = healthy if command.all else sorted(command.nodes)
+    require_known(wanted, control.fleet.nodes)
     before = _compat(control, wanted)
-    answers = [(node_id, control.results.expect(_order_id(asked, node_id))) for node_id in wanted if node_id in healthy]
-    for node_id, _ in answers:
-        order = control.new_order(Verb.NODE_INSPECT, SYSTEM_PROJECT, ("node", node_id), {}, key=f"node/{node_id}", salt=asked.command_id)
-        await control.ask(node_id, order.model_copy(update={"id": _order_id(asked, node_id)}))
-    seconds = command.wait_s or control.deadlines.exec_slack_s
-    settled = await control.results.all_of([answer for _, answer in answers], seconds)
-    for node_id, _ in answers:
-        control.results.forget(_order_id(asked, node_id))
-    for node_id, _ in answers:
-        await control.fleet.reached(await control.position(Node, SYSTEM_PROJECT, node_id))
+    settled = await _inspect(control, asked, [n for n in wanted if n in healthy], command.wait_s or control.deadlines.exec_slack_s)
     after = _compat(control, wanted)
     changed = sum(1 for cell, compat in after.items() if before.get(cell) is not compat)
     return Reply({"changed": changed, "settled": settled}, None, control.fleet.seq)
+
+
+async def _inspect(control: Control, asked: Asked, nodes: list[str], seconds: float) -> bool:
+    """Have nodes say again what they are, and have the fleet index know it; False when not all did within ``seconds``."""
+    answers = {node: control.results.expect(_order_id(asked, node)) for node in nodes}
+    for node in nodes:
+        order = control.new_order(Verb.NODE_INSPECT, SYSTEM_PROJECT, ("node", node), {}, key=f"node/{node}", salt=asked.command_id)
+        await control.ask(node, order.model_copy(update={"id": _order_id(asked, node)}))
+    try:
+        async with asked.idle():
+            settled = await control.results.all_of(list(answers.values()), seconds)
+    finally:
+        for node in nodes:
+            control.results.forget(_order_id(asked, node))
+    for node in nodes:
+        await control.fleet.reached(await control.position(Node, SYSTEM_PROJECT, node))
+    return settled
 
 
 def _order_id(asked: Asked, node_id: str) -> str:

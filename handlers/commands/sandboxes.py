@@ -9,19 +9,21 @@ from bus.endpoints import Reply
 from bus.store import Committed, Part
 from domain.kernel import ids
 from domain.kernel.errors import Refused
-from domain.nodes.placement import Candidate, Need, choose
+from domain.nodes.orders import Failure
+from domain.nodes.placement import Candidate, Need, choose, no_ready_replica
 from domain.sandboxes import commands as c
 from domain.sandboxes.provisioning import Provisioning
 from domain.sandboxes.sandbox import Sandbox, SandboxState, Ttl
 from domain.sandboxes.spec import ArtifactRef, Recipe, SandboxSpec
 from domain.templates.artifact import Artifact
 from domain.templates.compat import Compat, evaluate
-from domain.templates.snapshot import Snapshot, SnapshotState
+from domain.templates.snapshot import Snapshot
 from domain.templates.template import Template
 from handlers.commands.aliases import resolve_template
 from handlers.control import Control, Parts, existing, unchanged
 from handlers.dispatch import Asked
 from handlers.fleet import NodeEntry
+from handlers.processes import removal
 from handlers.processes.sandboxes import STARTING
 
 
@@ -36,7 +38,7 @@ async def create(control: Control, asked: Asked, command: c.SandboxCreate) -> Re
         if await control.find(Sandbox, asked.project, sandbox_id) is None:
             raise
         done = await control.change(Sandbox, asked.project, sandbox_id, asked.cause, unchanged)
-    return await _settled(control, asked.project, done, command.wait_s)
+    return await _settled(control, asked, done, command.wait_s)
 
 
 async def _request(control: Control, asked: Asked, command: c.SandboxCreate, sandbox_id: str) -> Committed[Sandbox]:
@@ -81,25 +83,17 @@ async def _plan(control: Control, project: str, command: c.SandboxCreate) -> tup
     if command.snapshot_id is not None:
         return await _plan_from_snapshot(control, project, command)
     template = await resolve_template(control, project, command.template or "")
-    if template.artifact_id is None or template.recipe is None:
-        raise Refused("template.no-ready-replica", f"template {template.id} is {template.state.value}", retryable=True)
-    artifact = await control.get(Artifact, ids.SYSTEM_PROJECT, template.artifact_id)
-    if artifact.ref is None:
-        raise Refused("template.no-ready-replica", f"artifact {artifact.id} is {artifact.state.value}", retryable=True)
+    template.require_startable()
+    artifact = None if template.artifact_id is None else await control.find(Artifact, ids.SYSTEM_PROJECT, template.artifact_id)
+    if template.recipe is None or artifact is None or artifact.ref is None:
+        raise no_ready_replica(f"template {template.id} is {template.state.value}", [], at_work=template.active_job is not None)
     spec = _spec(command, template.id, None, artifact.ref, template.recipe, template.request.driver)
     return spec, _place(control, template, spec, command.node)
 
 
 async def _plan_from_snapshot(control: Control, project: str, command: c.SandboxCreate) -> tuple[SandboxSpec, str]:
     snapshot = await control.get(Snapshot, project, command.snapshot_id or "")
-    if snapshot.state is not SnapshotState.READY:
-        raise Refused(
-            "snapshot.illegal-state", f"snapshot {snapshot.id} is {snapshot.state.value}", details={"state": snapshot.state.value}
-        )
-    if command.node is not None and command.node != snapshot.node_id:
-        raise Refused(
-            "snapshot.not-on-node", f"snapshot {snapshot.id} lives on node {snapshot.node_id}", details={"node": snapshot.node_id}
-        )
+    snapshot.require_usable(command.node)
     template = await control.find(Template, project, snapshot.template_id)
     driver = None if template is None else template.request.driver
     spec = _spec(command, snapshot.template_id, snapshot.id, snapshot.artifact, snapshot.recipe, driver)
@@ -130,8 +124,8 @@ def _spec(
     )
 
 
-def _need(spec: SandboxSpec, node: str | None) -> Need:
-    return Need(cpu=spec.recipe.cpu, memory_mb=spec.recipe.memory_mb, driver=spec.driver, node=node)
+def _need(spec: SandboxSpec, node: str | None, *, at_work: bool = False) -> Need:
+    return Need(cpu=spec.recipe.cpu, memory_mb=spec.recipe.memory_mb, driver=spec.driver, node=node, at_work=at_work)
 
 
 def _place(control: Control, template: Template, spec: SandboxSpec, wanted: str | None) -> str:
@@ -143,7 +137,7 @@ def _place(control: Control, template: Template, spec: SandboxSpec, wanted: str 
         ready = replica is not None and replica.state == "READY"
         compat = evaluate(replica.bound, node.versions) if ready and replica is not None else Compat.MISSING
         candidates.append(_candidate(node, compat, replica=ready))
-    return choose(candidates, _need(spec, wanted))
+    return choose(candidates, _need(spec, wanted, at_work=template.active_job is not None))
 
 
 def _candidate(node: NodeEntry, compat: Compat, *, replica: bool) -> Candidate:
@@ -162,22 +156,21 @@ def _candidate(node: NodeEntry, compat: Compat, *, replica: bool) -> Candidate:
     )
 
 
-async def _settled(control: Control, project: str, done: Committed[Sandbox], wait_s: float) -> Reply:
+async def _settled(control: Control, asked: Asked, done: Committed[Sandbox], wait_s: float) -> Reply:
     """The reply once the sandbox has started, or failed to, or the caller has waited long enough."""
     sandbox = done.aggregate
 
     async def settled() -> bool:
-        return (await control.get(Sandbox, project, sandbox.id)).state not in STARTING
+        return (await control.get(Sandbox, asked.project, sandbox.id)).state not in STARTING
 
-    finished = await control.waiting.until("sandbox", project, sandbox.id, settled, wait_s)
-    sandbox = await control.get(Sandbox, project, sandbox.id)
-    if wait_s and sandbox.state is SandboxState.DEAD and sandbox.failure is not None:
-        raise Refused(
-            "sandbox.startup-failed",
-            sandbox.failure.message,
-            details={"sandbox_id": sandbox.id, "cause": sandbox.failure.code, **sandbox.failure.details},
-        )
-    return Reply({**_created(sandbox), "settled": finished}, sandbox.id, await control.position(Sandbox, project, sandbox.id))
+    if wait_s:
+        await removal.after(control, asked.project, sandbox.spec.template_id, done.seq)
+    finished = await asked.wait(control, "sandbox", sandbox.id, settled, wait_s)
+    sandbox = await control.get(Sandbox, asked.project, sandbox.id)
+    if wait_s and (failure := sandbox.start_failure) is not None:
+        details = {"sandbox_id": sandbox.id, "cause": failure.code, **failure.details}
+        raise Refused("sandbox.startup-failed", failure.message, details=details)
+    return Reply({**_created(sandbox), "settled": finished}, sandbox.id, await control.position(Sandbox, asked.project, sandbox.id))
 
 
 async def pause(control: Control, asked: Asked, command: c.SandboxPause) -> Reply:
@@ -234,7 +227,7 @@ async def _operate(control: Control, asked: Asked, command: Any, decide: Any, *,
         sandbox = await control.get(Sandbox, asked.project, identifier)
         return sandbox.state is SandboxState.DEAD or (not over and sandbox.operation is None)
 
-    finished = await control.waiting.until("sandbox", asked.project, identifier, settled, command.wait_s)
+    finished = await asked.wait(control, "sandbox", identifier, settled, command.wait_s)
     if command.wait_s and finished and not over:
         await _raise_failure(control, asked, identifier)
     sandbox = await control.get(Sandbox, asked.project, identifier)
@@ -249,10 +242,7 @@ async def _raise_failure(control: Control, asked: Asked, sandbox_id: str) -> Non
             if event["data"].get("command") != asked.command_id:
                 continue
             if event["type"] == "sandbox.operation-failed":
-                failure = event["data"]["failure"]
-                raise Refused(
-                    failure["code"], failure["message"], retryable=failure.get("retryable", False), details=failure.get("details")
-                )
+                raise Failure.model_validate(event["data"]["failure"]).refusal()
             if event["type"] == "sandbox.operation-expired":
                 raise Refused("node.offline", "the node did not answer in time", retryable=True)
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from functools import partial
 
 from bus.endpoints import Reply
 from bus.store import Part
@@ -13,7 +14,7 @@ from domain.sandboxes.sandbox import Sandbox
 from domain.templates.commands import SnapshotCreate, SnapshotDelete
 from domain.templates.job import Job, Operation
 from domain.templates.snapshot import Snapshot, SnapshotState
-from handlers.commands.templates import job_reply
+from handlers.commands.jobs import job_reply, once
 from handlers.control import Control, Parts, part
 from handlers.dispatch import Asked
 
@@ -22,15 +23,10 @@ async def create(control: Control, asked: Asked, command: SnapshotCreate) -> Rep
     """A snapshot, its job, and the sandbox's promise to do nothing else meanwhile, in one commit."""
     snapshot_id = ids.snapshot_id(asked.project, asked.command_id)
     job_id = ids.job_id(asked.project, asked.command_id)
+    taking = partial(_snapshot, control, asked, command.sandbox_id, snapshot_id, job_id, Operation.SNAPSHOT_CREATE, name=command.name)
+    await once(control, asked, Snapshot, snapshot_id, taking)
     result = {"snapshot_id": snapshot_id, "job_id": job_id}
-    if await control.find(Snapshot, asked.project, snapshot_id) is None:
-        sandbox = await control.get(Sandbox, asked.project, command.sandbox_id)
-        storage_gate(control, sandbox.node_id)
-        await control.store.transact_many(
-            snapshot_parts(control, asked, sandbox, snapshot_id, job_id, name=command.name or "", operation=Operation.SNAPSHOT_CREATE),
-            asked.cause,
-        )
-    return await job_reply(control, asked.project, job_id, result, snapshot_id, command.wait_s)
+    return await job_reply(control, asked, job_id, result, snapshot_id, command.wait_s)
 
 
 def storage_gate(control: Control, node_id: str) -> None:
@@ -43,18 +39,20 @@ def storage_gate(control: Control, node_id: str) -> None:
         )
 
 
-def snapshot_parts(
+async def _snapshot(
     control: Control,
     asked: Asked,
-    sandbox: Sandbox,
+    sandbox_id: str,
     snapshot_id: str,
     job_id: str,
-    *,
-    name: str,
     operation: Operation,
+    *,
+    name: str = "",
     request: dict[str, object] | None = None,
 ) -> Parts:
     """The three aggregates that a snapshot concerns."""
+    sandbox = await control.get(Sandbox, asked.project, sandbox_id)
+    storage_gate(control, sandbox.node_id)
     at = asked.cause.at
     deadline = at + timedelta(seconds=control.deadlines.operation_s)
     ephemeral = operation is Operation.CLONE
@@ -65,16 +63,22 @@ def snapshot_parts(
             snapshot_id, at, name, sandbox.id, sandbox.node_id, spec.template_id, spec.artifact, spec.recipe, job_id, ephemeral
         )
 
-    def job(existing: Job | None) -> Job:
-        return existing or Job.create(
-            job_id, at, operation, "snapshot", snapshot_id, request or {}, 1, None, (sandbox.node_id,), None, sandbox.id
-        )
-
     return [
         part(Sandbox, asked.project, sandbox.id, lambda s: s.begin_snapshot(at, asked.command_id, snapshot_id, deadline, job_id)),
         Part(Snapshot, asked.project, snapshot_id, snapshot),
-        Part(Job, asked.project, job_id, job),
+        _job(asked, job_id, operation, snapshot_id, sandbox, request),
     ]
+
+
+def _job(
+    asked: Asked, job_id: str, operation: Operation, snapshot_id: str, sandbox: Sandbox, request: dict[str, object] | None = None
+) -> Part[Job]:
+    def job(existing: Job | None) -> Job:
+        return existing or Job.create(
+            job_id, asked.cause.at, operation, "snapshot", snapshot_id, request, targets=(sandbox.node_id,), sandbox_id=sandbox.id
+        )
+
+    return Part(Job, asked.project, job_id, job)
 
 
 async def delete(control: Control, asked: Asked, command: SnapshotDelete) -> Reply:
@@ -85,39 +89,39 @@ async def delete(control: Control, asked: Asked, command: SnapshotDelete) -> Rep
         snapshot = await control.get(Snapshot, asked.project, command.snapshot_id)
         return snapshot.state is SnapshotState.GONE or not snapshot.removable
 
-    settled = await control.waiting.until("snapshot", asked.project, command.snapshot_id, hidden, command.wait_s)
+    settled = await asked.wait(control, "snapshot", command.snapshot_id, hidden, command.wait_s)
     return Reply({"settled": settled}, command.snapshot_id, done.seq)
 
 
 async def rollback(control: Control, asked: Asked, command: SandboxRollback) -> Reply:
     """Put a sandbox back to one of its own snapshots, under the next generation (reference/cubesandbox.md §5.4)."""
     job_id = ids.job_id(asked.project, asked.command_id)
-    at = asked.cause.at
-    if await control.find(Job, asked.project, job_id) is None:
-        snapshot = await control.get(Snapshot, asked.project, command.snapshot_id)
-        if snapshot.state is not SnapshotState.READY:
-            raise Refused(
-                "snapshot.illegal-state", f"snapshot {snapshot.id} is {snapshot.state.value}", details={"state": snapshot.state.value}
-            )
-        sandbox = await control.get(Sandbox, asked.project, command.sandbox_id)
-        storage_gate(control, sandbox.node_id)
-        deadline = at + timedelta(seconds=control.deadlines.operation_s)
-
-        def job(existing: Job | None) -> Job:
-            return existing or Job.create(
-                job_id, at, Operation.SNAPSHOT_ROLLBACK, "snapshot", snapshot.id, {}, 1, None, (sandbox.node_id,), None, sandbox.id
-            )
-
-        def begin(s: Sandbox) -> None:
-            s.request_rollback(at, asked.command_id, snapshot.id, snapshot.sandbox_id, job_id, deadline)
-
-        await control.store.transact_many(
-            [part(Sandbox, asked.project, sandbox.id, begin), Part(Job, asked.project, job_id, job)], asked.cause
-        )
+    await once(control, asked, Job, job_id, partial(_way_back, control, asked, command, job_id))
     sandbox = await control.get(Sandbox, asked.project, command.sandbox_id)
-    done = await control.get(Job, asked.project, job_id)
-    result = {"generation": done.result.get("generation", sandbox.last_generation), "job_id": job_id}
-    return await job_reply(control, asked.project, job_id, result, command.sandbox_id, command.wait_s)
+    job = await control.get(Job, asked.project, job_id)
+    result = {"generation": job.result.get("generation", sandbox.last_generation), "job_id": job_id}
+    return await job_reply(control, asked, job_id, result, command.sandbox_id, command.wait_s)
+
+
+async def _way_back(control: Control, asked: Asked, command: SandboxRollback, job_id: str) -> Parts:
+    """The snapshot knows of it: a delete that comes meanwhile leaves a tombstone with its bytes (reference/cubesandbox.md §5.3)."""
+    snapshot = await control.get(Snapshot, asked.project, command.snapshot_id)
+    snapshot.require_usable()
+    sandbox = await control.get(Sandbox, asked.project, command.sandbox_id)
+    storage_gate(control, sandbox.node_id)
+    at = asked.cause.at
+    deadline = at + timedelta(seconds=control.deadlines.operation_s)
+
+    generations: list[int] = []
+
+    def begin(s: Sandbox) -> None:
+        generations[:] = [s.request_rollback(at, asked.command_id, snapshot.id, snapshot.sandbox_id, job_id, deadline)]
+
+    return [
+        part(Sandbox, asked.project, sandbox.id, begin),
+        part(Snapshot, asked.project, snapshot.id, lambda s: s.begin_rollback(at, generations[0])),
+        _job(asked, job_id, Operation.SNAPSHOT_ROLLBACK, snapshot.id, sandbox),
+    ]
 
 
 async def clone(control: Control, asked: Asked, command: SandboxClone) -> Reply:
@@ -125,9 +129,6 @@ async def clone(control: Control, asked: Asked, command: SandboxClone) -> Reply:
     snapshot_id = ids.snapshot_id(asked.project, asked.command_id)
     job_id = ids.job_id(asked.project, asked.command_id)
     clones = [ids.sandbox_id(asked.project, ids.derived(asked.command_id, "clone", n)) for n in range(command.count)]
-    if await control.find(Job, asked.project, job_id) is None:
-        sandbox = await control.get(Sandbox, asked.project, command.sandbox_id)
-        storage_gate(control, sandbox.node_id)
-        parts = snapshot_parts(control, asked, sandbox, snapshot_id, job_id, name="", operation=Operation.CLONE, request={"clones": clones})
-        await control.store.transact_many(parts, asked.cause)
-    return await job_reply(control, asked.project, job_id, {"sandbox_ids": clones}, command.sandbox_id, command.wait_s)
+    taking = partial(_snapshot, control, asked, command.sandbox_id, snapshot_id, job_id, Operation.CLONE, request={"clones": clones})
+    await once(control, asked, Job, job_id, taking)
+    return await job_reply(control, asked, job_id, {"sandbox_ids": clones}, command.sandbox_id, command.wait_s)

@@ -33,8 +33,10 @@ def _snapshot(control: Control, commit: Commit) -> Iterator[Key]:
 
 
 def _sandbox(control: Control, commit: Commit) -> Iterator[Key]:
-    """The clone job that it is one of."""
+    """The clone job that it is one of, and the delete of its template that it came too late for."""
     yield from list(control.fleet.jobs_of_clone.get(commit.id, ()))
+    if commit.id in control.fleet.late:
+        yield ("template", commit.project, control.fleet.late[commit.id])
 
 
 def _node(control: Control, commit: Commit) -> Iterator[Key]:

@@ -6,25 +6,29 @@ A node that is offline does not hold a removal up: its order waits on its lane u
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from functools import partial
 
 from domain.kernel.errors import Refused
 from domain.kernel.ids import SYSTEM_PROJECT, replica_id
 from domain.nodes.orders import ArtifactRemove, Failure, ReplicaRemove, SnapshotRemove, Verb
+from domain.sandboxes.sandbox import Sandbox
 from domain.templates.alias import Alias
 from domain.templates.artifact import Artifact, ArtifactState
 from domain.templates.job import Job
 from domain.templates.replica import Replica, ReplicaState
 from domain.templates.snapshot import Snapshot
-from domain.templates.template import Template, TemplateState
+from domain.templates.template import GONE, Template, TemplateState
 from handlers.control import Control
+from handlers.fleet import SandboxEntry
 
 DeleteBytes = Callable[[str], Awaitable[None]]
 
 
 async def pump_template(control: Control, project: str, template_id: str) -> None:
     """Replicas first, then the owner's mark on the artifact and the alias, then the template itself."""
-    template = await control.find(Template, project, template_id)
-    if template is None or template.state is not TemplateState.DELETING:
+    template = await judge_delete(control, project, template_id)
+    if template is None or template.state is not TemplateState.DELETING or _any_healthy(control, template_id):
         return
     await _end_job(control, project, template)
     left = [await _remove_replica(control, project, template, node) for node in sorted(control.fleet.by_template.get(template_id, {}))]
@@ -39,6 +43,46 @@ async def pump_template(control: Control, project: str, template_id: str) -> Non
             await control.change(Alias, project, template.alias, release, lambda a: a.release(release.at, template_id))
     cause = control.own_cause(project, "template", template_id, "deleted")
     await control.change(Template, project, template_id, cause, lambda t: t.finish_delete(cause.at))
+
+
+async def judge_delete(control: Control, project: str, template_id: str) -> Template | None:
+    """Let the template decide whether it goes, once the fleet index has got as far as the beginning of its delete; clear latecomers away.
+
+    The log orders everything: a sandbox before the delete makes it refused, one after it was created from a template that is not there
+    (docs/adr/0012-deletes-are-decided-by-the-log.md). Whoever comes first does it; nothing depends on who.
+    """
+    template = await control.find(Template, project, template_id)
+    fence = control.fleet.fences.get(template_id)
+    if template is None or fence is None:
+        return template
+    if template.pending_deletes:
+        cause = replace(control.own_cause(project, "template", template_id, "judge-delete", fence.seq), event=fence.commit)
+        decide = partial(Template.judge_delete, at=cause.at, command_id=fence.command, users=control.fleet.users_before_fence(template_id))
+        template = (await control.change(Template, project, template_id, cause, decide)).aggregate
+    if template.state in GONE:
+        for late in control.fleet.late_users(template_id):
+            await _clear_away(control, late)
+    return template
+
+
+async def after(control: Control, project: str, template_id: str, seq: int) -> None:
+    """Was a sandbox that was created at ``seq`` too late? Then it is cleared away when this returns, or its template is not deleted."""
+    await control.fleet.reached(seq)
+    fence = control.fleet.fences.get(template_id)
+    if fence is not None and fence.seq < seq:
+        await judge_delete(control, project, template_id)
+
+
+async def _clear_away(control: Control, late: SandboxEntry) -> None:
+    cause = control.own_cause(late.project, "sandbox", late.sandbox_id, "template-deleted")
+    decide = partial(Sandbox.request_delete, at=cause.at, command_id=cause.command, reason="template_deleted")
+    await control.change(Sandbox, late.project, late.sandbox_id, cause, decide)
+
+
+def _any_healthy(control: Control, template_id: str) -> bool:
+    """Latecomers go before what they run on; those of a node that is away go when it is back, and hold nothing up."""
+    nodes = {late.node_id for late in control.fleet.late_users(template_id)}
+    return any(node.healthy for node in control.fleet.nodes.values() if node.node_id in nodes)
 
 
 async def _end_job(control: Control, project: str, template: Template) -> None:
@@ -118,6 +162,8 @@ async def _remove_placement(control: Control, artifact: Artifact, node_id: str) 
 async def pump_snapshot(control: Control, project: str, snapshot_id: str) -> None:
     """A tombstone whose last user is gone loses its bytes, wherever they are (reference/cubesandbox.md §5.3)."""
     snapshot = await control.find(Snapshot, project, snapshot_id)
+    if snapshot is not None and snapshot.rollback is not None:
+        snapshot = await _without_rollback(control, project, snapshot)
     if snapshot is None or not snapshot.removable:
         return
     node = control.fleet.nodes.get(snapshot.node_id)
@@ -128,6 +174,16 @@ async def pump_snapshot(control: Control, project: str, snapshot_id: str) -> Non
         )
         return
     await forget_snapshot(control, project, snapshot)
+
+
+async def _without_rollback(control: Control, project: str, snapshot: Snapshot) -> Snapshot:
+    """A rollback that ended without an answer, because its sandbox ended or does something else by now, holds nothing."""
+    sandbox = await control.find(Sandbox, project, snapshot.sandbox_id)
+    if sandbox is not None and sandbox.may_return_to(snapshot.id):
+        return snapshot
+    cause = control.own_cause(project, "snapshot", snapshot.id, "end-rollback", snapshot.rollback or 0)
+    decide = partial(Snapshot.end_rollback, at=cause.at, generation=snapshot.rollback)
+    return (await control.change(Snapshot, project, snapshot.id, cause, decide)).aggregate
 
 
 async def forget_snapshot(control: Control, project: str, snapshot: Snapshot) -> None:

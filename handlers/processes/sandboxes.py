@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from domain.nodes.orders import Failure, Order, Verb
@@ -162,11 +163,12 @@ async def _give_up(control: Control, project: str, sandbox: Sandbox) -> None:
 
 async def _bury(control: Control, project: str, sandbox: Sandbox) -> None:
     """A dead sandbox holds no snapshot any more (reference/cubesandbox.md §5.5)."""
-    snapshot_id = sandbox.spec.snapshot_id
-    if snapshot_id is None or await control.find(Snapshot, project, snapshot_id) is None:
-        return
-    cause = control.own_cause(project, "snapshot", snapshot_id, "detach", sandbox.id)
-    await control.change(Snapshot, project, snapshot_id, cause, lambda s: s.detach(cause.at, sandbox.id, "sandbox destroyed"))
+    for snapshot_id in filter(None, dict.fromkeys((sandbox.spec.snapshot_id, sandbox.snapshot_id))):
+        if await control.find(Snapshot, project, snapshot_id) is None:
+            continue
+        cause = control.own_cause(project, "snapshot", snapshot_id, "detach", sandbox.id)
+        decide = partial(Snapshot.detach, at=cause.at, sandbox_id=sandbox.id, reason="sandbox destroyed")
+        await control.change(Snapshot, project, snapshot_id, cause, decide)
 
 
 async def _timers(control: Control, project: str, sandbox: Sandbox) -> None:

@@ -154,24 +154,32 @@ async def _destroyed(control: Control, report: Report, cause: Cause) -> None:
 async def _rolled_back(control: Control, report: Report, cause: Cause) -> None:
     sandbox = await control.get(Sandbox, report.project, report.process_id)
     operation = _answered(control, report, sandbox)
-    if operation is None or operation.job_id is None:
+    if operation is None or operation.job_id is None or operation.snapshot_id is None:
         return
     generation = operation.generation or 0
+    done = report.kind is ReportKind.DONE
 
     def settle(s: Sandbox) -> None:
-        if report.kind is ReportKind.DONE:
+        if done:
             running = SandboxRunning.model_validate(report.body)
             s.rolled_back(cause.at, generation, running.address, running.ports, running.driver)
         else:
             s.rollback_failed(cause.at, generation, failure_of(report), bool(report.body.get("fatal")))
 
     def finish(j: Job) -> None:
-        if report.kind is ReportKind.DONE:
+        if done:
             j.succeed(cause.at, {"generation": generation})
         else:
             j.fail(cause.at, Phase.ROLLBACK_DRIVING, failure_of(report))
 
-    parts: Parts = [part(Sandbox, report.project, sandbox.id, settle), part(Job, report.project, operation.job_id, finish)]
+    parts: Parts = [
+        part(Sandbox, report.project, sandbox.id, settle),
+        part(Job, report.project, operation.job_id, finish),
+        part(Snapshot, report.project, operation.snapshot_id, lambda s: s.end_rollback(cause.at, generation, on_it=done)),
+    ]
+    former = sandbox.snapshot_id
+    if done and former not in {None, operation.snapshot_id}:
+        parts.append(part(Snapshot, report.project, str(former), lambda s: s.detach(cause.at, sandbox.id, "rolled back to another one")))
     await control.store.transact_many(parts, cause)
 
 

@@ -48,6 +48,7 @@ NAMED: dict[str, st.SearchStrategy[Any]] = {
     "template_id": st.sampled_from([worlds.TEMPLATE, worlds.OTHER_TEMPLATE]),
     "total": st.integers(2, 3),
     "ttl_generation": st.integers(0, 4),
+    "users": st.sampled_from([(), (worlds.SANDBOX,)]),
     "versions": st.sampled_from([worlds.V1, worlds.V2, worlds.UNBOUND.args[1]]),
 }
 """Small pools for what must match for anything to happen; everything else follows from its annotation."""

@@ -71,17 +71,43 @@ def test_a_first_job_that_fails_early_fails_the_template() -> None:
 
 def test_a_delete_waits_for_the_job_unless_it_is_forced() -> None:
     """reference/cubesandbox.md §4.4, scenarios 13 and 14."""
-    given(worlds.template).when("request_delete").then_refused("template.attempt-in-progress")
-    given(worlds.template, READY, REDO).when("request_delete").then_refused("template.attempt-in-progress", job_id=OTHER_JOB)
-    forced = given(worlds.template, READY, REDO).when("request_delete", True)
+    given(worlds.template).when("begin_delete", "c1").then_refused("template.attempt-in-progress")
+    given(worlds.template, READY, REDO).when("begin_delete", "c1").then_refused("template.attempt-in-progress", job_id=OTHER_JOB)
+    forced = given(worlds.template, READY, REDO, did("begin_delete", "c1", force=True)).when("judge_delete", "c1")
     forced.then("template.delete-requested", state=TemplateState.DELETING, active_job=None)
     assert forced.events[0].failed_job == OTHER_JOB
-    given(worlds.template, READY, did("request_delete"), did("finish_delete")).when("request_delete").then_refused("template.not-found")
+    given(worlds.template, READY, *worlds.DELETING, did("finish_delete")).when("begin_delete", "c2").then_refused("template.not-found")
+
+
+def test_a_template_in_use_is_not_deleted_not_even_by_force() -> None:
+    given(worlds.template, READY).when("begin_delete", "c1", (SANDBOX,), True).then_refused("template.in-use", sandboxes=[SANDBOX])
+    begun = given(worlds.template, READY, REDO, did("begin_delete", "c1", force=True))
+    refused = begun.when("judge_delete", "c1", (SANDBOX,)).then(
+        "template.delete-refused", state=TemplateState.READY, active_job=OTHER_JOB, pending_deletes={}
+    )
+    assert refused.aggregate.delete_refusal("c1").code == "template.in-use"
+    assert refused.aggregate.delete_refusal("c2") is None
+    refused.when("begin_delete", "c2", force=True).then("template.delete-begun")
+
+
+def test_between_the_beginning_of_a_delete_and_its_judgement_nothing_starts_from_a_template() -> None:
+    begun = given(worlds.template, READY, worlds.BEGUN)
+    begun.when("require_startable").then_refused("template.deleting")
+    begun.when("begin_job", OTHER_JOB).then_refused("template.attempt-in-progress")
+    begun.when("judge_delete", "c1", (SANDBOX,)).then("template.delete-refused").when("require_startable").then_nothing()
+    given(worlds.template, READY, *worlds.DELETING).when("require_startable").then_refused("template.not-found")
+
+
+def test_deletes_that_are_begun_together_are_judged_together_and_only_for_the_first_of_them() -> None:
+    both = given(worlds.template, READY, worlds.BEGUN, did("begin_delete", "c2"))
+    both.when("judge_delete", "c2").then_nothing()
+    refused = both.when("judge_delete", "c1", (SANDBOX,)).then("template.delete-refused", pending_deletes={})
+    assert set(refused.aggregate.refused_deletes) == {"c1", "c2"}
 
 
 def test_a_delete_that_failed_can_be_tried_again() -> None:
-    failed = given(worlds.template, READY, did("request_delete")).when("fail_delete", "n1: busy").then("template.delete-failed")
-    failed.when("request_delete").then("template.delete-requested")
+    failed = given(worlds.template, READY, *worlds.DELETING).when("fail_delete", "n1: busy").then("template.delete-failed")
+    failed.when("begin_delete", "c2").then("template.delete-begun")
 
 
 def test_the_wished_alias_is_held_once_it_is_claimed_and_gone_once_it_is_lost() -> None:

@@ -16,9 +16,9 @@ from handlers.control import Deadlines
 def at(server: Server, run: Callable[[Awaitable[Any]], Any]) -> Callable[..., Any]:
     """Run an async test function with a :class:`Place`."""
 
-    def place_for(test: Callable[[Place], Awaitable[None]], deadlines: Deadlines | None = None) -> None:
+    def place_for(test: Callable[[Place], Awaitable[None]], deadlines: Deadlines | None = None, **more: Any) -> None:
         async def whole() -> None:
-            async with placed(server, deadlines) as place:
+            async with placed(server, deadlines, **more) as place:
                 await test(place)
 
         run(whole())

@@ -59,7 +59,7 @@ def test_a_pull_of_forty_minutes_that_moves_comes_to_its_end(at) -> None:
         assert 6 <= await renewals(place, job) <= 10, "a third of the lease apart, however many reports there are"
         order = place.node.did(Verb.ARTIFACT_BUILD)[0]
         place.node.hold = lambda order: False
-        await place.node.does(order)
+        await place.node.answer(order)
         for each in (job, waiting):
             await eventually(lambda each=each: has_ended(place, each))
             assert (await place.get(Job, each)).state is JobState.READY

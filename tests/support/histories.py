@@ -243,6 +243,8 @@ POOLS = {
     "total": (1, 2),
     "error": (None, "it broke", "nul \0 byte"),
     "force": (True, False),
+    "users": ((), SANDBOXES),
+    "on_it": (True, False),
     "generation": (0, 1, 2),
     "driver": ("sim", "oci"),
     "from_phase": ("DISTRIBUTING", "SNAPSHOTTING"),

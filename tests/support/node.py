@@ -38,7 +38,7 @@ PHASES = {Verb.ARTIFACT_BUILD: ("PULLING", "UNPACKING", "BUILDING_EXT4"), Verb.R
 """What an honest node tells of its long orders on the way."""
 
 
-def answer(node: ScriptedNode, order: Order) -> dict[str, Any]:
+def done(node: ScriptedNode, order: Order) -> dict[str, Any]:
     """What an honest node says when it has done the order."""
     body = order.body
     match order.verb:
@@ -90,8 +90,9 @@ class ScriptedNode:
     async def __aexit__(self, *exc: object) -> None:
         await self._reader.close()
 
-    async def hello(self, **capacity: Any) -> None:
+    async def hello(self, storage_pct: float = 0, **capacity: Any) -> None:
         """Say what this node is, and beat once."""
+        self.storage_pct = storage_pct
         self.capacity = {**self.capacity, **capacity}
         await self._say(Observation.NODE_HELLO, ReportKind.OBSERVED, "system", self.described())
         await beat(self._nc, self.node_id)
@@ -99,7 +100,11 @@ class ScriptedNode:
     def described(self) -> dict[str, Any]:
         """Its ``NodeHello``."""
         said = NodeHello(
-            boot="b1", versions=self.versions, drivers=(DriverInfo(name="sim"),), capacity=Capacity.model_validate(self.capacity)
+            boot="b1",
+            versions=self.versions,
+            drivers=(DriverInfo(name="sim"),),
+            capacity=Capacity.model_validate(self.capacity),
+            storage_pct=self.storage_pct,
         )
         return said.model_dump(mode="json")
 
@@ -124,10 +129,10 @@ class ScriptedNode:
         del ack
         self.orders.append(order)
         if not self.hold(order):
-            await self.does(order)
+            await self.answer(order)
 
-    async def does(self, order: Order) -> None:
-        """Carry an order out, or refuse to."""
+    async def answer(self, order: Order) -> None:
+        """Carry an order out, or refuse to; also one that was held."""
         failure = self.refuse(order)
         if order.verb == Verb.ARTIFACT_BUILD and failure is None:
             with tempfile.NamedTemporaryFile() as file:
@@ -137,7 +142,7 @@ class ScriptedNode:
         for phase in PHASES.get(order.verb, ()) if failure is None else ():
             await self.says(order, ReportKind.PROGRESS, {"phase": phase}, suffix=f":{phase}")
         kind = ReportKind.DONE if failure is None else ReportKind.FAILED
-        body = answer(self, order) if failure is None else self.left(order)
+        body = done(self, order) if failure is None else self.left(order)
         await self.says(order, kind, body, failure)
 
     async def says(self, order: Order, kind: ReportKind, body: dict[str, Any], failure: Failure | None = None, suffix: str = "") -> None:

@@ -46,11 +46,11 @@ class Place:
 
 
 @asynccontextmanager
-async def placed(server: Server, deadlines: Deadlines | None = None) -> AsyncIterator[Place]:
+async def placed(server: Server, deadlines: Deadlines | None = None, **more: Any) -> AsyncIterator[Place]:
     """A control plane, and one enrolled node that has said hello."""
     catalogue.load()
     async with connected(server) as nc:
-        plane = await ControlPlane.open(nc, deadlines=deadlines)
+        plane = await ControlPlane.open(nc, deadlines=deadlines, **more)
         await plane.start()
         try:
             caller = Caller(nc)

@@ -230,6 +230,9 @@ def _changed(ready: int, failed: int) -> Row:
     return Row(did("replicas_changed", ready, failed, 4, "other error"))
 
 
+LIVE = ("PENDING", "READY", "PARTIALLY_READY", "FAILED")
+BEGUN = did("begin_delete", "c1")
+DELETING = (BEGUN, did("judge_delete", "c1"))
 TEMPLATES = World(
     template,
     {
@@ -238,8 +241,8 @@ TEMPLATES = World(
             "READY": (did("settle", JOB, 3, 0, 3),),
             "PARTIALLY_READY": (did("settle", JOB, 2, 1, 3, "first error"),),
             "FAILED": (did("settle", JOB, 0, 3, 3, "first error"),),
-            "DELETING": (did("settle", JOB, 3, 0, 3), did("request_delete")),
-            "DELETED": (did("settle", JOB, 3, 0, 3), did("request_delete"), did("finish_delete")),
+            "DELETING": (did("settle", JOB, 3, 0, 3), *DELETING),
+            "DELETED": (did("settle", JOB, 3, 0, 3), *DELETING, did("finish_delete")),
         }
     },
     {
@@ -255,8 +258,11 @@ TEMPLATES = World(
         "replicas_changed:none": _changed(0, 4),
         "alias_claimed": Row(did("alias_claimed", "base")),
         "alias_lost": Row(did("alias_lost", "base")),
-        "request_delete": Row(did("request_delete")),
-        "request_delete:force": Row(did("request_delete", True)),
+        "require_startable": Row(did("require_startable")),
+        "begin_delete": Row(BEGUN),
+        "begin_delete:force": Row(did("begin_delete", "c1", force=True)),
+        "judge_delete:unused": Row(did("judge_delete", "c1"), dict.fromkeys(LIVE, (did("begin_delete", "c1", force=True),))),
+        "judge_delete:used": Row(did("judge_delete", "c1", (SANDBOX,)), dict.fromkeys(LIVE, (did("begin_delete", "c1", force=True),))),
         "finish_delete": Row(did("finish_delete")),
         "fail_delete": Row(did("fail_delete", "a node refused")),
     },
@@ -356,6 +362,8 @@ JOBS = World(
 
 TAKEN = did("ready", JOB, 4096, ("disk",), V1)
 ATTACHED = did("attach", SANDBOX, "n1", 1)
+ROLLING = did("begin_rollback", 1)
+ROLLED = {"FAILED": (TAKEN, ROLLING, did("lost")), "DELETED": (TAKEN, ROLLING, did("request_delete"))}
 SNAPSHOTS = World(
     snapshot,
     {
@@ -368,6 +376,7 @@ SNAPSHOTS = World(
         }
     },
     {
+        "require_usable": Row(did("require_usable")),
         "ready": Row(TAKEN),
         "fail": Row(did("fail", JOB, "no space")),
         "attach": Row(ATTACHED),
@@ -376,6 +385,10 @@ SNAPSHOTS = World(
             {"READY": (ATTACHED,)},
             {"FAILED": (TAKEN, ATTACHED, did("lost")), "DELETED": (TAKEN, ATTACHED, did("request_delete"))},
         ),
+        "begin_rollback": Row(ROLLING),
+        **{
+            f"end_rollback:{how}": Row(did("end_rollback", 1, how == "on_it"), {"READY": (ROLLING,)}, ROLLED) for how in ("on_it", "as_was")
+        },
         "request_delete": Row(did("request_delete")),
         "finish_delete": Row(did("finish_delete")),
         "lost": Row(did("lost")),
