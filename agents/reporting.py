@@ -74,6 +74,7 @@ class Reporter:
             attempt=order.attempt,
             at=self._clock(),
             trace=order.trace,
+            cause=order.cause,
             body=body,
             error=error,
         )

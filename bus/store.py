@@ -41,6 +41,7 @@ FLOORS: Final = 10_000
 
 Decide = Callable[[A | None], A]
 Reply = Callable[[A], dict[str, Any]]
+Listener = Callable[[Key, int, str, str | None], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +107,7 @@ class Store:
         self._appender = Appender(publisher, self._reader, patience_s)
         self._cache = Cache(cache_size)
         self._locks = Locks()
-        self._listener: Callable[[Key, int], None] = _nobody
+        self._listener: Listener = _nobody
         self._floors: OrderedDict[Key, int] = OrderedDict()
 
     @classmethod
@@ -131,8 +132,8 @@ class Store:
         known = self._cache.get(Key(project, cls.TOPIC, id))
         return None if known is None else known.aggregate
 
-    def on_stored(self, listener: Callable[[Key, int], None]) -> None:
-        """Tell ``listener`` which aggregates this store changes, and where their commits stand, before the log brings them back."""
+    def on_stored(self, listener: Listener) -> None:
+        """Tell ``listener`` which aggregates this store changes, before the log brings the commits back: (key, position, commit, trace)."""
         self._listener = listener
 
     async def read(self, project: str, kind: str, id: str) -> list[Commit]:  # noqa: A002
@@ -236,7 +237,7 @@ class Store:
         entry = after(d.loaded, d.aggregate, seq, d.head, cause.command)
         self._cache.put(d.part.key, entry)
         self._snapshots.consider(d.part.key, entry, d.loaded.version)
-        self._listener(d.part.key, seq)
+        self._listener(d.part.key, seq, "" if d.entry is None else d.entry.commit_id, cause.trace)
         return Committed(d.aggregate, seq, changed=True, reply=d.reply)
 
     async def _replayed(self, part: Part[Any], loaded: Loaded[Any], cause: Cause, tried: bool) -> Committed[Any]:
@@ -297,7 +298,7 @@ class Store:
         return await self._appender.patiently(read)
 
 
-def _nobody(_key: Key, _seq: int) -> None:
+def _nobody(_key: Key, _seq: int, _commit: str, _trace: str | None) -> None:
     """The listener of a store that has none."""
 
 

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -29,6 +31,27 @@ if TYPE_CHECKING:
 A = TypeVar("A", bound=Aggregate)
 
 SYSTEM_ACTOR = "system"
+
+
+@dataclass(frozen=True, slots=True)
+class Because:
+    """Why the control plane acts at this moment: the commit that woke it, and the W3C trace that this belongs to."""
+
+    commit: str | None = None
+    trace: str | None = None
+
+
+_BECAUSE: ContextVar[Because] = ContextVar("because", default=Because())  # noqa: B039 - frozen
+
+
+@contextmanager
+def because(commit: str | None, trace: str | None) -> Iterator[None]:
+    """Within it every order, and everything that the system asks of itself, says that this is why; tasks begun within it too."""
+    token = _BECAUSE.set(Because(commit, trace))
+    try:
+        yield
+    finally:
+        _BECAUSE.reset(token)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +87,10 @@ class Control:
     """Over how many streams the installation's lanes are spread."""
     clock: Callable[[], datetime] = lambda: datetime.now(UTC)
 
-    def own_cause(self, project: str, *parts: str | int, event: str | None = None, trace: str | None = None) -> Cause:
+    def own_cause(self, project: str, *parts: str | int) -> Cause:
         """A cause for something the system asks of itself: the same parts give the same command id (design.md §5)."""
-        command = derived(project, *parts)
-        return Cause(command, digest_of(list(parts)), SYSTEM_ACTOR, project, self.clock(), event, trace)
+        command, why = derived(project, *parts), _BECAUSE.get()
+        return Cause(command, digest_of(list(parts)), SYSTEM_ACTOR, project, self.clock(), why.commit, why.trace)
 
     def deadline(self, seconds: float) -> datetime:
         """The instant that many seconds from now."""
@@ -122,7 +145,7 @@ class Control:
         deadline_s: float | None = None,
     ) -> Order:
         """An order whose id follows from (process, verb, salt, attempt)."""
-        now = self.clock()
+        now, why = self.clock(), _BECAUSE.get()
         return Order(
             id=derived(project, *process, verb, salt, attempt),
             verb=verb,
@@ -133,6 +156,8 @@ class Control:
             attempt=attempt,
             at=now,
             deadline=None if deadline_s is None else now + timedelta(seconds=deadline_s),
+            trace=why.trace,
+            cause=why.commit,
             body=body,
         )
 

@@ -18,7 +18,7 @@ from domain.kernel.command import Cause, Command
 from domain.kernel.errors import Invalid
 from domain.kernel.ids import NAME_PATTERN
 from domain.kernel.registry import COMMANDS
-from handlers.control import Control, digest_of
+from handlers.control import Control, because, digest_of
 
 _PROJECT = re.compile(NAME_PATTERN)
 
@@ -68,7 +68,8 @@ class Dispatcher:
         digest = digest_of([request.name, command.model_dump(mode="json", exclude={"wait_s"})])
         cause = Cause(request.command_id, digest, request.actor, request.project, self._control.clock(), None, request.trace)
         asked = Asked(request.project, request.command_id, cause, request.waiting)
-        return await self._receipts.once(request, digest, lambda: handler(self._control, asked, command))
+        with because(None, request.trace):
+            return await self._receipts.once(request, digest, lambda: handler(self._control, asked, command))
 
 
 def served() -> dict[str, type[Command]]:

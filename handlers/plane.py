@@ -39,7 +39,7 @@ from domain.templates import commands as template_commands
 from domain.views.commands import ViewRebuild
 from handlers import reports
 from handlers.commands import artifacts, execution, nodes, sandboxes, snapshots, templates
-from handlers.control import Control, Deadlines
+from handlers.control import Because, Control, Deadlines, because
 from handlers.dispatch import Dispatcher, Handler
 from handlers.duty import Duty, Work
 from handlers.fleet import Fleet
@@ -193,10 +193,10 @@ class ControlPlane:
         await self._receipts.flush()
         await self.control.store.close()
 
-    def _stored(self, key: Key, seq: int) -> None:
+    def _stored(self, key: Key, seq: int, commit: str, trace: str | None) -> None:
         """What this process has stored need not come back from the log before it is acted upon."""
         self.control.waiting.wake(key.kind, key.project, key.id)
-        self.processes.ahead((key.kind, key.project, key.id), seq)
+        self.processes.ahead((key.kind, key.project, key.id), seq, Because(commit, trace))
 
     async def _fold(self, commits: Sequence[Commit]) -> None:
         for commit in commits:
@@ -208,7 +208,8 @@ class ControlPlane:
 
     async def _on_commit(self, commit: Commit) -> None:
         await self.control.fleet.reached(commit.seq)
-        await self.processes.on_commit(commit)
+        with because(commit.commit, commit.trace):
+            await self.processes.on_commit(commit)
         await self._membership.on_commit(commit)
 
     async def _on_report(self, report: Report) -> None:

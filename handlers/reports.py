@@ -9,7 +9,7 @@ import structlog
 from domain.kernel.command import Cause
 from domain.kernel.errors import Refused
 from domain.nodes.orders import Report, ReportKind, Verb
-from handlers.control import Control, digest_of
+from handlers.control import Control, because, digest_of
 from handlers.reporting import nodes, sandboxes, templates
 from handlers.reporting.taking import Taker
 
@@ -26,10 +26,12 @@ async def take(control: Control, report: Report) -> None:
     if not _believed(control, report):
         log.warning("report.refused", verb=report.verb, node=report.node)
         return
-    cause = Cause(digest_of(report.id), digest_of(report.id), f"node:{report.node}", report.project, control.clock(), None, report.trace)
+    command, actor = digest_of(report.id), f"node:{report.node}"
+    cause = Cause(command, command, actor, report.project, control.clock(), report.cause, report.trace)
     try:
-        if taker is not None:
-            await taker(control, report, cause)
+        with because(report.cause, report.trace):
+            if taker is not None:
+                await taker(control, report, cause)
     except Refused as refusal:
         if refusal.retryable:
             raise

@@ -59,6 +59,8 @@ class Order(Record):
     at: datetime
     deadline: datetime | None = None
     trace: str | None = None
+    cause: str | None = None
+    """The commit that made the control plane give it."""
     body: dict[str, Any]
 
 
@@ -99,6 +101,8 @@ class Report(Record):
     attempt: int = 1
     at: datetime
     trace: str | None = None
+    cause: str | None = None
+    """The order's."""
     body: dict[str, Any] = {}
     error: Failure | None = None
 

@@ -13,7 +13,7 @@ import structlog
 
 from bus.commit import Commit
 from domain.kernel.errors import Refused
-from handlers.control import Control
+from handlers.control import Because, Control, because
 from handlers.fleet import Key
 
 log = structlog.get_logger(__name__)
@@ -59,7 +59,7 @@ class Processes:
             if not lock.locked():
                 self._running.pop(key, None)
 
-    def ahead(self, key: Key, seq: int) -> None:
+    def ahead(self, key: Key, seq: int, why: Because) -> None:
         """Move a process that a commit of this control plane concerns, before the log brings the commit back.
 
         That saves the way there and back; it is the event that makes sure. Only for those that need nothing from the fleet index, which
@@ -67,13 +67,14 @@ class Processes:
         """
         if key[0] not in AHEAD:
             return
-        task = asyncio.create_task(self._pump_ahead(key, seq))
+        task = asyncio.create_task(self._pump_ahead(key, seq, why))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _pump_ahead(self, key: Key, seq: int) -> None:
+    async def _pump_ahead(self, key: Key, seq: int, why: Because) -> None:
         try:
-            await self.pump(key, seq)
+            with because(why.commit, why.trace):
+                await self.pump(key, seq)
         except Exception as error:  # noqa: BLE001 - the event brings it again, and then somebody is told
             log.info("process.not-ahead", key=key, error=repr(error)[:300])
             return

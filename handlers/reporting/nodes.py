@@ -49,7 +49,7 @@ async def _missing(control: Control, report: Report, cause: Cause, entry: Sandbo
     sandbox = await control.find(Sandbox, entry.project, entry.sandbox_id)
     if sandbox is None or sandbox.state not in {SandboxState.RUNNING, SandboxState.PAUSED} or sandbox.modified_on >= report.at:
         return
-    own = Cause(derived(cause.command, sandbox.id), cause.digest, SYSTEM_ACTOR, entry.project, cause.at)
+    own = Cause(derived(cause.command, sandbox.id), cause.digest, SYSTEM_ACTOR, entry.project, cause.at, cause.event, cause.trace)
     await control.change(Sandbox, entry.project, sandbox.id, own, lambda s: s.exited(own.at, s.generation, None, "lost"))
 
 

@@ -157,5 +157,7 @@ class ScriptedNode:
             process=order.process,
             process_id=order.process_id,
             attempt=order.attempt,
+            trace=order.trace,
+            cause=order.cause,
             error=failure,
         )
