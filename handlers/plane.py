@@ -46,7 +46,7 @@ from handlers.fleet import Fleet
 from handlers.housekeeping import Housekeeping
 from handlers.liveness import Liveness
 from handlers.membership import Membership
-from handlers.processes import jobs, removal, undoing
+from handlers.processes import draining, jobs, removal, undoing
 from handlers.processes import sandboxes as sandbox_process
 from handlers.processes.concerns import concerns
 from handlers.processes.runner import Processes
@@ -130,6 +130,7 @@ class ControlPlane:
             "template": removal.pump_template,
             "artifact": removal.artifact_pump(self._delete_bytes),
             "snapshot": removal.pump_snapshot,
+            "node": draining.pump,
         }
         self.processes = Processes(self.control, pumps, concerns)
         self._receipts = Receipts(nc)
@@ -226,6 +227,8 @@ class ControlPlane:
     async def _on_due(self, due: Due) -> None:
         if due.kind == "sandbox":
             await sandbox_process.on_due(self.control, due.project, due.id, due.name, due.generation)
+        elif due.kind == "node":
+            await self.processes.pump((due.kind, due.project, due.id))
 
     async def _admits(self, node_id: str) -> bool:
         node = self.control.fleet.nodes.get(node_id)

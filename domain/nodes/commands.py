@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar
 
-from pydantic import StringConstraints
+from pydantic import Field, StringConstraints
 
 from domain.kernel.command import Command
 from domain.kernel.ids import NodeId
@@ -49,7 +49,9 @@ class NodeUncordon(_OnNode):
 
 
 class NodeDrain(_OnNode):
-    """No new sandboxes there, and those that run shall go."""
+    """No new sandboxes there, and those that run shall go: by themselves, or stopped when ``stop_after_s`` is over."""
 
     NOUN: ClassVar[str] = "node"
     VERB: ClassVar[str] = "drain"
+
+    stop_after_s: Annotated[float, Field(ge=0, le=31 * 86_400)] | None = None

@@ -1,14 +1,15 @@
 """The node: a machine that runs sandboxes, as far as the log needs to know it. Heartbeats are not events; what they change is.
 
 Two things vary independently. Liveness: ONLINE while its agent is heard, OFFLINE when it was silent for too long, EVICTED when it must not
-come back. Scheduling: OPEN for new sandboxes, CORDONED (what runs goes on, nothing new), DRAINING (what runs shall go too).
+come back. Scheduling: OPEN for new sandboxes, CORDONED (what runs goes on, nothing new), DRAINING (what runs shall go too: by its own time
+to live or its users' doing, and what is left at ``stop_at`` is stopped; nothing runs on elsewhere, because sandboxes do not move).
 An evicted node is told so whatever it says, until somebody enrols it again.
 """
 
 from __future__ import annotations
 
 import math
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import ClassVar, Final, Literal, Self
 
@@ -71,6 +72,7 @@ SCHEDULING: Final = Lifecycle(
     cordon    CORDONED  =         CORDONED
     uncordon  =         OPEN      OPEN
     drain     DRAINING  DRAINING  =
+    drain:deadline  DRAINING  DRAINING  DRAINING
     """,
 )
 
@@ -99,6 +101,7 @@ class NodeEnrolled(CreatedEvent):
         node.storage = StorageMode.UNKNOWN
         node.storage_pct = None
         node.last_seen = None
+        node.stop_at = None
 
 
 class NodeReenrolled(Event):
@@ -111,6 +114,7 @@ class NodeReenrolled(Event):
         node.liveness = Liveness.OFFLINE
         node.scheduling = Scheduling.OPEN
         node.note = self.note
+        node.stop_at = None
 
 
 class NodeAgentStarted(Event):
@@ -172,6 +176,7 @@ class NodeCordoned(Event):
 
     def apply(self, node: Node) -> None:
         node.scheduling = Scheduling.CORDONED
+        node.stop_at = None
 
 
 class NodeUncordoned(Event):
@@ -179,13 +184,18 @@ class NodeUncordoned(Event):
 
     def apply(self, node: Node) -> None:
         node.scheduling = Scheduling.OPEN
+        node.stop_at = None
 
 
 class NodeDraining(Event):
+    """``stop_at``: when what still runs there is stopped; None: never."""
+
     TOPIC = "node.draining"
+    stop_at: datetime | None = None
 
     def apply(self, node: Node) -> None:
         node.scheduling = Scheduling.DRAINING
+        node.stop_at = self.stop_at
 
 
 class NodeEvicted(Event):
@@ -230,6 +240,8 @@ class Node(Aggregate):
     storage_pct: float | None
     """The usage when the mode last changed; between changes only the storage view knows it."""
     last_seen: datetime | None
+    stop_at: datetime | None
+    """Until when sandboxes may run on, while it drains."""
 
     @classmethod
     def create(cls, id: str, at: datetime, note: str = "") -> Self:  # noqa: A002
@@ -291,9 +303,19 @@ class Node(Aggregate):
         if self._schedules("uncordon"):
             self.record(NodeUncordoned, at)
 
-    def drain(self, at: datetime) -> None:
-        if self._schedules("drain"):
-            self.record(NodeDraining, at)
+    def drain(self, at: datetime, stop_after_s: float | None = None) -> None:
+        """No new sandboxes, and those that are here shall go; what is left after ``stop_after_s`` is stopped."""
+        if not LIVENESS.admits("drain", self.liveness):
+            return
+        stop_at = None if stop_after_s is None else at + timedelta(seconds=stop_after_s)
+        row = "drain" if stop_at is None else "drain:deadline"
+        repeated = (self.scheduling, self.stop_at) == (Scheduling.DRAINING, stop_at)
+        if SCHEDULING.admits(row, self.scheduling) and not repeated:
+            self.record(NodeDraining, at, stop_at=stop_at)
+
+    def must_be_empty(self, now: datetime) -> bool:
+        """Is the time over that a drain gave its sandboxes?"""
+        return self.scheduling is Scheduling.DRAINING and self.stop_at is not None and now >= self.stop_at
 
     def evict(self, at: datetime) -> None:
         if LIVENESS.admits("evict", self.liveness):

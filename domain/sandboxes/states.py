@@ -77,6 +77,7 @@ Reason = Literal[
     "node_lost",
     "rollback_failed",
     "template_deleted",
+    "node_drained",
 ]
 """Why a sandbox ended; every ending says it (reference/user-experience.md §6.2)."""
 

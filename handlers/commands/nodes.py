@@ -45,8 +45,8 @@ async def uncordon(control: Control, asked: Asked, command: c.NodeUncordon) -> R
 
 
 async def drain(control: Control, asked: Asked, command: c.NodeDrain) -> Reply:
-    """No new sandboxes, and the ones here end by themselves."""
-    return await _change(control, asked, command.node_id, lambda n: n.drain(asked.cause.at))
+    """No new sandboxes, and the ones here shall go (handlers/processes/draining.py)."""
+    return await _change(control, asked, command.node_id, lambda n: n.drain(asked.cause.at, command.stop_after_s))
 
 
 async def _change(control: Control, asked: Asked, node_id: str, decide: Callable[[Node], object]) -> Reply:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from bus.commit import Commit
+from domain.kernel.ids import SYSTEM_PROJECT
 from handlers.control import Control
 from handlers.fleet import Key
 
@@ -33,8 +34,12 @@ def _snapshot(control: Control, commit: Commit) -> Iterator[Key]:
 
 
 def _sandbox(control: Control, commit: Commit) -> Iterator[Key]:
-    """The clone job that it is one of, and the delete of its template that it came too late for."""
+    """The clone job that it is one of; the drain of its node, and the delete of its template, that it came too late for."""
     yield from list(control.fleet.jobs_of_clone.get(commit.id, ()))
+    entry = control.fleet.sandboxes.get(commit.id)
+    node = None if entry is None else control.fleet.nodes.get(entry.node_id)
+    if node is not None and node.scheduling == "DRAINING":
+        yield ("node", SYSTEM_PROJECT, node.node_id)
     if commit.id in control.fleet.late:
         yield ("template", commit.project, control.fleet.late[commit.id])
 

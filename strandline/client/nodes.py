@@ -31,9 +31,9 @@ class Nodes(Noun):
         """New sandboxes again."""
         return await self._calls.command(NodeUncordon, Accepted, call, node_id=node_id)
 
-    async def drain(self, node_id: str, **call: Unpack[Call]) -> Accepted:
-        """No new sandboxes there, and the ones it has end by themselves."""
-        return await self._calls.command(NodeDrain, Accepted, call, node_id=node_id)
+    async def drain(self, node_id: str, *, stop_after_s: float | None = None, **call: Unpack[Call]) -> Accepted:
+        """No new sandboxes there, and the ones it has end by themselves; what is left after ``stop_after_s`` seconds is stopped."""
+        return await self._calls.command(NodeDrain, Accepted, call, node_id=node_id, stop_after_s=stop_after_s)
 
     async def get(self, node_id: str, *, as_of: int | str | None = None) -> Node:
         """One node. Raises ``node.not-found``."""

@@ -214,6 +214,7 @@ def test_other_verbs_reach_their_commands(cli: Cli, fleet: Scripted) -> None:
         ("node cordon n1", "node.cordon", {"node_id": "n1"}),
         ("node uncordon n1", "node.uncordon", {"node_id": "n1"}),
         ("node drain n1", "node.drain", {"node_id": "n1"}),
+        ("node drain n1 --stop-after 1h", "node.drain", {"node_id": "n1", "stop_after_s": 3600}),
         ("node evict n1", "node.evict", {"node_id": "n1"}),
         ("view rebuild sandboxes --until 12", "view.rebuild", {"view": "sandboxes", "until": "12", "wait_s": 600}),
     ):

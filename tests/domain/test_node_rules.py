@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -60,6 +61,16 @@ def test_an_evicted_node_is_refused_until_it_is_enrolled_again() -> None:
 )
 def test_the_status_in_one_word(steps: tuple[Any, ...], status: str) -> None:
     assert given(worlds.node, *steps).aggregate.status == status
+
+
+def test_a_drain_can_say_when_the_node_must_be_empty_and_change_its_mind() -> None:
+    soon, later = T0 + timedelta(seconds=62), T0 + timedelta(seconds=602)
+    draining = given(worlds.node, hello(), did("drain")).aggregate
+    assert not draining.must_be_empty(later)
+    with_time = given(draining).when("drain", 59).then("node.draining", stop_at=soon)
+    assert [with_time.aggregate.must_be_empty(now) for now in (T0, soon)] == [False, True]
+    with_time.when("drain").then_nothing()
+    with_time.when("uncordon").then("node.uncordoned", stop_at=None)
 
 
 @pytest.mark.parametrize(

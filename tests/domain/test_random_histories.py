@@ -45,6 +45,7 @@ NAMED: dict[str, st.SearchStrategy[Any]] = {
     "snapshot_id": st.sampled_from([worlds.SNAPSHOT, "snap-" + "4" * 24]),
     "snapshot_origin": st.sampled_from([worlds.SANDBOX, worlds.OTHER_SANDBOX]),
     "spec": st.sampled_from([worlds.SPEC, worlds.SPEC.model_copy(update={"disk_mb": 2048})]),
+    "stop_after_s": st.sampled_from([None, 0, 60]),
     "template_id": st.sampled_from([worlds.TEMPLATE, worlds.OTHER_TEMPLATE]),
     "total": st.integers(2, 3),
     "ttl_generation": st.integers(0, 4),

@@ -245,6 +245,7 @@ POOLS = {
     "force": (True, False),
     "users": ((), SANDBOXES),
     "on_it": (True, False),
+    "stop_after_s": (None, 60.0),
     "generation": (0, 1, 2),
     "driver": ("sim", "oci"),
     "from_phase": ("DISTRIBUTING", "SNAPSHOTTING"),

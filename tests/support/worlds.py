@@ -214,6 +214,7 @@ NODES = World(
         "cordon": Row(did("cordon")),
         "uncordon": Row(did("uncordon"), {"ONLINE": (did("cordon"),), "OFFLINE": (did("cordon"),)}),
         "drain": Row(did("drain")),
+        "drain:deadline": Row(did("drain", 60), again=True),
         "evict": Row(did("evict")),
         "change_storage_mode": Row(did("change_storage_mode", 90)),
     },

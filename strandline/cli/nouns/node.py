@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from typing import Annotated, Any
 
 import typer
@@ -110,11 +111,19 @@ async def uncordon(run: Run, node: args.Node) -> None:
     mutates=True,
     examples="""
     strandline node drain n1
+    strandline node drain n1 --stop-after 1h
     """,
 )
-async def drain(run: Run, node: args.Node) -> None:
-    """No new sandboxes there, and those that it has shall go."""
-    await _on(run, await run.id("node", node), run.s.nodes.drain)
+async def drain(
+    run: Run,
+    node: args.Node,
+    stop_after: Annotated[
+        str | None, typer.Option("--stop-after", metavar="DURATION", help="Then stop what is still there.", show_default=False)
+    ] = None,
+) -> None:
+    """No new sandboxes there; those that it has end by themselves, or are stopped after a while."""
+    seconds = None if stop_after is None else parse.seconds(stop_after)
+    await _on(run, await run.id("node", node), partial(run.s.nodes.drain, stop_after_s=seconds))
 
 
 async def _on(run: Run, node_id: str, send: Callable[..., Awaitable[Any]]) -> None:
