@@ -46,7 +46,8 @@ from handlers.fleet import Fleet
 from handlers.housekeeping import Housekeeping
 from handlers.liveness import Liveness
 from handlers.membership import Membership
-from handlers.processes import draining, jobs, removal, undoing
+from handlers.processes import jobs, removal, undoing
+from handlers.processes import nodes as node_process
 from handlers.processes import sandboxes as sandbox_process
 from handlers.processes.concerns import concerns
 from handlers.processes.runner import Processes
@@ -130,7 +131,7 @@ class ControlPlane:
             "template": removal.pump_template,
             "artifact": removal.artifact_pump(self._delete_bytes),
             "snapshot": removal.pump_snapshot,
-            "node": draining.pump,
+            "node": node_process.pump,
         }
         self.processes = Processes(self.control, pumps, concerns)
         self._receipts = Receipts(nc)

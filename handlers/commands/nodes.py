@@ -45,7 +45,7 @@ async def uncordon(control: Control, asked: Asked, command: c.NodeUncordon) -> R
 
 
 async def drain(control: Control, asked: Asked, command: c.NodeDrain) -> Reply:
-    """No new sandboxes, and the ones here shall go (handlers/processes/draining.py)."""
+    """No new sandboxes, and the ones here shall go (handlers/processes/nodes.py)."""
     return await _change(control, asked, command.node_id, lambda n: n.drain(asked.cause.at, command.stop_after_s))
 
 

@@ -23,6 +23,11 @@ from handlers.reporting.taking import Taker, failure_of
 
 log = structlog.get_logger(__name__)
 
+BOOT: Final = "start"
+"""The step of a provisioning by which a sandbox begins to boot. Steps are only told one by one where they take long."""
+LOST: Final = "snapshot.not-found"
+"""What a node says of a snapshot that it does not have any more; that it does not answer is no such word (design.md §10.5)."""
+
 
 async def _provisioned(control: Control, report: Report, cause: Cause) -> None:
     """Steps as they happen, and how it ended."""
@@ -30,6 +35,8 @@ async def _provisioned(control: Control, report: Report, cause: Cause) -> None:
         case ReportKind.STEP:
             steps = Steps.model_validate(report.body)
             await _record(control, report, cause, lambda p: p.record_steps(cause.at, report.attempt, steps.first, steps.steps))
+            if any(step.step == BOOT for step in steps.steps):
+                await control.change(Sandbox, report.project, report.process_id, cause, lambda s: s.starting(cause.at, report.attempt))
         case ReportKind.DONE:
             await _running(control, report, cause)
         case _:
@@ -70,6 +77,9 @@ async def _not_running(control: Control, report: Report, cause: Cause) -> None:
         Part(Provisioning, report.project, report.process_id, _saga(report, cause, undo)),
         part(Sandbox, report.project, report.process_id, fail),
     ]
+    source = (await control.get(Sandbox, report.project, report.process_id)).spec.snapshot_id
+    if source is not None and failure.code == LOST:
+        parts.append(part(Snapshot, report.project, source, lambda s: s.lost(cause.at, failure)))
     await control.store.transact_many(parts, cause)
 
 
@@ -172,10 +182,15 @@ async def _rolled_back(control: Control, report: Report, cause: Cause) -> None:
         else:
             j.fail(cause.at, Phase.ROLLBACK_DRIVING, failure_of(report))
 
+    def end(s: Snapshot) -> None:
+        s.end_rollback(cause.at, generation, on_it=done)
+        if not done and failure_of(report).code == LOST:
+            s.lost(cause.at, failure_of(report))
+
     parts: Parts = [
         part(Sandbox, report.project, sandbox.id, settle),
         part(Job, report.project, operation.job_id, finish),
-        part(Snapshot, report.project, operation.snapshot_id, lambda s: s.end_rollback(cause.at, generation, on_it=done)),
+        part(Snapshot, report.project, operation.snapshot_id, end),
     ]
     former = sandbox.snapshot_id
     if done and former not in {None, operation.snapshot_id}:

@@ -35,7 +35,7 @@ def passes(place, minutes: float) -> None:
 async def pulled(place, number: int) -> None:
     """The node says that it pulls; hardly more than last time."""
     body = {"phase": "PULLING", "fraction": 0.1, "bytes": 1000 + number, "total_bytes": 1_000_000, "layers": 0, "total_layers": 3}
-    await place.node.says(place.node.did(Verb.ARTIFACT_BUILD)[0], ReportKind.PROGRESS, body, suffix=f":{number}")
+    await place.node.tell(place.node.did(Verb.ARTIFACT_BUILD)[0], ReportKind.PROGRESS, body, suffix=f":{number}")
 
 
 async def renewals(place, job: str) -> int:

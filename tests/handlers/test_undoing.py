@@ -30,7 +30,7 @@ async def left_behind(place) -> str:
 
 async def undo_fails(place, number: int) -> None:
     order = place.node.did(Verb.SANDBOX_PROVISION)[0]
-    await place.node.says(order, ReportKind.FAILED, {"uncompensated": ["root"], "undo": number}, BROKEN, f":undo-{number}")
+    await place.node.tell(order, ReportKind.FAILED, {"uncompensated": ["root"], "undo": number}, BROKEN, f":undo-{number}")
 
 
 async def is_(place, sandbox: str, state: ProvisioningState, attempts: int | None = None) -> bool:
@@ -72,7 +72,7 @@ def test_a_blocked_undo_that_works_after_all_is_over(at) -> None:
         await undo_fails(place, 1)
         await undo_fails(place, 2)
         await eventually(lambda: is_(place, sandbox, ProvisioningState.BLOCKED))
-        await place.node.says(place.node.did(Verb.SANDBOX_PROVISION)[0], ReportKind.FAILED, {"undo": 1}, BROKEN, ":late")
+        await place.node.tell(place.node.did(Verb.SANDBOX_PROVISION)[0], ReportKind.FAILED, {"undo": 1}, BROKEN, ":late")
         await eventually(lambda: is_(place, sandbox, ProvisioningState.FAILED))
 
     at(test)

@@ -140,13 +140,15 @@ class ScriptedNode:
                 file.flush()
                 await put_file(self._nc, ARTIFACTS_BUCKET, order.body["artifact_id"], Path(file.name))
         for phase in PHASES.get(order.verb, ()) if failure is None else ():
-            await self.says(order, ReportKind.PROGRESS, {"phase": phase}, suffix=f":{phase}")
+            await self.tell(order, ReportKind.PROGRESS, {"phase": phase}, suffix=f":{phase}")
         kind = ReportKind.DONE if failure is None else ReportKind.FAILED
         body = done(self, order) if failure is None else self.left(order)
-        await self.says(order, kind, body, failure)
+        await self.tell(order, kind, body, failure)
 
-    async def says(self, order: Order, kind: ReportKind, body: dict[str, Any], failure: Failure | None = None, suffix: str = "") -> None:
-        """Report about an order."""
+    async def tell(self, order: Order, kind: ReportKind, body: dict[str, Any], failure: Failure | None = None, suffix: str = "") -> None:
+        """Report something about an order; ``suffix`` tells several reports of one kind apart."""
+        if kind is ReportKind.STEP:
+            suffix = f":{body['first']}"
         await self._say(
             order.verb,
             kind,
