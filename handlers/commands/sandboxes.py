@@ -161,10 +161,9 @@ async def _settled(control: Control, asked: Asked, done: Committed[Sandbox], wai
     sandbox = done.aggregate
 
     async def settled() -> bool:
-        return (await control.get(Sandbox, asked.project, sandbox.id)).state not in STARTING
+        in_time = await removal.in_time(control, asked.project, sandbox.spec.template_id, done.seq)
+        return in_time is not None and (await control.get(Sandbox, asked.project, sandbox.id)).state not in STARTING
 
-    if wait_s:
-        await removal.after(control, asked.project, sandbox.spec.template_id, done.seq)
     finished = await asked.wait(control, "sandbox", sandbox.id, settled, wait_s)
     sandbox = await control.get(Sandbox, asked.project, sandbox.id)
     if wait_s and (failure := sandbox.start_failure) is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from functools import partial
 
 from bus import sealed
@@ -133,7 +134,11 @@ async def delete(control: Control, asked: Asked, command: c.TemplateDelete) -> R
 
 async def _judged(control: Control, asked: Asked, template_id: str, begun: int) -> None:
     """Raises ``template.in-use`` when the log has a user of the template that nobody here knew when the delete began."""
-    await control.fleet.reached(begun)
+    try:
+        async with asked.idle(), asyncio.timeout(control.deadlines.exec_slack_s):
+            await control.fleet.reached(begun)
+    except TimeoutError:
+        raise Refused("bus.unavailable", "the log is not read at present; whether it is deleted will be decided", retryable=True) from None
     template = await removal.judge_delete(control, asked.project, template_id)
     refusal = None if template is None else template.delete_refusal(asked.command_id)
     if refusal is not None:

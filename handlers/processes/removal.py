@@ -65,12 +65,18 @@ async def judge_delete(control: Control, project: str, template_id: str) -> Temp
     return template
 
 
-async def after(control: Control, project: str, template_id: str, seq: int) -> None:
-    """Was a sandbox that was created at ``seq`` too late? Then it is cleared away when this returns, or its template is not deleted."""
-    await control.fleet.reached(seq)
+async def in_time(control: Control, project: str, template_id: str, seq: int) -> bool | None:
+    """Was a sandbox that was created at ``seq`` there before a delete of its template began? None: the index has not got that far.
+
+    If not, that it is cleared away, or that its template stays, is decided when this returns.
+    """
+    if control.fleet.seq < seq:
+        return None
     fence = control.fleet.fences.get(template_id)
-    if fence is not None and fence.seq < seq:
+    late = fence is not None and fence.seq < seq
+    if late:
         await judge_delete(control, project, template_id)
+    return not late
 
 
 async def _clear_away(control: Control, late: SandboxEntry) -> None:
