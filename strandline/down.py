@@ -42,7 +42,7 @@ def _pid_of_up(directory: Path) -> int | None:
     """The process of ``strandline up``, if it is still that."""
     if not runs(directory):
         return None
-    with contextlib.suppress(OSError, ValueError, KeyError):
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         pid = int(json.loads((directory / CONNECT).read_text())["pids"]["up"])
         if b"strandline" in Path(f"/proc/{pid}/cmdline").read_bytes():
             return pid

@@ -10,7 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,22 +20,31 @@ from bus.accounts import Authority, push, write_secret
 from bus.client import Caller
 from bus.connection import Connection, connect, connect_from
 from bus.requests import call
-from bus.server import Server
+from bus.server import Server, ServerError
 from bus.streams import lane_shards
 from bus.subjects import EVENTS
 from domain.kernel.errors import Refused
 from strandline.mending import mend
 from strandline.orphans import end_orphans
+from strandline.ports import PortTakenError, listens, taken
 from strandline.supervisor import Child, Supervisor
 
 CONNECT: Final = "connect.json"
 READY_S: Final = 60.0
 """How long everything together may take to come up."""
 DELETE_S: Final = 30.0
+_PORT_ATTEMPTS: Final = 5
 
 
 class InUseError(Exception):
     """Another ``strandline up`` runs in this directory."""
+
+
+class HostError(Exception):
+    """A part cannot work on this host, and starting it again changes nothing. The message is what it said, with what mends it."""
+
+    def __init__(self, child: Child) -> None:
+        super().__init__(f"{child.name} cannot work on this host: {child.said()}")
 
 
 def default_dir() -> Path:
@@ -69,9 +78,12 @@ class Options:
 class Installation:
     """Everything on one machine. ``start`` brings it up, ``stop`` drains it; a second start resumes where the first one ended."""
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: Options, tell: Callable[[str], None] = lambda _: None) -> None:
+        """``tell`` gets what a person should know although nothing failed."""
         self.options = options
+        self._say = tell
         self.dir = options.dir
+        self.driver = options.driver
         self.supervisor = Supervisor(self._describe)
         self.connection: Connection | None = None
         self._lock: IO[str] | None = None
@@ -84,16 +96,15 @@ class Installation:
         return [f"node-{n}" for n in range(1, self.options.nodes + 1)]
 
     async def start(self) -> str:
-        """Start every part and wait until each can be used. Returns the server's URL. Raises ``InUseError``, ``Refused``."""
+        """Start every part and wait until each can be used. Returns the server's URL.
+
+        Raises ``InUseError``, ``PortTakenError``, ``ServerError``, ``HostError``, ``Refused``.
+        """
         self._take_lock()
         await asyncio.to_thread(end_orphans, self.dir)
         authority = await asyncio.to_thread(Authority.load, self.dir / "keys")
-        config = authority.server_config(self.dir / "nats" / "jwt")
-        self._server = server = Server(self.dir / "nats", port=self.options.port or self._last_port(), config=config)
         self._creds(authority)
-        await self.supervisor.start(Child("nats", server.configure(), self.dir / "logs" / "nats.log", stop_s=15))
-        self._describe()
-        await _listens(server.port)
+        server = await self._start_bus(authority)
         self.connection = await connect_from(self.dir, "up", on_closed=lambda: None, timeout=READY_S)
         mending = mend(server.url, self.dir / "keys" / "system.creds", self.dir / "nats", partial(self.supervisor.restart, "nats"))
         self._mending = asyncio.create_task(mending, name="mending the bus")
@@ -102,18 +113,57 @@ class Installation:
         caller = Caller(self.connection, actor="up")
         try:
             async with asyncio.timeout(READY_S):
-                await self._start_nodes(caller, authority)
+                await self._unless_given_up(self._start_nodes(caller, authority))
         except (TimeoutError, Refused) as error:
             if isinstance(error, Refused) and not error.retryable:
                 raise
             raise Refused("installation.not-ready", f"not everything came up: {self._last_words()}") from None
         return server.url
 
+    async def _start_bus(self, authority: Authority) -> Server:
+        """On the port that was asked for, else on the one of last time, else on a free one. Raises ``PortTakenError``, ``ServerError``."""
+        config = authority.server_config(self.dir / "nats" / "jwt")
+        port = self._port()
+        for _ in range(_PORT_ATTEMPTS):
+            self._server = server = Server(self.dir / "nats", port=port, config=config)
+            child = Child("nats", server.configure(), self.dir / "logs" / "nats.log", stop_s=15)
+            await self.supervisor.start(child)
+            if await _comes_up(child, server.port):
+                return server
+            await self.supervisor.stop(child.name)
+            if self.options.port:
+                raise PortTakenError(f"port {port} of 127.0.0.1 is taken by another process")
+            port = 0
+        raise ServerError(f"no free port in {_PORT_ATTEMPTS} attempts")
+
+    def _port(self) -> int:
+        """Asked for, or of last time if nobody else has it by now; 0: any. Raises ``PortTakenError``."""
+        asked, last = self.options.port, self._last_port()
+        if asked and taken(asked):
+            raise PortTakenError(f"port {asked} of 127.0.0.1 is taken by another process")
+        if not asked and last and taken(last):
+            self._say(f"port {last}, where the bus was last time, is taken by another process; it takes another one")
+            return 0
+        return asked or last
+
+    async def _unless_given_up(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do it, unless meanwhile a part says that it cannot work here. Raises ``HostError``."""
+        working, gave_up = asyncio.create_task(work), asyncio.create_task(self.supervisor.gave_up())
+        try:
+            await asyncio.wait({working, gave_up}, return_when=asyncio.FIRST_COMPLETED)
+            if not working.done():
+                raise HostError(gave_up.result())
+            await working
+        finally:
+            working.cancel()
+            gave_up.cancel()
+            await asyncio.gather(working, gave_up, return_exceptions=True)
+
     async def _start_nodes(self, caller: Caller, authority: Authority) -> None:
         await self._enroll(caller, authority)
         for node in self.node_names:
             where = ["--connect", str(self.dir / "nodes" / node)]
-            await self.supervisor.start(self._child(node, "agents", "--node", node, "--driver", self.options.driver, *where))
+            await self.supervisor.start(self._child(node, "agents", "--node", node, "--driver", self.driver, *where))
         await self._nodes_ready(caller)
 
     def _last_words(self) -> str:
@@ -182,7 +232,7 @@ class Installation:
         """Write ``connect.json``: complete or not at all, readable by the owner only."""
         if self._server is None:
             return
-        pids: dict[str, Any] = {"up": os.getpid(), "nodes": {}}
+        pids: dict[str, Any] = {"up": os.getpid() if self.supervisor.children else None, "nodes": {}}
         for name, child in self.supervisor.children.items():
             if name.startswith("node-"):
                 pids["nodes"][name] = child.pid
@@ -212,21 +262,22 @@ class Installation:
             await self.connection.close()
         for name in [*self.node_names, "projector", "control", "nats"]:
             await self.supervisor.stop(name)
+        with contextlib.suppress(OSError):
+            self._describe()  # no pid of it is ours any more
         if self._lock is not None:
             self._lock.close()
 
 
-async def _listens(port: int) -> None:
-    """Until the server takes connections; a client's own attempts would be logged as errors. Raises ``TimeoutError``."""
+async def _comes_up(child: Child, port: int) -> bool:
+    """Until the server takes connections; False: somebody else has its port. Raises ``TimeoutError``."""
     async with asyncio.timeout(READY_S):
         while True:
-            try:
-                _, writer = await asyncio.open_connection("127.0.0.1", port)
-            except OSError:
-                await asyncio.sleep(0.02)
-            else:
-                writer.close()
-                return
+            pid = child.pid
+            if pid is not None and listens(pid, port):
+                return True
+            if pid is None and taken(port):
+                return False
+            await asyncio.sleep(0.02)
 
 
 async def delete_all(installation: Installation) -> None:

@@ -20,6 +20,8 @@ LONGEST_DELAY_S: Final = 5.0
 TELL_AGAIN_S: Final = 1.0
 STEADY_S: Final = 5.0
 """After running that long, a death counts as the first one again."""
+GIVES_UP: Final = 78
+"""EX_CONFIG: a part ends so when starting it again changes nothing until somebody mends the host (``agents/__main__.py``)."""
 
 
 @dataclass
@@ -33,6 +35,16 @@ class Child:
     stop_s: float = 20.0
     process: asyncio.subprocess.Process | None = None
     starts: int = 0
+    said_before: int = 0
+    """Bytes of the log that earlier starts wrote."""
+
+    def said(self) -> str:
+        """What this start of it wrote for people: its log without the JSON lines; the last line when there are no others."""
+        try:
+            lines = self.log.read_bytes()[self.said_before :].decode(errors="replace").strip().splitlines()
+        except OSError:
+            lines = []
+        return "\n".join(line for line in lines if not line.startswith("{")) or (lines[-1] if lines else "it said nothing")
 
     @property
     def pid(self) -> int | None:
@@ -47,6 +59,12 @@ class Supervisor:
         self.children: dict[str, Child] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._changed = changed
+        self._gave_up = asyncio.Event()
+
+    async def gave_up(self) -> Child:
+        """Wait, for ever as a rule, for a child that ended with ``GIVES_UP``: it is not started again."""
+        await self._gave_up.wait()
+        return next(child for child in self.children.values() if _gives_up(child))
 
     async def start(self, child: Child) -> None:
         """Run a child from now on. Raises ``OSError`` when it cannot be started at all."""
@@ -57,6 +75,7 @@ class Supervisor:
     async def _spawn(self, child: Child) -> None:
         child.log.parent.mkdir(parents=True, exist_ok=True)
         with child.log.open("ab") as out:
+            child.said_before = out.tell()
             # A session of its own: Ctrl-C on the terminal is for the supervisor, which stops its children in order.
             child.process = await asyncio.create_subprocess_exec(
                 *child.argv,
@@ -75,6 +94,10 @@ class Supervisor:
         while child.process is not None:
             began = loop.time()
             code = await child.process.wait()
+            if code == GIVES_UP:
+                self._tell()
+                self._gave_up.set()
+                return
             steady = loop.time() - began > STEADY_S
             delay = FIRST_DELAY_S if steady or not delay else min(delay * 2, LONGEST_DELAY_S)
             log.warning("child.died", name=child.name, code=code, again_in_s=delay)
@@ -106,6 +129,10 @@ class Supervisor:
             await asyncio.gather(task, return_exceptions=True)
         if child is not None:
             await _end(child)
+
+
+def _gives_up(child: Child) -> bool:
+    return child.process is not None and child.process.returncode == GIVES_UP
 
 
 async def _end(child: Child) -> None:

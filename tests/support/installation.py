@@ -12,20 +12,34 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from support import leftovers
+from support import leftovers, unprivileged
 
 STRANDLINE = [sys.executable, "-m", "strandline"]
 UP_S = 90
 DOWN_S = 60
 
 
-class Running:
-    """A running ``strandline up``."""
+def strandline(user: int | None = None, home: Path | None = None, env: dict[str, str] | None = None) -> dict[str, Any]:
+    """``args`` and what else ``subprocess`` needs to run the command line, as ``user`` with a ``home`` of its own."""
+    if user is None:
+        return {"args": list(STRANDLINE), "env": {**os.environ, **(env or {})}}
+    assert home is not None
+    whole = {**unprivileged.environment(home), **(env or {})}
+    return {"args": [unprivileged.python(), "-m", "strandline"], "env": whole, "cwd": home, **unprivileged.who(user)}
 
-    def __init__(self, directory: Path, *arguments: str, user: int | None = None) -> None:
+
+class Running:
+    """A running ``strandline up``. ``user``: whoever that is; the directory's parent, which has to be theirs, is their home.
+
+    ``default``: no ``--dir`` is given, because ``env`` says that it is this one.
+    """
+
+    def __init__(
+        self, directory: Path, *arguments: str, user: int | None = None, env: dict[str, str] | None = None, default: bool = False
+    ) -> None:
         self.dir = directory
-        self._arguments = arguments
-        self._user = user
+        self._arguments = arguments if default else ("--dir", str(directory), *arguments)
+        self._how = strandline(user, directory.parent, env)
         self.process: subprocess.Popen[str] | None = None
         self.url = ""
         self._errors = directory.with_name(f"{directory.name}.err")
@@ -33,14 +47,8 @@ class Running:
     def start(self) -> Running:
         """Start it, and return when it says that it is ready."""
         with self._errors.open("a") as errors:  # not a pipe: nobody would read it
-            self.process = subprocess.Popen(
-                [*STRANDLINE, "up", "--dir", str(self.dir), *self._arguments],
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                text=True,
-                user=self._user,
-                start_new_session=True,
-            )
+            how = {**self._how, "args": [*self._how["args"], "up", *self._arguments]}
+            self.process = subprocess.Popen(**how, stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True)
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line.startswith("ready "):
@@ -48,6 +56,11 @@ class Running:
             raise AssertionError(f"not ready: {line!r}\n{self._errors.read_text()}\n{self.logs()}")
         self.url = line.split()[1]
         return self
+
+    @property
+    def errors(self) -> str:
+        """What it wrote to stderr so far."""
+        return self._errors.read_text()
 
     @property
     def pids(self) -> dict[str, Any]:
@@ -74,13 +87,16 @@ class Running:
     def purge(self) -> None:
         """Remove every trace."""
         leftovers.remember(self.dir)
-        subprocess.run([*STRANDLINE, "down", "--dir", str(self.dir), "--purge"], check=True, timeout=120, user=self._user)
+        how = {**self._how, "args": [*self._how["args"], "down", "--dir", str(self.dir), "--purge"]}
+        subprocess.run(**how, check=True, timeout=120)
 
 
 @contextlib.contextmanager
-def up(directory: Path, *arguments: str, user: int | None = None) -> Iterator[Running]:
+def up(
+    directory: Path, *arguments: str, user: int | None = None, env: dict[str, str] | None = None, default: bool = False
+) -> Iterator[Running]:
     """An installation that is gone when the block ends."""
-    running = Running(directory, *arguments, user=user)
+    running = Running(directory, *arguments, user=user, env=env, default=default)
     try:
         yield running.start()
     finally:

@@ -1,0 +1,43 @@
+"""Running things as a user without rights: an interpreter that ``nobody`` can execute, and an environment in which it finds everything."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+NOBODY = 65534
+NO_PYTHON = "no interpreter that another user may execute"
+
+
+def python() -> str:
+    """An interpreter that ``nobody`` can execute and that the installed packages fit; skips where there is none."""
+    for candidate in (sys.executable, f"/usr/bin/python{sys.version_info.major}.{sys.version_info.minor}"):
+        try:
+            done = subprocess.run([candidate, "-c", ""], **who(), capture_output=True, check=False)
+        except OSError:
+            continue
+        if done.returncode == 0:
+            return candidate
+    pytest.skip(NO_PYTHON)
+
+
+def who(user: int | None = NOBODY) -> dict[str, object]:
+    """For ``subprocess``: that user and no groups; None: whoever we are."""
+    return {} if user is None else {"user": user, "group": user, "extra_groups": []}
+
+
+def environment(home: Path) -> dict[str, str]:
+    """Nothing of ours but the packages and the programs beside our interpreter."""
+    packages = ":".join(path for path in sys.path if path.endswith("site-packages"))
+    return {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PYTHONPATH": f"{REPOSITORY}:{packages}",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "HOME": str(home),
+        "TMPDIR": str(home),
+    }
