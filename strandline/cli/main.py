@@ -41,6 +41,7 @@ class Main(Root):
 
     table = COMMANDS
     placed = frozenset({"up", "down"})
+    unplaced = {"demo": "the demo makes a directory of its own; --keep DIR, after the word demo, leaves it running in that one"}
 
 
 app = typer.Typer(

@@ -25,10 +25,14 @@ USAGE_ERRORS: Final[type[Exception]] = next(
 
 
 class Root(TyperGroup):
-    """``table``: name → (module with ``app``, help panel, one line of help). ``placed``: commands that have a ``--dir`` of their own."""
+    """``table``: name → (module with ``app``, help panel, one line of help). ``placed``: commands that have a ``--dir`` of their own.
+
+    ``unplaced``: commands that take no directory, and what to say to who gives them one.
+    """
 
     table: ClassVar[dict[str, tuple[str, str, str]]] = {}
     placed: ClassVar[frozenset[str]] = frozenset()
+    unplaced: ClassVar[dict[str, str]] = {}
     _listing = False
 
     def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002 - the signature is typer's
@@ -54,6 +58,8 @@ class Root(TyperGroup):
         for name in self.list_commands(ctx) if args and args[0] not in self.table else ():
             self.get_command(ctx, name)
         found, command, rest = super().resolve_command(ctx, args)
+        if found in self.unplaced and ctx.params.get("dir"):
+            raise typer.BadParameter(self.unplaced[found], param_hint="--dir")
         if found in self.placed and ctx.params.get("dir"):
             rest = ["--dir", ctx.params["dir"], *rest]
         return found, command, rest

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import os
 import time
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 from strandline.client import Strandline
-from strandline.client.items import Job, Node
+from strandline.client.items import Node
 from strandline.client.jobs import failure
-from strandline.installation import Installation
+from strandline.drivers import AUTO, why
 from strandline.tour.screen import Screen
 
 ALIAS = "demo"
@@ -20,17 +20,28 @@ WAIT_S = 120.0
 PATH = "/root/note.txt"
 
 
-class Story:
-    """Tells and does at the same time. Raises ``Refused`` where something does not work."""
+class Home(Protocol):
+    """What the story needs of an installation."""
 
-    def __init__(self, screen: Screen, installation: Installation, image: str | None) -> None:
+    dir: Path
+    driver: str
+
+    def python(self, module: str, *arguments: str) -> list[str]: ...
+
+    async def start(self) -> str: ...
+
+
+class Story:
+    """Tells and does at the same time. Raises ``Refused`` or ``RuntimeError`` where something does not work."""
+
+    def __init__(self, screen: Screen, installation: Home, image: str | None) -> None:
         self._screen = screen
         self._installation = installation
         self._image = image
         self._memory = False
 
-    async def tell(self) -> None:
-        """Every chapter, in order."""
+    async def tell(self, *, keep: bool = False) -> None:
+        """Every chapter, in order; with ``keep`` not the last one, which deletes everything."""
         await self._bring_up()
         async with Strandline.connect(self._installation.dir) as s:
             await self._node(s)
@@ -42,7 +53,10 @@ class Story:
             await self._audit(s, sandbox)
             await self._views(s)
             await self._verify(s)
-            await self._end(s, [sandbox, *clones])
+            if keep:
+                self._screen.step("leave everything as it is")
+            else:
+                await self._end(s, [sandbox, *clones])
 
     async def _bring_up(self) -> None:
         self._screen.step("start nats-server, control plane, projector and one node")
@@ -56,9 +70,9 @@ class Story:
         self._memory = "memory-snapshot" in driver.flags
         self._screen.facts(driver=f"{driver.name} {driver.version}", can=", ".join(driver.flags))
         self._screen.facts(guest_image=node.versions.guest_image, agent=node.versions.agent, kernel=node.versions.kernel)
-        if os.geteuid() != 0:
-            missing = {"limits", "network", "seccomp"} - set(driver.flags)
-            self._screen.lacks(f"without root there is no {', '.join(sorted(missing))}; with root the oci driver has them")
+        asked = self._installation.driver
+        better = asked == AUTO and driver.name == "process"
+        (self._screen.lacks if better else self._screen.fact)(f"driver chosen: {why(asked, driver.name)}")
 
     async def _template(self, s: Strandline) -> str:
         image = self._image or await self._compose()
@@ -66,14 +80,12 @@ class Story:
         made = await s.templates.create(image, alias=ALIAS, memory_mb=128)
         with self._screen.progress() as progress:
             bars: dict[str, Any] = {}
-            job: Job | None = None
             async for job in s.jobs.watch(made.job_id):
                 if job.phase not in bars:
                     for bar in bars.values():
                         progress.update(bar, completed=100)
                     bars[job.phase] = progress.add_task(job.phase, total=100)
-                share = 100 * job.pull.bytes / job.pull.total_bytes if job.phase == "PULLING" and job.pull.total_bytes else 50
-                progress.update(bars[job.phase], completed=100 if job.status == "READY" else share)
+                progress.update(bars[job.phase], completed=100 if job.status == "READY" else job.progress)
         failed = failure(await s.jobs.wait(made.job_id, timeout=WAIT_S))
         if failed is not None:
             raise failed
@@ -147,21 +159,27 @@ class Story:
         return list(cloned.sandbox_ids)
 
     async def _compat(self, s: Strandline, template: str) -> None:
-        self._screen.step("a new guest image arrives on the node: the template becomes STALE", "strand.v1.qry.default.compat-matrix.list")
+        subjects = "strand.v1.cmd.default.compat.rescan → strand.v1.qry.default.compat-matrix.list"
+        self._screen.step("a new guest image arrives on the node: the template becomes STALE", subjects)
         before = s.seq
-        await self._matrix(s)
+        await self._matrix(s, "OK")
         version = self._installation.dir / "nodes" / NODE / "guest-image-version"
         await asyncio.to_thread(version.write_text, "2\n")
         await s.compat.rescan([NODE], wait_s=WAIT_S)
-        await self._matrix(s)
+        await self._matrix(s, "STALE")
         self._screen.step("make its replicas again: OK", "strand.v1.cmd.default.template.redo")
         await s.templates.redo(template, "ALL", wait_s=WAIT_S)
-        await self._matrix(s)
-        self._screen.step("the matrix as of a moment ago, from the log", f"as_of {before}")
+        await self._matrix(s, "OK")
+        question = f'strand.v1.qry.default.compat-matrix.list {{"as_of": {before}}}'
+        self._screen.step("the matrix as of a moment ago, from the log", question)
         self._screen.matrix([row.model_dump() async for row in s.compat.list(as_of=before)])
 
-    async def _matrix(self, s: Strandline) -> None:
-        self._screen.matrix([row.model_dump() async for row in s.compat.list()])
+    async def _matrix(self, s: Strandline, overall: str) -> None:
+        """Show it. Raises ``RuntimeError`` unless it says what the step is about."""
+        rows = [row.model_dump() async for row in s.compat.list()]
+        self._screen.matrix(rows)
+        if [row["overall"] for row in rows] != [overall]:
+            raise RuntimeError(f"the matrix does not say {overall}")
 
     async def _audit(self, s: Strandline, sandbox: str) -> None:
         self._screen.step("the audit trail of that sandbox, from the log", f"strand.evt.default.sandbox.{sandbox}")
@@ -169,18 +187,23 @@ class Story:
             self._screen.fact(f"{event.seq:>5}  {event.time}  {event.actor:<14} {event.type}")
 
     async def _views(self, s: Strandline) -> None:
-        self._screen.step("delete the compat view and rebuild it from the log", "strand.v1.cmd.default.view.rebuild")
+        subjects = "strand.v1.cmd.default.view.rebuild → strand.v1.qry.default.views.digest"
+        self._screen.step("build the compat view anew from the log, in the place of the one that was read so far", subjects)
         before = await s.views.digest("compat-matrix")
         rebuilt = await s.views.rebuild("compat-matrix", wait_s=WAIT_S)
         after = await s.views.digest("compat-matrix")
-        same = "byte-equal" if before.sha256 == after.sha256 else "DIFFERENT"
-        self._screen.facts(generation=rebuilt.generation, before=before.sha256[:16], after=after.sha256[:16], they_are=same)
+        if not rebuilt.settled or (after.generation or 0) <= (before.generation or 0):
+            raise RuntimeError(f"the view was not rebuilt: generation {before.generation} before, {after.generation} after")
         if before.sha256 != after.sha256:
-            raise RuntimeError("the rebuilt view differs from the live one")
+            raise RuntimeError(f"the rebuilt view differs from the one before: {after.sha256} is not {before.sha256}")
+        self._screen.facts(generation=f"{before.generation} → {after.generation}", digest=after.sha256[:16])
+        self._screen.fact("the new generation and the one that it replaced are byte-equal")
 
     async def _verify(self, s: Strandline) -> None:
         self._screen.step("verify the hash chain of every aggregate", "strand.v1.qry.default.events.verify")
         result = await s.events.verify()
+        if not result.intact:
+            raise RuntimeError(f"the log was altered: {result.faults}")
         self._screen.facts(**{k: v for k, v in result.model_dump().items() if v is not None})
 
     async def _end(self, s: Strandline, sandboxes: list[str]) -> None:
