@@ -21,7 +21,9 @@ $(VENV)/.made: requirements.lock pyproject.toml scripts/make-venv
 packages:  ## Install what the tests need from Debian (as root; otherwise say what is missing)
 	@PYTHON="$(PYTHON)" sh scripts/install-packages tests
 
+# Root gets the better driver (oci); everybody else, and who has no apt, gets the one that works, and is told which and why.
 demo: setup  ## Run the main job, end to end, on an embedded server
+	@[ "$$(id -u)" != 0 ] || PYTHON="$(PYTHON)" sh scripts/install-packages --optional demo oci
 	@$(BIN)/strandline demo $(ARGS)
 
 test: setup packages  ## Run every test
