@@ -153,12 +153,13 @@ class Reporter:
                 await self._send(report)
 
     async def _deliver(self, report: Report) -> None:
-        durable = report.kind in {ReportKind.DONE, ReportKind.FAILED, ReportKind.OBSERVED}
-        if durable:
+        ends = report.kind in {ReportKind.DONE, ReportKind.FAILED}
+        if ends:
             self._crash.here("report:before")
         await self._until_stored(report)
-        if durable:
+        if ends:
             self._crash.here("report:after")
+        if ends or report.kind is ReportKind.OBSERVED:
             self._numbers.pop(report.order or "", None)
             if report.id in self._journal.state.outbox:
                 self._journal.write({"k": "sent", "id": report.id})

@@ -16,6 +16,7 @@ from typing import Any, Self
 
 from support import leftovers
 from support.bus import connected
+from support.unprivileged import NOBODY
 from support.waiting import eventually
 
 from agents.options import Options
@@ -30,6 +31,7 @@ from domain.nodes.orders import Order, Report, ReportKind, Verb
 from domain.sandboxes.spec import ArtifactRef
 
 NODE = "n1"
+REPOSITORY = Path(__file__).parents[2]
 
 
 @dataclass
@@ -107,18 +109,29 @@ async def installation(server: Server, directory: Path, ext4: Path, artifact: Ar
 
 
 class AgentProcess:
-    """``python -m agents``. ``crash_at``: where it dies by its own hand, once."""
+    """``python -m agents``. ``crash_at``: where it dies by its own hand, once; ``python`` is another interpreter, run as ``nobody``."""
 
-    def __init__(self, installation: Installation, driver: str, *arguments: str, crash_at: str = "") -> None:
-        self._argv = [sys.executable, "-m", "agents", "--dir", str(installation.dir), "--node", NODE, "--driver", driver, *arguments]
+    def __init__(self, installation: Installation, driver: str, *arguments: str, crash_at: str = "", python: str | None = None) -> None:
+        where = ["--dir", str(installation.dir), "--node", NODE, "--driver", driver]
+        self._argv = [python or sys.executable, "-m", "agents", *where, *arguments]
         self._env = {**os.environ, "STRAND_CRASH_AT": crash_at}
+        self._cwd: Path | None = None
+        if python is not None:
+            packages = (path for path in sys.path if path.endswith("site-packages"))
+            self._env |= {
+                "PYTHONPATH": ":".join([str(REPOSITORY), *packages]),
+                "PYTHONDONTWRITEBYTECODE": "1",
+                "HOME": str(installation.dir),
+            }
+            self._argv[:0] = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--"]
+            self._cwd = REPOSITORY
         self._log = installation.dir / "agent.log"
         self._installation = installation
         self.process: asyncio.subprocess.Process | None = None
 
     async def start(self) -> None:
         with self._log.open("ab") as log:
-            self.process = await asyncio.create_subprocess_exec(*self._argv, env=self._env, stdout=log, stderr=log)
+            self.process = await asyncio.create_subprocess_exec(*self._argv, env=self._env, cwd=self._cwd, stdout=log, stderr=log)
 
     async def ended(self, within: float = 20) -> int:
         """Its exit code, negative for a signal."""

@@ -22,6 +22,20 @@ def remains(directory: Path, nodes: int = 1) -> list[str]:
     return [*_files(directory), *_processes(directory), *_mounts(directory), *_groups(marks), *_links(marks), *_tables(marks)]
 
 
+def of_sandboxes(node: Path) -> list[str]:
+    """What of sandboxes a node, whose agent does not run, has on the host: processes, mounts, network namespaces, links, control groups.
+
+    Not its artifacts, which are mounted as long as it has them, nor its bridge and table, which wait for the next sandbox.
+    """
+    parts = [*(node / "drivers").glob("*"), node / "network"]
+    marks = tuple(hashlib.sha256(str(part.resolve()).encode()).hexdigest() for part in parts)
+    mounts = [
+        line for line in _mounts(node) if f"{node}/storage/artifacts/" not in line.split(" lowerdir=")[0] and line.split()[2] != str(node)
+    ]
+    links = [line for line in _links(marks) if not line.startswith("link slb")]
+    return [*_processes(node), *mounts, *_groups(marks), *links]
+
+
 def running(directory: Path) -> list[str]:
     """What of it still runs: processes and control groups."""
     return [line for line in remains(directory) if line.startswith(("process ", "cgroup "))]

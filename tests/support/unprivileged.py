@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -41,3 +44,15 @@ def environment(home: Path) -> dict[str, str]:
         "HOME": str(home),
         "TMPDIR": str(home),
     }
+
+
+@contextmanager
+def folder() -> Iterator[Path]:
+    """A folder that ``nobody`` owns and reaches, which pytest's own are not."""
+    base = Path(f"/tmp/strandline-nobody-{os.getpid()}")
+    base.mkdir(mode=0o700)
+    os.chown(base, NOBODY, NOBODY)
+    try:
+        yield base
+    finally:
+        shutil.rmtree(base, ignore_errors=True)

@@ -2,47 +2,60 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import os
 import shutil
-from pathlib import Path
+from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
-from support.agents import AgentProcess, Installation
+from support import remains
+from support.agents import AgentProcess, Installation, installation
+from support.privileges import ROOT
+from support.unprivileged import NOBODY, folder, python
 from support.waiting import eventually
 
+from agents.drivers.crun import find
 from agents.drivers.driver import Condition, Handle
 from agents.drivers.process import ProcessDriver
-from agents.drivers.sim import SimDriver
 from agents.journal import Journal
 from agents.network.netns import choose_network
 from agents.records import Memory
+from agents.registry import DRIVERS
 from agents.storage.roots import choose_roots
-from domain.nodes.orders import Observation, ReportKind, Verb
+from domain.nodes.orders import Observation, Order, ReportKind, Verb
 
 STEPS = ("artifact", "root", "network", "logs", "start", "ready", "report")
-DRIVERS = {"sim": SimDriver, "process": ProcessDriver}
 
 pytestmark = pytest.mark.slow
 
-
-def mounts() -> list[str]:
-    return [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
+BWRAP = pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
+CRUN = pytest.mark.skipif(find() is None, reason="crun is not installed")
+REAL = pytest.mark.parametrize(
+    "driver",
+    [pytest.param("oci", marks=[pytest.mark.root, CRUN]), pytest.param("process", marks=[pytest.mark.root, BWRAP])],
+)
 
 
 async def left(place: Installation, driver: str) -> dict[str, set[str]]:
-    """Everything on this host that belongs to sandboxes of a node whose agent does not run; empty when nothing does."""
+    """Everything on this host that belongs to sandboxes of a node whose agent does not run; empty when nothing does.
+
+    What the product itself lists, and beside it what the host shows of the node by its directory's name and the names made from it.
+    """
     own = place.own
     told = DRIVERS[driver](own / "drivers" / driver)
     logs = own / "logs"
     journal = Journal.open(own / "journal" / "journal", Memory())
     found = {
-        "processes": set(await told.list()),
+        "sandboxes": set(await told.list()),
+        "states": {path.name for path in (own / "drivers" / driver).iterdir() if path.name.startswith("sb-")},
         "roots": set((await choose_roots(own / "storage").list()).roots),
-        "mounts": {point for point in mounts() if f"{own}/storage/roots/sb-" in point},
         "leases": set(await choose_network(own / "network").list()) if driver != "sim" else set(),
         "logs": {path.name for path in logs.iterdir()} if logs.is_dir() else set(),
         "records": set(journal.state.sandboxes),
         "unfinished": set(journal.state.orders),
+        "host": set(remains.of_sandboxes(own)),
     }
     journal.close()
     await told.close()
@@ -56,69 +69,116 @@ async def purged(place: Installation, driver: str) -> None:
     assert not place.own.exists()
 
 
+@pytest.fixture
+def installed_for_anybody(server, built, tmp_path):
+    """As ``installed``, for an agent without rights: with the interpreter that runs it, None where these tests have no rights either."""
+
+    @asynccontextmanager
+    async def make():
+        if not ROOT:
+            async with installation(server, tmp_path / "strand", *built) as place:
+                yield place, None
+            return
+        interpreter = python()
+        with folder() as base:
+            async with installation(server, base / "strand", *built) as place:
+                for path in (base / "strand", *(base / "strand").iterdir()):
+                    os.chown(path, NOBODY, NOBODY)
+                yield place, interpreter
+
+    return make
+
+
 async def output(place: Installation, sandbox: str, *cmd: str) -> str:
     report = await place.tell(Verb.SANDBOX_EXEC, {"sandbox_id": sandbox, "cmd": list(cmd)})
     assert report.kind is ReportKind.DONE, report
     return base64.b64decode(report.body["stdout"]).decode()
 
 
-async def survives(place: Installation, driver: str, crash_at: str) -> None:
-    """The story of the tests here: an order, a death or two, a new agent, one sandbox, its end."""
-    provision = place.order(Verb.SANDBOX_PROVISION, place.provision("one"))
-    sandbox = provision.process_id
-    await place.send(provision)
-    for _ in crash_at.split(","):
-        async with AgentProcess(place, driver, crash_at=crash_at) as agent:
-            assert await agent.ended() == -9
-    async with AgentProcess(place, driver) as last:
-        report = await place.end_of(provision)
-        assert report.kind is ReportKind.DONE, (report, last.log()[-2000:])
-        assert await output(place, sandbox, "echo", "alive") == "alive\n"
-        ends = [r for r in place.reports if r.order == provision.id and r.kind is ReportKind.DONE]
-        assert len(ends) == 1, "the bus stores a report once however often it is sent"
-        destroyed = await place.tell(Verb.SANDBOX_DESTROY, {"sandbox_id": sandbox, "grace_s": 0})
-        assert destroyed.kind is ReportKind.DONE
+async def deaths(place: Installation, driver: str, prefix: str = "", *, python: str | None = None, **recipe: Any) -> list[Order]:
+    """Orders for sandboxes, one for each step: its agent dies by SIGKILL before the step's effect, and the next agent after it.
+
+    In such an order that the agent that ends one order does not come to where it dies of the next. Not more than two deaths of one
+    order: after three it is given up as poisoned.
+    """
+    orders: list[Order] = []
+    for step in STEPS[:-1] if prefix else reversed(STEPS):
+        for when in ("before", "after"):
+            async with AgentProcess(place, driver, "--port-wait", "0.05", crash_at=f"{prefix}{step}:{when}", python=python) as agent:
+                if when == "before":
+                    await asyncio.gather(*(place.end_of(order) for order in orders[-1:]))
+                    orders.append(await place.send(place.order(Verb.SANDBOX_PROVISION, place.provision(step, **recipe))))
+                assert await agent.ended() == -9, (step, when, agent.log()[-3000:])
+    return orders
+
+
+async def survives(place: Installation, driver: str, python: str | None = None) -> None:
+    """The story of the tests here: orders, two deaths each, a last agent, a sandbox for each order, its end."""
+    orders = await deaths(place, driver, python=python)
+    async with AgentProcess(place, driver, python=python) as last:
+        for order in orders:
+            report = await place.end_of(order)
+            assert report.kind is ReportKind.DONE, (report, last.log()[-2000:])
+            assert await output(place, order.process_id, "echo", "alive") == "alive\n"
+            ends = [r for r in place.reports if r.order == order.id and r.kind is ReportKind.DONE]
+            assert len(ends) == 1, "the bus stores a report once however often it is sent"
+        assert remains.of_sandboxes(place.own) != [], "what is never seen would never be missed"
+        for order in orders:
+            destroyed = await place.tell(Verb.SANDBOX_DESTROY, {"sandbox_id": order.process_id, "grace_s": 0})
+            assert destroyed.kind is ReportKind.DONE
         await last.stop()
         assert await left(place, driver) == {}
 
 
-@pytest.mark.parametrize("step", STEPS)
-def test_a_simulated_sandbox_survives_its_agent(installed, run, step):
-    """Killed before the step's effect, and by the next process after it, and the third one ends it."""
-
+@REAL
+def test_a_real_sandbox_survives_its_agent(installed, run, driver):
     async def scenario():
         async with installed() as there:
-            await survives(there, "sim", f"{step}:before,{step}:after")
+            await survives(there, driver)
+            await purged(there, driver)
 
     run(scenario())
+
+
+@BWRAP
+def test_a_sandbox_of_an_ordinary_user_survives_its_agent(installed_for_anybody, run):
+    """With what such a user has: copies for roots, no network of the node's making, no control groups."""
+
+    async def scenario():
+        async with installed_for_anybody() as (there, python):
+            await survives(there, "process", python)
+
+    run(scenario())
+
+
+async def leaves_nothing(place: Installation, driver: str, python: str | None = None) -> None:
+    """Creations that fail at their last step, and die while each step is undone."""
+    orders = await deaths(place, driver, "undo-", python=python, probe_port=1)
+    async with AgentProcess(place, driver, "--port-wait", "0.05", python=python) as last:
+        for order in orders:
+            report = await place.end_of(order)
+            assert (report.kind, report.error.code) == (ReportKind.FAILED, "sandbox.startup-failed")
+            assert report.body["uncompensated"] == []
+        await last.stop()
+        assert await left(place, driver) == {}
 
 
 @pytest.mark.root
-@pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
-@pytest.mark.parametrize("crash_at", ["root:after,network:after", "start:before,start:after", "ready:after,report:before"])
-def test_a_real_process_survives_its_agent(installed, run, crash_at):
+@CRUN
+def test_a_death_while_undoing_leaves_nothing(installed, run):
     async def scenario():
         async with installed() as there:
-            await survives(there, "process", crash_at)
-            await purged(there, "process")
+            await leaves_nothing(there, "oci")
+            await purged(there, "oci")
 
     run(scenario())
 
 
-@pytest.mark.parametrize("step", ["start", "root"])
-def test_a_death_while_undoing_leaves_nothing(installed, run, step):
+@BWRAP
+def test_a_death_while_undoing_leaves_nothing_of_an_ordinary_user(installed_for_anybody, run):
     async def scenario():
-        async with installed() as there:
-            provision = there.order(Verb.SANDBOX_PROVISION, there.provision("one", probe_port=1))
-            async with AgentProcess(there, "sim", "--port-wait", "0.05", crash_at=f"undo-{step}:after") as first:
-                await there.send(provision)
-                assert await first.ended() == -9
-            async with AgentProcess(there, "sim") as second:
-                report = await there.end_of(provision)
-                assert (report.kind, report.error.code) == (ReportKind.FAILED, "sandbox.startup-failed")
-                assert report.body["uncompensated"] == []
-                await second.stop()
-                assert await left(there, "sim") == {}
+        async with installed_for_anybody() as (there, python):
+            await leaves_nothing(there, "process", python)
 
     run(scenario())
 
