@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
-from agents.drivers.driver import Driver, Handle, Limits, Spec
+from agents.drivers.driver import Driver, Handle, Limits, MapsUsers, Spec
 from agents.node import LocalNode
 from agents.readiness import port_statuses, wait_ready
 from agents.records import SandboxRecord
@@ -51,8 +51,9 @@ async def _artifact(b: Bringup) -> Output:
 
 
 async def _root(b: Bringup) -> Output:
+    ids = b.driver.ids if isinstance(b.driver, MapsUsers) else 0
     async with b.node.creating:
-        path = await b.node.roots.create(b.record.id, b.record.spec.artifact.artifact_id, b.record.spec.snapshot_id)
+        path = await b.node.roots.create(b.record.id, b.record.spec.artifact.artifact_id, b.record.spec.snapshot_id, ids=ids)
     return {"path": str(path)}
 
 
@@ -126,6 +127,7 @@ def spec_of(node: LocalNode, record: SandboxRecord, root: Path, netns: Path | No
         hostname=_hostname(record),
         limits=Limits(cpu=recipe.cpu, memory_mb=recipe.memory_mb, pids=recipe.pids),
         netns=netns,
+        ids=node.roots.ids(record.id),
     )
 
 

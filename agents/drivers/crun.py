@@ -1,7 +1,4 @@
-"""The command line of an OCI runtime: crun, or runc where crun is missing. Knows how they complain, nothing of sandboxes.
-
-The two differ in one thing that shows: an exec by runc ends only when everything that holds its output open has ended.
-"""
+"""The command line of crun. Knows how it complains, nothing of sandboxes."""
 
 from __future__ import annotations
 
@@ -20,12 +17,9 @@ _NOT_FOUND: Final = ("not found", "no such file or directory")
 _NOT_EXECUTABLE: Final = ("permission denied", "exec format error", "is a directory")
 
 
-def find(name: str | None = None) -> str | None:
-    """The runtime's absolute path: the one asked for, else crun, else runc."""
-    for candidate in (name,) if name else ("crun", "runc"):
-        if (found := shutil.which(candidate, path=spawn.HOST_ENV["PATH"])) is not None:
-            return found
-    return None
+def find(name: str = "crun") -> str | None:
+    """The runtime's absolute path."""
+    return shutil.which(name, path=spawn.HOST_ENV["PATH"])
 
 
 def mark(container: str) -> dict[str, str]:
@@ -46,7 +40,13 @@ class Runtime:
     async def version(self) -> str:
         return (await spawn.run([self.program, "--version"])).stdout.decode().splitlines()[0].replace(" version", "")
 
-    async def create(self, container: str, bundle: Path, stdio: tuple[int, int, int]) -> int:
+    async def create(
+        self,
+        container: str,
+        bundle: Path,
+        stdio: tuple[int, int, int],
+        within: spawn.Within | None = None,
+    ) -> int:
         """Make the container, whose first process then waits for ``start``. Returns its pid; it is a child of the nearest subreaper.
 
         Not ``run --detach``: that collects a main process itself which ends at once, and keeps the exit code.
@@ -64,7 +64,7 @@ class Runtime:
             str(pid_file),
             container,
         )
-        code = await spawn.wait_for(self._argv(*words), spawn.HOST_ENV | mark(container), stdio, _START_S)
+        code = await spawn.wait_for(self._argv(*words), spawn.HOST_ENV | mark(container), stdio, _START_S, within)
         if code != 0:
             raise RuntimeFault("sandbox.start-failed", complaint(_text(bundle / "log")) or f"exit code {code}")
         return int(pid_file.read_text(encoding="ascii"))
@@ -84,6 +84,7 @@ class Runtime:
         timeout_s: float,
         max_output: int,
         on_kill: Callable[[], Awaitable[object]],
+        owner: tuple[int, int],
     ) -> spawn.Finished:
         """One more process. Its environment may be secret, so it goes through a memfd; what the runtime complains about comes by one."""
         order, log = os.memfd_create("process"), os.memfd_create("log")
@@ -92,7 +93,8 @@ class Runtime:
             argv = self._argv(
                 "--log", f"/proc/self/fd/{log}", "--log-format", "json", "exec", "--process", f"/proc/self/fd/{order}", container
             )
-            done = await spawn.run(argv, stdin=stdin, timeout_s=timeout_s, max_output=max_output, keep=(order, log), on_kill=on_kill)
+            keep = (order, log)
+            done = await spawn.run(argv, stdin=stdin, timeout_s=timeout_s, max_output=max_output, keep=keep, on_kill=on_kill, owner=owner)
             said = complaint(os.pread(log, 1 << 16, 0).decode(errors="replace"))
         finally:
             os.close(order)

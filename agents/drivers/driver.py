@@ -60,6 +60,8 @@ class Spec:
     hostname: str = "sandbox"
     limits: Limits = Limits()
     netns: Path | None = None
+    ids: int = 0
+    """The host's number of user 0 in ``root``: the files of its user n belong to ``ids`` + n."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +172,12 @@ class Driver(Protocol):
     async def close(self) -> None:
         """Let go of everything without touching running sandboxes."""
         ...
+
+
+@runtime_checkable
+class MapsUsers(Protocol):
+    ids: int
+    """The host's number that user 0 of a sandbox's root is to have: the first of 65,536 that nobody else on this host has. 0: none."""
 
 
 @runtime_checkable

@@ -1,4 +1,4 @@
-"""The OCI driver: containers by crun or runc, with limits, seccomp, freezer and a network namespace. Needs root.
+"""The OCI driver: containers by crun, with limits, seccomp, freezer, users and a network of their own. Needs root.
 
 Everything of it lies under its own directory, and every container and cgroup carries a short digest of that directory's name, so that
 several agents share a host. Exits are seen by the agent itself, which has to be child subreaper: the runtime is gone by then.
@@ -13,6 +13,7 @@ import os
 import secrets
 import signal
 from collections.abc import AsyncIterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -21,8 +22,9 @@ from agents.drivers.crun import Runtime, find, mark
 from agents.drivers.driver import Condition, ExecRequest, ExecResult, Exit, Fault, Handle, Limits, Observed, RuntimeFault, Spec
 from agents.drivers.identity import Who, check_program, environment, resolve, why_not
 from agents.drivers.ocicheck import check
+from agents.drivers.stage import Stage
 from agents.drivers.statedir import StateDir
-from agents.host import cgroups, processes, reaper
+from agents.host import cgroups, idmap, processes, reaper
 from agents.host.ports import Ports
 
 _GONE: Final = Observed(Condition.GONE)
@@ -32,25 +34,34 @@ _LIVING: Final = (Condition.RUNNING, Condition.PAUSED)
 
 
 class OciDriver:
-    """``directory`` is the driver's own; ``runtime`` names another runtime than the one that is found."""
+    """``directory`` is the driver's own; ``runtime`` names another program with crun's command line."""
 
     name = "oci"
 
-    def __init__(self, directory: Path, runtime: str | None = None, starts: int | None = None) -> None:
+    def __init__(self, directory: Path, runtime: str = "crun", starts: int | None = None) -> None:
         self._state = StateDir(directory)
         self._prefix = f"strandline-{self._state.mark}-"
-        self._runtime = Runtime(find(runtime) or runtime or "crun", self._state.directory / ".runtime")
+        self._runtime = Runtime(find(runtime) or runtime, self._state.directory / ".runtime")
         self._starts = asyncio.Semaphore(starts or os.cpu_count() or 1)
         self._ports = Ports()
         self._swap = (cgroups.MOUNT / "memory" / "memory.memsw.limit_in_bytes").exists() or cgroups.layout() is cgroups.Layout.V2
         flags = "exec limits live-limits network pause ports seccomp stream usage users"
         self.flags: tuple[str, ...] = tuple(flags.split()) if os.geteuid() == 0 else ()
+        self.ids = 0
+        self._stage = Stage.beside(self._state.directory, Path(self._runtime.program))
 
     async def version(self) -> str:
         return await self._runtime.version()
 
     async def check(self) -> list[Fault]:
-        return await check(self._runtime, self._state.directory)
+        """Also learns whether containers here can have users of their own: then ``ids`` and the flag ``userns`` say so."""
+        faults = await check(self._runtime, self._state.directory)
+        ids = idmap.range_of(self._state.mark)
+        if not faults and self._stage is not None and await asyncio.to_thread(idmap.overlay_works, self._state.directory, ids):
+            lacking = await check(self._runtime, self._state.directory, ids, self._stage)
+            self.ids = 0 if lacking else ids
+            self.flags = tuple(sorted({*self.flags, *(() if lacking else ("userns",))}))
+        return faults
 
     def _container(self, sandbox_id: str) -> str:
         self._state.of(sandbox_id)
@@ -78,9 +89,15 @@ class OciDriver:
     async def _launch(self, spec: Spec, who: Who, env: Mapping[str, str]) -> Handle:
         bundle = self._state.create(spec)
         container = self._container(spec.sandbox_id)
-        self._state.write(spec.sandbox_id, "config", ocispec.config(spec, who, env, container, swap=self._swap))
+        stage = self._stage if spec.ids else None
+        config = ocispec.config(spec, who, env, container, swap=self._swap, root=stage.folder if stage else None)
+        self._state.write(spec.sandbox_id, "config", config)
         with streams.Descriptors() as fds:
-            pid = await self._runtime.create(container, bundle, fds.stdio(spec))
+            stdio = fds.stdio(spec)
+            for fd in stdio:
+                os.fchown(fd, spec.ids + who.uid, spec.ids + who.gid)  # so that it may open /dev/stdout again
+            within = partial(stage.start, spec.root) if stage else None
+            pid = await self._runtime.create(container, bundle, stdio, within)
         seen = processes.stat(pid)
         if seen is None:
             raise RuntimeFault("sandbox.start-failed", "the container's first process has vanished", retryable=True)
@@ -171,7 +188,10 @@ class OciDriver:
                 await group.freeze(False)
 
         process = ocispec.process(request.argv, env, cwd, who)
-        done = await self._runtime.exec(known.state["container"], process, request.stdin, request.timeout_s, request.max_output, kill)
+        owner = (spec.ids + who.uid, spec.ids + who.gid)
+        done = await self._runtime.exec(
+            known.state["container"], process, request.stdin, request.timeout_s, request.max_output, kill, owner
+        )
         return ExecResult(done.code, done.stdout, done.stderr, done.truncated, done.timed_out)
 
     async def pause(self, handle: Handle) -> None:

@@ -7,6 +7,7 @@ import os
 import secrets
 import shutil
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -14,13 +15,16 @@ from agents.drivers import hostns, ocispec
 from agents.drivers.crun import Runtime, complaint
 from agents.drivers.driver import Fault, Limits, Spec
 from agents.drivers.identity import Who
+from agents.drivers.stage import Stage
+from agents.drivers.streams import Descriptors
 from agents.host import cgroups, spawn
 
+_CHECK_S: Final = 20.0
 _SYSTEM: Final = ("bin", "sbin", "lib", "lib32", "lib64", "libx32", "usr")
 
 
-async def check(runtime: Runtime, directory: Path) -> list[Fault]:
-    """Reasons, the most basic first; empty when a container ran."""
+async def check(runtime: Runtime, directory: Path, ids: int = 0, stage: Stage | None = None) -> list[Fault]:
+    """Reasons, the most basic first; empty when a container ran: with ``ids`` one with users of its own, found on the ``stage``."""
     if shutil.which(runtime.program) is None:
         return [Fault(f"{Path(runtime.program).name} is not installed", "apt-get install crun")]
     if os.geteuid() != 0:
@@ -32,27 +36,29 @@ async def check(runtime: Runtime, directory: Path) -> list[Fault]:
     name = f"strandline-check-{secrets.token_hex(4)}"
     bundle = Path(tempfile.mkdtemp(prefix=".check-", dir=directory))
     try:
-        return await _try(runtime, name, bundle)
+        return await _try(runtime, name, bundle, ids, stage)
     finally:
         await cgroups.Cgroup(name).remove()
         runtime.forget(name)
         shutil.rmtree(bundle, ignore_errors=True)
 
 
-async def _try(runtime: Runtime, name: str, bundle: Path) -> list[Fault]:
-    root = bundle / "root"
-    root.mkdir()
-    spec = Spec(name, 0, root, ["/bin/true"], {}, bundle, limits=Limits(1, 64, 32))
-    config = ocispec.config(spec, Who(), {}, name, swap=False)
+async def _try(runtime: Runtime, name: str, bundle: Path, ids: int, stage: Stage | None) -> list[Fault]:
+    root, log = bundle / "root", bundle / "log"
+    root.mkdir(mode=0o755)
+    spec = Spec(name, 0, root, ["/bin/true"], {}, bundle, limits=Limits(1, 64, 32), ids=ids)
+    config = ocispec.config(spec, Who(), {}, name, swap=False, root=stage.folder if stage else None)
     config["mounts"] = [*config["mounts"], *_host_programs(root)]
     (bundle / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    log = bundle / "log"
+    os.chown(root, ids, ids)
     argv = [runtime.program, "--root", str(runtime.root), "--log", str(log), "--log-format", "json", "run", "--bundle", str(bundle), name]
-    done = await spawn.run(argv, timeout_s=20)
-    if done.code == 0:
+    with Descriptors() as fds:
+        code = await spawn.wait_for(argv, spawn.HOST_ENV, fds.stdio(spec), _CHECK_S, partial(stage.start, root) if stage else None)
+    if code == 0:
         return []
-    said = complaint(log.read_text(encoding="utf-8")) if log.exists() else ""
-    return [Fault(f"{Path(runtime.program).name} cannot run a container: {said or done.complaint()}", "strandline doctor")]
+    why = complaint(log.read_text(encoding="utf-8")) if log.exists() else ""
+    why = why or (bundle / "stderr").read_text(encoding="utf-8", errors="replace").strip()[-2000:]
+    return [Fault(f"{Path(runtime.program).name} cannot run a container: {why}", "strandline doctor")]
 
 
 def _host_programs(root: Path) -> list[dict[str, object]]:

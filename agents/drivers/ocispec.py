@@ -1,4 +1,4 @@
-"""The OCI runtime configuration of a sandbox: what crun and runc are told.
+"""The OCI runtime configuration of a sandbox: what crun is told.
 
 Capabilities, masked paths and seccomp are those that container users are used to (Docker's defaults), less what a sandbox never needs.
 """
@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import resource
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final
 
 from agents.drivers.driver import Limits, Spec
 from agents.drivers.identity import Who
 from agents.drivers.seccomp import profile
 from agents.host.cgroups import PERIOD_US
+from agents.host.idmap import RANGE
 
 _CAPABILITIES: Final = [
     "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_FSETID", "CAP_KILL", "CAP_NET_BIND_SERVICE",
@@ -41,6 +43,16 @@ _MOUNTS: Final = [
     _mount("/dev/shm", "tmpfs", "nosuid", "noexec", "nodev", "mode=1777", "size=64m", source="shm"),  # noqa: S108  # the sandbox's
     _mount("/dev/mqueue", "mqueue", "nosuid", "noexec", "nodev"),
     _mount("/sys", "sysfs", "nosuid", "noexec", "nodev", "ro"),
+]
+
+_HOST_SYS: Final = _mount("/sys", "bind", "rbind", "nosuid", "noexec", "nodev", "ro", source="/sys")
+_MASKED_SYS: Final = [
+    "/sys/class/net",
+    "/sys/devices/virtual/net",
+    "/sys/fs",
+    "/sys/kernel/debug",
+    "/sys/kernel/security",
+    "/sys/kernel/tracing",
 ]
 
 _DEVICES: Final = [
@@ -80,21 +92,36 @@ def resources(limits: Limits, *, swap: bool) -> dict[str, Any]:
     }
 
 
-def config(spec: Spec, who: Who, env: Mapping[str, str], cgroup: str, *, swap: bool) -> dict[str, Any]:
-    """``config.json`` of the bundle. Without a network namespace of the node's making it gets an empty one."""
+def _users(ids: int) -> dict[str, Any]:
+    """Who is who in a user namespace: nobody inside is anybody on the host."""
+    if not ids:
+        return {}
+    mapping = [{"containerID": 0, "hostID": ids, "size": RANGE}]
+    return {"uidMappings": mapping, "gidMappings": mapping}
+
+
+def config(spec: Spec, who: Who, env: Mapping[str, str], cgroup: str, *, swap: bool, root: Path | None = None) -> dict[str, Any]:
+    """``config.json`` of the bundle. Without a network namespace of the node's making it gets an empty one.
+
+    ``root``: where the runtime finds the specification's root. A user namespace may show /sys only for a network namespace of its own:
+    beside one of the node's making it gets the host's, without what tells of the host's interfaces.
+    """
     network = {"type": "network", "path": str(spec.netns)} if spec.netns else {"type": "network"}
+    kinds = ("pid", "ipc", "uts", "mount", "cgroup", *(("user",) if spec.ids else ()))
+    foreign = bool(spec.ids and spec.netns)
     return {
         "ociVersion": "1.0.2",
         "process": process(spec.argv, env, spec.cwd, who),
-        "root": {"path": str(spec.root), "readonly": False},
+        "root": {"path": str(root or spec.root), "readonly": False},
         "hostname": spec.hostname,
-        "mounts": _MOUNTS,
+        "mounts": [*_MOUNTS[:-1], _HOST_SYS] if foreign else _MOUNTS,
         "linux": {
             "cgroupsPath": f"/{cgroup}",
-            "namespaces": [{"type": kind} for kind in ("pid", "ipc", "uts", "mount", "cgroup")] + [network],
+            "namespaces": [{"type": kind} for kind in kinds] + [network],
+            **_users(spec.ids),
             "resources": resources(spec.limits, swap=swap),
             "seccomp": profile(),
-            "maskedPaths": _MASKED,
+            "maskedPaths": [*_MASKED, *_MASKED_SYS] if foreign else _MASKED,
             "readonlyPaths": _READ_ONLY,
             "rootfsPropagation": "rprivate",
         },

@@ -19,6 +19,9 @@ from agents.host.reaper import shell_code
 HOST_ENV: Final = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
 """What helper programs of the host see. A sandbox's variables never reach them: LD_PRELOAD would be code run as the agent."""
 
+Within = Callable[[Callable[[], int]], int]
+"""Calls what starts a process, and gives back its pid."""
+
 _CHUNK: Final = 65536
 _LAST_WORDS_S: Final = 5.0
 
@@ -56,9 +59,18 @@ def _inheritable() -> list[int]:
     return found
 
 
-async def wait_for(argv: Sequence[str], env: Mapping[str, str], stdio: tuple[int, int, int], timeout_s: float) -> int:
-    """Run a helper whose streams belong to what it leaves behind, and return its exit code; 137 when time was up."""
-    pid = start(argv, env, stdio)
+async def wait_for(
+    argv: Sequence[str],
+    env: Mapping[str, str],
+    stdio: tuple[int, int, int],
+    timeout_s: float,
+    within: Within | None = None,
+) -> int:
+    """Run a helper whose streams belong to what it leaves behind, and return its exit code; 137 when time was up.
+
+    ``within`` calls what starts it, in surroundings of its making.
+    """
+    pid = start(argv, env, stdio) if within is None else within(lambda: start(argv, env, stdio))
     pidfd = os.pidfd_open(pid)
     try:
         if not await processes.readable(pidfd, timeout_s):
@@ -81,8 +93,11 @@ async def run(
     max_output: int = 1024 * 1024,
     keep: Iterable[int] = (),
     on_kill: Callable[[], Awaitable[object]] | None = None,
+    owner: tuple[int, int] | None = None,
 ) -> Finished:
     """Run a program to its end. When time is up, or the caller is cancelled, ``on_kill`` first, then its whole process group.
+
+    ``owner``: the user and group whose pipes these are, so that it may open them again (``/dev/stderr``).
 
     What has been started in the background and holds the pipes open does not delay the answer.
     Raises ``FileNotFoundError`` when there is no such program.
@@ -90,6 +105,9 @@ async def run(
     pipes = _Pipes(max_output)
     timed_out = False
     try:
+        if owner is not None:
+            for fd in pipes.child_ends:
+                os.fchown(fd, *owner)
         pid = start(argv, env, pipes.child_ends, keep)
     except OSError:
         pipes.close()

@@ -30,7 +30,13 @@ RESOLVE_IN_ROOT: Final = 0x10
 
 _PR_SET_CHILD_SUBREAPER: Final = 36
 _PR_GET_CHILD_SUBREAPER: Final = 37
-_SYS_OPENAT2: Final = 437  # one number on every architecture (Linux 5.6)
+_SYS_OPEN_TREE: Final = 428  # numbers since Linux 5.0 are the same on every architecture
+_SYS_OPENAT2: Final = 437
+_SYS_MOUNT_SETATTR: Final = 442
+_AT_FDCWD: Final = -100
+_AT_EMPTY_PATH: Final = 0x1000
+_OPEN_TREE_CLONE: Final = 1
+_MOUNT_ATTR_IDMAP: Final = 0x00100000
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -51,6 +57,18 @@ def mount(source: str, target: str | Path, fstype: str = "", flags: int = 0, dat
 def umount(target: str | Path, flags: int = 0) -> None:
     """Take a mount away."""
     _checked(_libc.umount2(str(target).encode(), flags), str(target))
+
+
+def clone_tree(directory: Path) -> int:
+    """A descriptor of a mount of ``directory`` (without what is mounted in it) that is attached nowhere, and ends with the descriptor."""
+    path = os.fsencode(directory)
+    return _checked(_libc.syscall(_SYS_OPEN_TREE, _AT_FDCWD, path, _OPEN_TREE_CLONE | os.O_CLOEXEC), str(directory))
+
+
+def map_ids(mount_fd: int, userns_fd: int) -> None:
+    """Show the files of a mount that is attached nowhere with the owners that the user namespace says."""
+    attributes = struct.pack("=QQQQ", _MOUNT_ATTR_IDMAP, 0, 0, userns_fd)
+    _checked(_libc.syscall(_SYS_MOUNT_SETATTR, mount_fd, b"", _AT_EMPTY_PATH, attributes, len(attributes)), "mount_setattr")
 
 
 def unshare(flags: int) -> None:

@@ -10,9 +10,14 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
 from agents.host import syscalls
 from agents.network.rtnetlink import Route
+
+_LOW_PORTS: Final = Path("/proc/sys/net/ipv4/ip_unprivileged_port_start")
+"""Of the network namespace of whoever opens it. Ports below 1024 are nothing special in a sandbox's own network, and its root, which is
+root in a user namespace of its own only, has no right over one that the node made."""
 
 
 @contextmanager
@@ -51,6 +56,7 @@ def _in_thread() -> tuple[int, Route]:
     def visit() -> None:
         try:
             syscalls.unshare(syscalls.CLONE_NEWNET)
+            _LOW_PORTS.write_text("0", encoding="ascii")
             made.append((os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC), Route()))
         except OSError as error:
             failed.append(error)

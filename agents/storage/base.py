@@ -68,6 +68,10 @@ class Storage:
             users = ", ".join(sorted([*roots, *snapshots])[:5])
             raise RuntimeFault("artifact.in-use", f"{artifact_id} is used by {len(roots)} roots and {len(snapshots)} snapshots: {users}")
 
+    def ids(self, sandbox_id: str) -> int:
+        """The host's number of user 0 in a sandbox's root, as it was made."""
+        return int((self._roots.read(sandbox_id) or {}).get("ids", 0))
+
     async def remove_snapshot(self, snapshot_id: str) -> None:
         async with self._lock(snapshot_id):
             found = self._snapshots.read(snapshot_id)

@@ -12,6 +12,8 @@ from agents.storage.unpack import unpack
 
 
 class CopyRoots(Storage):
+    kind = "copies"
+
     async def prepare(self, artifact_id: str, ext4: Path) -> None:
         async with self._lock(artifact_id):
             if self._artifacts.read(artifact_id) is None:
@@ -22,7 +24,7 @@ class CopyRoots(Storage):
 
                 await self._artifacts.add(artifact_id, lambda: {"ext4": str(ext4)}, make)
 
-    async def create(self, sandbox_id: str, artifact_id: str, snapshot_id: str | None = None) -> Path:
+    async def create(self, sandbox_id: str, artifact_id: str, snapshot_id: str | None = None, *, ids: int = 0) -> Path:  # noqa: ARG002
         async with self._lock(sandbox_id):
             found = self._roots.read(sandbox_id)
             if found is None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from agents.drivers.driver import RuntimeFault
-from agents.host import loop, syscalls
+from agents.host import idmap, loop, syscalls
 from agents.storage import trees
 from agents.storage.base import Storage
 from agents.storage.unpack import unpack
@@ -29,6 +29,8 @@ _OPTIONS: Final = "redirect_dir=off,metacopy=off,index=off"  # an upper director
 
 
 class OverlayRoots(Storage):
+    kind = "overlay"
+
     async def prepare(self, artifact_id: str, ext4: Path) -> None:
         async with self._lock(artifact_id):
             found = self._artifacts.read(artifact_id)
@@ -64,13 +66,13 @@ class OverlayRoots(Storage):
     def _layers(self, snapshot_ids: Sequence[str]) -> list[Path]:
         return [self._snapshots.of(name) / "layer" for name in snapshot_ids]
 
-    async def create(self, sandbox_id: str, artifact_id: str, snapshot_id: str | None = None) -> Path:
+    async def create(self, sandbox_id: str, artifact_id: str, snapshot_id: str | None = None, *, ids: int = 0) -> Path:
         async with self._lock(sandbox_id):
             found = self._roots.read(sandbox_id)
             if found is None:
                 self._artifacts.need(artifact_id)
                 layers = self._snapshot(snapshot_id, artifact_id)["layers"] if snapshot_id else []
-                await self._roots.add(sandbox_id, lambda: {"artifact": artifact_id, "layers": layers, "upper": 0}, _make_root)
+                await self._roots.add(sandbox_id, lambda: {"artifact": artifact_id, "layers": layers, "upper": 0, "ids": ids}, _make_root)
                 found = self._roots.need(sandbox_id)
             self._same(found, sandbox_id, artifact_id)
             return self._mount_root(sandbox_id, found)
@@ -86,9 +88,11 @@ class OverlayRoots(Storage):
         if not upper.exists():
             _make_upper(upper, lowers[0])
         work.mkdir(exist_ok=True)
-        options = f"lowerdir={':'.join(_escape(path) for path in lowers)},upperdir={_escape(upper)},workdir={_escape(work)},{_OPTIONS}"
         try:
-            syscalls.mount("strandline", root, "overlay", syscalls.MS_NODEV, options)
+            with idmap.views(found.get("ids", 0)) as view:
+                below, own = ":".join(_escape(view(path)) for path in lowers), _escape(view(directory))
+                options = f"lowerdir={below},upperdir={own}/{upper.name},workdir={own}/{work.name},{_OPTIONS}"
+                syscalls.mount(str(directory), root, "overlay", syscalls.MS_NODEV, options)
         except OSError as error:
             raise RuntimeFault("root.mount-failed", str(error)) from error
         return root
@@ -156,8 +160,8 @@ def _make_upper(upper: Path, below: Path) -> None:
     shutil.copystat(below, upper)
 
 
-def _escape(path: Path) -> str:
-    return str(path).replace("\\", "\\\\").replace(":", "\\:").replace(",", "\\,")
+def _escape(path: str) -> str:
+    return path.replace("\\", "\\\\").replace(":", "\\:").replace(",", "\\,")
 
 
 def _mount_ext4(ext4: Path, target: Path) -> None:

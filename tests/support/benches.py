@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,6 +59,16 @@ class Bench:
         self.directory = directory
         self.root = root
         self.driver: Any = kind.make(directory / "driver")
+        self.ids = 0
+
+    def map_users(self, ids: int) -> None:
+        """Give the root, as storage does, to the users that a driver's sandboxes have of their own."""
+        self.ids = ids
+        for path in (self.root, *self.root.rglob("*")):
+            found = path.lstat()
+            os.chown(path, ids + found.st_uid, ids + found.st_gid, follow_symlinks=False)
+            if not path.is_symlink():
+                path.chmod(found.st_mode & 0o7777)  # which chown takes bits from
 
     async def again(self) -> Any:
         """The driver of the next agent process, over the same directory."""
@@ -67,7 +78,7 @@ class Bench:
 
     def spec(self, *argv: str, name: str = "sb-1", generation: int = 0, env: Mapping[str, str] | None = None, **more: Any) -> Spec:
         more.setdefault("limits", Limits(cpu=1, memory_mb=256, pids=256))
-        return Spec(name, generation, self.root, argv, env or {}, self.directory / "logs" / name, **more)
+        return Spec(name, generation, self.root, argv, env or {}, self.directory / "logs" / name, ids=self.ids, **more)
 
     async def start(self, *argv: str, **more: Any) -> Handle:
         return await self.driver.start(self.spec(*(argv or ("/bin/sleep", "100000")), **more))

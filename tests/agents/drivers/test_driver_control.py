@@ -53,6 +53,7 @@ def test_nothing_moves_in_a_paused_sandbox(bench: Bench) -> None:
         stood = count()
         clock = bench.kind.make(bench.directory / "clock")  # another sandbox, that counts on meanwhile
         (bench.root / "tmp/clock").mkdir()
+        (bench.root / "tmp/clock").chmod(0o777)  # whoever its root is here
         ticking = await clock.start(bench.spec("/bin/sh", "-c", COUNT.replace("/srv", "/tmp/clock")))
         await eventually(lambda: (f := bench.root / "tmp/clock/count").exists() and int(f.read_text().strip() or 0) > 20)
         assert count() == stood
