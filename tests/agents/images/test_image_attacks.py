@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from support.images import layout, layout_of, tar
+from support.images import content_of, debugfs, layout, layout_of, tar
 
 from agents.images import BuildLimits, ImageFault
 from agents.images.options import MIB
@@ -123,6 +123,20 @@ def test_an_attack_is_refused_and_leaves_nothing(name, bench, victim, tmp_path):
 
 def test_a_link_of_a_lower_layer_leads_an_upper_layer_nowhere_else(bench, victim, tmp_path):
     refused(bench, layout(tmp_path / "l", entries(link("up", "../../..")), entries(file("up/evil"))), UNSAFE)
+
+
+@pytest.mark.parametrize("target", ["/tmp", "/tmp/../tmp", "//tmp"])
+def test_an_absolute_link_leads_where_a_container_would_go(target, bench, victim, tmp_path):
+    """Real images have them (/var/run, /bin): they are kept as they are, and never followed on the host."""
+    image = layout(tmp_path / "l", entries(("tmp", tarfile.DIRTYPE, {}), link("abs", target), file("abs/evil")), entries(file("abs/more")))
+    built = bench.build(image)
+    assert content_of(built.path, "/tmp/evil") == "evil"
+    assert content_of(built.path, "/tmp/more") == "evil"
+    assert f'"{target}"' in debugfs(built.path, 'stat "/abs"')
+
+
+def test_an_absolute_link_out_of_the_root_is_refused(bench, victim, tmp_path):
+    refused(bench, layout(tmp_path / "l", entries(link("abs", "/../.."), file("abs/evil"))), UNSAFE)
 
 
 def test_too_many_entries_are_refused_also_when_they_are_only_implied(bench, tmp_path):
