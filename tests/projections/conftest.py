@@ -7,6 +7,8 @@ import signal
 import socket
 import subprocess
 import tempfile
+from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 
 import psycopg
@@ -58,12 +60,27 @@ def postgres():
         shutil.rmtree(home, ignore_errors=True)
 
 
-@pytest.fixture
-def postgres_url(postgres, request):
-    """A schema of its own per test, so that tests share a server and nothing else."""
-    name = f"t{abs(hash(request.node.nodeid))}"
+@contextmanager
+def schema(postgres: str, name: str):
+    """The URL of a schema of its own, so that tests share a server and nothing else."""
     with psycopg.connect(postgres, autocommit=True) as db:
         db.execute(f'create schema "{name}"')
-    yield f"{postgres}?options=-csearch_path%3D{name}"
-    with psycopg.connect(postgres, autocommit=True) as db:
-        db.execute(f'drop schema "{name}" cascade')
+    try:
+        yield f"{postgres}?options=-csearch_path%3D{name}"
+    finally:
+        with psycopg.connect(postgres, autocommit=True) as db:
+            db.execute(f'drop schema "{name}" cascade')
+
+
+@pytest.fixture
+def postgres_url(postgres, request):
+    """A schema per test."""
+    with schema(postgres, f"t{abs(hash(request.node.nodeid))}") as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def postgres_schema(postgres):
+    """``with postgres_schema() as url:`` one for each example of a property."""
+    numbers = count()
+    return lambda: schema(postgres, f"example{next(numbers)}")

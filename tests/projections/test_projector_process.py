@@ -16,6 +16,9 @@ from support.waiting import eventually, run
 
 from bus.client import Caller
 from bus.server import Server
+from projections.postgres import PostgresStore
+from projections.sqlite import SqliteStore
+from projections.store import Role
 
 
 @contextmanager
@@ -69,6 +72,51 @@ def test_killed_in_the_middle_it_goes_on_where_it_had_saved(server, tmp_path):
 @pytest.mark.root
 def test_killed_in_the_middle_over_postgres_it_goes_on_where_it_had_saved(server, tmp_path, postgres_url):
     killed_again_and_again(server, tmp_path / "data", STRAND_VIEWS=postgres_url)
+
+
+def killed_while_it_rebuilds(server, directory, roles, **environment):
+    """Killed as soon as it has said that it began; ``roles`` are those of the generations that are then in its store."""
+
+    async def main():
+        async with connected(server) as nc:
+            history, caller = History(8), Caller(nc)
+            await publish(nc, history.walk(3000))
+            with process(directory, server, **environment) as child:
+                before = await digests(caller, min_seq=len(history.messages))
+                begun = await caller.command("default", "view.rebuild", {"view": "sandboxes"})
+                child.send_signal(signal.SIGKILL)
+                child.wait(10)
+            assert Role.BUILDING in roles(), begun
+            with process(directory, server, **environment):
+                assert await digests(caller, min_seq=len(history.messages)) == before
+                assert Role.BUILDING not in roles(), "half of a generation is none"
+                await caller.command("default", "view.rebuild", {"view": "sandboxes"})
+                await eventually(lambda: rebuilt(caller), within=30)
+                assert await digests(caller) == before
+
+    run(main())
+
+
+async def rebuilt(caller):
+    reply = await caller.query("default", "views", "list", timeout=30)
+    return all(item.get("rebuild") is None or item["rebuild"]["state"] == "done" for item in reply["items"])
+
+
+def roles_in(store):
+    try:
+        return {generation.role for generation in store.generations()}
+    finally:
+        store.close()
+
+
+def test_killed_while_it_rebuilds_a_view_it_shows_the_former_one(server, tmp_path):
+    data = tmp_path / "data"
+    killed_while_it_rebuilds(server, data, lambda: roles_in(SqliteStore(data / "views.db")))
+
+
+@pytest.mark.root
+def test_killed_while_it_rebuilds_a_view_over_postgres_it_shows_the_former_one(server, tmp_path, postgres_url):
+    killed_while_it_rebuilds(server, tmp_path / "data", lambda: roles_in(PostgresStore(postgres_url)), STRAND_VIEWS=postgres_url)
 
 
 def test_told_to_stop_it_stops_and_has_saved_everything(server, tmp_path):

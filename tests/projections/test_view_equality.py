@@ -4,7 +4,7 @@ from random import Random
 
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from support import examples
 from support.histories import NODES, History
@@ -26,6 +26,7 @@ from projections.views import VIEWS
 
 SEEDS = st.integers(0, 2**32)
 BOUNDED = examples.times(0.4)
+FEW = examples.times(0.1)
 
 
 def dumps(store):
@@ -88,12 +89,15 @@ def test_sqlite_and_memory_hold_the_same_bytes(seed, steps, tmp_path_factory):
 
 
 @pytest.mark.root
-@pytest.mark.parametrize("seed", [1, 2])
-def test_postgres_and_memory_hold_the_same_bytes(seed, postgres_url):
-    messages = History(seed).walk(4000)
-    store = PostgresStore(postgres_url)
-    assert dumps(lived(messages, store, seed)) == dumps(built(messages))
-    store.close()
+@FEW
+@given(seed=SEEDS, steps=st.integers(0, 2000))
+@example(seed=1, steps=4000)
+def test_postgres_and_memory_hold_the_same_bytes(seed, steps, postgres_schema):
+    messages = History(seed).walk(steps)
+    with postgres_schema() as url:
+        store = PostgresStore(url)
+        assert dumps(lived(messages, store, seed)) == dumps(built(messages))
+        store.close()
 
 
 @pytest.mark.quick
