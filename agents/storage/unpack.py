@@ -1,7 +1,8 @@
 """The tree inside an ext4 file, taken out without mounting it: by debugfs, which needs no rights at all.
 
-debugfs leaves device nodes, sockets and extended attributes behind, gives each name of a hard link a file of its own, and drops the
-set-user-id, set-group-id and sticky bits; those are put back from its listings.
+debugfs gives each name of a hard link a file of its own, drops the set-user-id, set-group-id and sticky bits, and leaves extended
+attributes behind: those are put back from its listings. Without root only attributes of the ``user.`` kind can be: file capabilities are
+lost, which no sandbox of ours would be given anyhow (no new privileges). Device nodes and sockets are left out.
 """
 
 from __future__ import annotations
@@ -10,11 +11,14 @@ import asyncio
 import os
 import stat
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 from agents.drivers.driver import RuntimeFault
 from agents.host import spawn
+from agents.storage.attributes import restore_attributes
 from agents.storage.trees import make_accessible
 
 _UNPACK_S: Final = 3600.0
@@ -31,7 +35,9 @@ async def unpack(ext4: Path, target: Path) -> None:
         raise RuntimeFault("artifact.unreadable", "; ".join(complaints)[:2000] or done.complaint())
     folders = await asyncio.to_thread(_folders, target)
     listing = await _debugfs(ext4, "".join(f'ls -p "{folder}"\n' for folder in folders))
-    await asyncio.to_thread(_restore, listing.stdout.decode(errors="surrogateescape"), folders, target)
+    entries = [*_entries(listing.stdout.decode(errors="surrogateescape"), folders)]
+    first = await asyncio.to_thread(_restore, entries, target)
+    await restore_attributes(first, partial(_debugfs, ext4))
     if os.geteuid() != 0:
         await asyncio.to_thread(make_accessible, target)
 
@@ -55,20 +61,39 @@ def _folders(target: Path) -> list[str]:
     return [name for name in found if '"' not in name and "\n" not in name]
 
 
-def _restore(listing: str, folders: list[str], target: Path) -> None:
-    for folder, name, mode in _entries(listing, folders):
-        if mode & _SPECIAL and name not in (".", "..") and stat.S_IFMT(mode) in (stat.S_IFREG, stat.S_IFDIR):
-            path = target / folder.lstrip("/") / name
-            if not path.is_symlink() and path.exists():
-                path.chmod(stat.S_IMODE(mode))
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """A name in a folder, and what it names."""
+
+    folder: str
+    name: str
+    inode: int
+    mode: int
 
 
-def _entries(listing: str, folders: list[str]) -> Iterator[tuple[str, str, int]]:
-    """(directory, name, mode) of lines like ``/14/104755/0/0/su/35664/``, each directory after the echo of its command."""
+def _restore(entries: list[_Entry], target: Path) -> dict[int, Path]:
+    """Mode bits and hard links. Returns a path for each file and directory by its inode's number in the image."""
+    first: dict[int, Path] = {}
+    for entry in entries:
+        kind, path = stat.S_IFMT(entry.mode), target / entry.folder.lstrip("/") / entry.name
+        if entry.name == ".." or kind not in (stat.S_IFREG, stat.S_IFDIR) or path.is_symlink() or not path.exists():
+            continue
+        if kind == stat.S_IFREG and entry.inode in first:
+            path.unlink()
+            path.hardlink_to(first[entry.inode])
+            continue
+        first.setdefault(entry.inode, path)
+        if entry.mode & _SPECIAL and entry.name != ".":
+            path.chmod(stat.S_IMODE(entry.mode))
+    return first
+
+
+def _entries(listing: str, folders: list[str]) -> Iterator[_Entry]:
+    """From lines like ``/14/104755/0/0/su/35664/``, inode, mode, owner, group, name, size, each folder's after the echo of its command."""
     following = iter(folders)
     folder = ""
     for line in listing.splitlines():
         if line.startswith(_ECHO):
             folder = next(following, "")
         elif (fields := line.split("/")) and len(fields) == 8 and fields[2].isdigit():
-            yield folder, fields[5], int(fields[2], 8)
+            yield _Entry(folder, fields[5], int(fields[1]), int(fields[2], 8))

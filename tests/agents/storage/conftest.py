@@ -35,6 +35,8 @@ def ext4(tmp_path_factory: pytest.TempPathFactory) -> Path:
         os.chown(tree / "srv/lower", 1000, 100)
     (tree / "srv/with space/set uid").chmod(0o4755)
     (tree / "srv/deep").chmod(0o2775)
+    os.setxattr(tree / "srv/lower", "user.colour", b"blue\0\xff")
+    os.setxattr(tree / "srv/deep", "user.of-a-folder", b"1")
     return rootfs.make_ext4(tree, base / "rootfs.ext4")
 
 

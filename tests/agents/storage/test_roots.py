@@ -28,6 +28,9 @@ def test_a_root_holds_what_the_artifact_holds(storage) -> None:
         assert stat.S_IMODE((root / "srv/with space/set uid").stat().st_mode) == 0o4755
         assert stat.S_IMODE((root / "srv/deep").stat().st_mode) == 0o2775
         assert stat.S_IMODE(root.stat().st_mode) == 0o755
+        assert (root / "srv/lower").samefile(root / "srv/second-name")
+        assert os.getxattr(root / "srv/lower", "user.colour") == b"blue\0\xff"
+        assert os.getxattr(root / "srv/deep", "user.of-a-folder") == b"1"
         if os.geteuid() == 0:
             assert ((root / "srv/lower").stat().st_uid, (root / "srv/lower").stat().st_gid) == (1000, 100)
 
