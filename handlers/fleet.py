@@ -29,6 +29,7 @@ class NodeEntry:
     evicted: bool = False
     scheduling: str = "OPEN"
     drivers: tuple[str, ...] = ()
+    flags: dict[str, tuple[str, ...]] = field(default_factory=dict)
     roles: tuple[str, ...] = ()
     versions: Versions = field(default_factory=Versions)
     capacity: Capacity = field(default_factory=Capacity)
@@ -162,6 +163,7 @@ class Fleet:
         match name:
             case "node.described":
                 node.drivers = tuple(d["name"] for d in data["drivers"])
+                node.flags = {d["name"]: tuple(d.get("flags", ())) for d in data["drivers"]}
                 node.roles = tuple(data.get("roles", ("builder", "runner")))
                 node.capacity = Capacity.model_validate(data["capacity"])
             case "node.versions-changed":

@@ -1,13 +1,13 @@
 """Placement: on which node a sandbox goes, or the most telling reason why on none. Pure.
 
-A candidate must be open for scheduling, have a ready replica that is not STALE, the wished driver, and the memory. CPU time is shared, so
-too few free cores only make a node less attractive. Among those that fit, the one with the greatest share of its memory free wins, so that
-sandboxes spread; equal ones go by id, so that the same question has the same answer.
+A candidate must be open for scheduling, have a ready replica that is not STALE, the wished driver, one that keeps the bounds that were
+asked for, and the memory. CPU time is shared, so too few free cores only make a node less attractive. Among those that fit, the one with
+the greatest share of its memory free wins, so that sandboxes spread; equal ones go by id, so that the same question has the same answer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Final
 
 from domain.kernel.aggregate import Record
@@ -18,12 +18,30 @@ UNREACHABLE: Final = frozenset({"offline", "evicted"})
 STALE: Final = "STALE"
 
 
+BOUNDED_BY: Final[Mapping[str, frozenset[str]]] = {
+    "cpu": frozenset({"limits"}),
+    "memory_mb": frozenset({"limits", "rlimit-memory"}),
+    "pids": frozenset({"limits", "rlimit-pids"}),
+    "disk_mb": frozenset({"disk-limit"}),
+}
+"""Which capability flags of a driver, each by itself, make a bound of a recipe hold (design.md §7: refused, never pretended)."""
+
+
+def unenforced(flags: Collection[str]) -> tuple[str, ...]:
+    """The bounds that nobody keeps on a driver with these flags."""
+    return tuple(sorted(name for name, enough in BOUNDED_BY.items() if enough.isdisjoint(flags)))
+
+
 class Candidate(Record):
-    """A node as it looks now. ``status`` and ``compat`` in the contract's words; ``memory_mb`` is all it has."""
+    """A node as it looks now. ``status`` and ``compat`` in the contract's words; ``memory_mb`` is all it has.
+
+    ``drivers``: the default one first; ``flags``: what each of them can do.
+    """
 
     node_id: str
     status: str
     drivers: tuple[str, ...] = ()
+    flags: dict[str, tuple[str, ...]] = {}
     free_cpu: float = 0
     free_memory_mb: float = 0
     memory_mb: float = 0
@@ -35,15 +53,23 @@ class Candidate(Record):
         """The part of its memory that is free."""
         return self.free_memory_mb / self.memory_mb if self.memory_mb else 0.0
 
+    def unenforced(self, driver: str | None) -> tuple[str, ...]:
+        """The bounds that nobody would keep here."""
+        return unenforced(self.flags.get(driver or next(iter(self.drivers), ""), ()))
+
 
 class Need(Record):
-    """What a sandbox needs: cores, MiB, a driver (None: any), a node (None: any). ``at_work``: a job makes its template ready somewhere."""
+    """What a sandbox needs: cores, MiB, a driver (None: any), a node (None: any). ``at_work``: a job makes its template ready somewhere.
+
+    ``bounds``: which of them its caller asked for by name, so that they must hold; the others are the template's.
+    """
 
     cpu: float = 1
     memory_mb: int = 512
     driver: str | None = None
     node: str | None = None
     at_work: bool = False
+    bounds: tuple[str, ...] = ()
 
 
 def choose(candidates: Sequence[Candidate], need: Need) -> str:
@@ -53,6 +79,7 @@ def choose(candidates: Sequence[Candidate], need: Need) -> str:
     pool = _fitting(pool)
     pool = _open(pool)
     pool = _driving(pool, need.driver)
+    pool = _bounding(pool, need)
     pool = _roomy(pool, need)
     return min(pool, key=lambda c: (c.free_cpu < need.cpu, -c.free_share, c.node_id)).node_id
 
@@ -117,6 +144,18 @@ def _driving(pool: list[Candidate], driver: str | None) -> list[Candidate]:
     able = [c for c in pool if driver is None or driver in c.drivers]
     if not able:
         raise Refused("node.no-driver", f"none of these nodes has the driver {driver}", details={"nodes": _ids(pool), "driver": driver})
+    return able
+
+
+def _bounding(pool: list[Candidate], need: Need) -> list[Candidate]:
+    able = [c for c in pool if not set(need.bounds) & set(c.unenforced(need.driver))]
+    if not able:
+        lacking = sorted({name for c in pool for name in c.unenforced(need.driver)} & set(need.bounds))
+        raise Refused(
+            "sandbox.unsupported",
+            f"no driver there keeps a sandbox to its {' and '.join(lacking)}: leave it out, or choose another driver",
+            details={"fields": lacking, "needs": {name: sorted(BOUNDED_BY[name]) for name in lacking}, "nodes": _ids(pool)},
+        )
     return able
 
 

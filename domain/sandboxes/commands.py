@@ -40,12 +40,17 @@ class Egress(Part):
 
 
 class SandboxStatus(Record):
-    """What the sandbox is after the command. ``settled``: did what was asked happen within ``wait_s``?"""
+    """What the sandbox is after the command. ``settled``: did what was asked happen within ``wait_s``?
+
+    ``unenforced``: bounds of its template that the driver on its node does not keep, such as ``disk_mb``. One that the caller asked for
+    himself is refused there instead, as ``sandbox.unsupported``.
+    """
 
     sandbox_id: SandboxId
     state: str
     node_id: NodeId | None = None
     settled: bool = False
+    unenforced: tuple[str, ...] = ()
 
 
 class SandboxCreate(Command):

@@ -88,7 +88,7 @@ async def _plan(control: Control, project: str, command: c.SandboxCreate) -> tup
     if template.recipe is None or artifact is None or artifact.ref is None:
         raise no_ready_replica(f"template {template.id} is {template.state.value}", [], at_work=template.active_job is not None)
     spec = _spec(command, template.id, None, artifact.ref, template.recipe, template.request.driver)
-    return spec, _place(control, template, spec, command.node)
+    return spec, _place(control, template, _need(spec, command.node, command, at_work=template.active_job is not None))
 
 
 async def _plan_from_snapshot(control: Control, project: str, command: c.SandboxCreate) -> tuple[SandboxSpec, str]:
@@ -99,7 +99,7 @@ async def _plan_from_snapshot(control: Control, project: str, command: c.Sandbox
     spec = _spec(command, snapshot.template_id, snapshot.id, snapshot.artifact, snapshot.recipe, driver)
     node = control.fleet.nodes.get(snapshot.node_id)
     candidate = [] if node is None else [_candidate(node, Compat.OK, replica=True)]
-    return spec, choose(candidate, _need(spec, snapshot.node_id))
+    return spec, choose(candidate, _need(spec, snapshot.node_id, command))
 
 
 def _spec(
@@ -124,11 +124,18 @@ def _spec(
     )
 
 
-def _need(spec: SandboxSpec, node: str | None, *, at_work: bool = False) -> Need:
-    return Need(cpu=spec.recipe.cpu, memory_mb=spec.recipe.memory_mb, driver=spec.driver, node=node, at_work=at_work)
+def _need(spec: SandboxSpec, node: str | None, command: c.SandboxCreate, *, at_work: bool = False) -> Need:
+    bounds = tuple(name for name in ("cpu", "memory_mb") if getattr(command, name) is not None)
+    return Need(cpu=spec.recipe.cpu, memory_mb=spec.recipe.memory_mb, driver=spec.driver, node=node, at_work=at_work, bounds=bounds)
 
 
-def _place(control: Control, template: Template, spec: SandboxSpec, wanted: str | None) -> str:
+def _unenforced(control: Control, sandbox: Sandbox) -> tuple[str, ...]:
+    """Which bounds of its recipe nobody keeps where it runs."""
+    node = control.fleet.nodes.get(sandbox.node_id)
+    return () if node is None else _candidate(node, Compat.OK, replica=True).unenforced(sandbox.spec.driver)
+
+
+def _place(control: Control, template: Template, need: Need) -> str:
     """The node for a sandbox of that template, or the most telling refusal."""
     replicas = control.fleet.by_template.get(template.id, {})
     candidates = []
@@ -137,7 +144,7 @@ def _place(control: Control, template: Template, spec: SandboxSpec, wanted: str 
         ready = replica is not None and replica.state == "READY"
         compat = evaluate(replica.bound, node.versions) if ready and replica is not None else Compat.MISSING
         candidates.append(_candidate(node, compat, replica=ready))
-    return choose(candidates, _need(spec, wanted, at_work=template.active_job is not None))
+    return choose(candidates, need)
 
 
 def _candidate(node: NodeEntry, compat: Compat, *, replica: bool) -> Candidate:
@@ -148,6 +155,7 @@ def _candidate(node: NodeEntry, compat: Compat, *, replica: bool) -> Candidate:
         node_id=node.node_id,
         status=status,
         drivers=node.drivers,
+        flags=node.flags,
         free_cpu=node.capacity.cpu - node.used_cpu,
         free_memory_mb=node.capacity.memory_mb - node.used_memory_mb,
         memory_mb=node.capacity.memory_mb,
@@ -169,7 +177,8 @@ async def _settled(control: Control, asked: Asked, done: Committed[Sandbox], wai
     if wait_s and (failure := sandbox.start_failure) is not None:
         details = {"sandbox_id": sandbox.id, "cause": failure.code, **failure.details}
         raise Refused("sandbox.startup-failed", failure.message, details=details)
-    return Reply({**_created(sandbox), "settled": finished}, sandbox.id, await control.position(Sandbox, asked.project, sandbox.id))
+    result = {**_created(sandbox), "settled": finished, "unenforced": _unenforced(control, sandbox)}
+    return Reply(result, sandbox.id, await control.position(Sandbox, asked.project, sandbox.id))
 
 
 async def pause(control: Control, asked: Asked, command: c.SandboxPause) -> Reply:

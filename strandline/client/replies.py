@@ -53,9 +53,12 @@ class SnapshotAccepted(Accepted):
 
 
 class SandboxAccepted(Accepted):
+    """``unenforced``: bounds of the template that the driver there does not keep."""
+
     sandbox_id: str
     node_id: str | None = None
     state: str
+    unenforced: tuple[str, ...] = ()
 
 
 class SandboxState(Accepted):

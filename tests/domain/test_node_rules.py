@@ -138,6 +138,8 @@ def test_a_wished_node_is_the_only_one() -> None:
         ([node("a", status="cordoned"), node("b", status="draining")], Need(), "capacity.exhausted", ["a", "b"]),
         ([node("a")], Need(driver="vm"), "node.no-driver", ["a"]),
         ([node("a", free_memory_mb=511), node("b", free_memory_mb=0)], Need(), "capacity.exhausted", ["a", "b"]),
+        ([node("b"), node("a", flags={"sim": ("rlimit-memory",)})], Need(bounds=("cpu",)), "sandbox.unsupported", ["a", "b"]),
+        ([node("a", drivers=("sim", "oci"), flags={"oci": ("limits",)})], Need(bounds=("memory_mb",)), "sandbox.unsupported", ["a"]),
     ],
 )
 def test_the_refusal_names_the_first_rule_that_nobody_passed(
@@ -148,6 +150,17 @@ def test_the_refusal_names_the_first_rule_that_nobody_passed(
     assert caught.value.code == code
     if nodes is not None:
         assert caught.value.details["nodes"] == nodes
+
+
+def test_a_bound_that_was_asked_for_is_kept_or_refused_and_a_template_s_own_is_told() -> None:
+    loose, strict = node("a", free_memory_mb=8000, flags={"sim": ("rlimit-memory",)}), node("b", flags={"sim": ("limits",)})
+    assert choose([loose, strict], Need()) == "a"
+    assert choose([loose, strict], Need(bounds=("memory_mb",))) == "a", "for each process by itself"
+    assert choose([loose, strict], Need(bounds=("cpu", "memory_mb"))) == "b"
+    with pytest.raises(Refused) as caught:
+        choose([loose], Need(bounds=("cpu", "memory_mb")))
+    assert (caught.value.details["fields"], caught.value.details["needs"]) == (["cpu"], {"cpu": ["limits"]})
+    assert (loose.unenforced("sim"), strict.unenforced(None)) == (("cpu", "disk_mb", "pids"), ("disk_mb",))
 
 
 @pytest.mark.parametrize("compat", ["OK", "UNKNOWN", "MISSING"])

@@ -102,7 +102,7 @@ class ScriptedNode:
         said = NodeHello(
             boot="b1",
             versions=self.versions,
-            drivers=(DriverInfo(name="sim"),),
+            drivers=(DriverInfo(name="sim", flags=("limits",)),),
             capacity=Capacity.model_validate(self.capacity),
             storage_pct=self.storage_pct,
         )
