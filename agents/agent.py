@@ -83,15 +83,17 @@ class Agent:
         crash, clock = CrashPoints(place), lambda: datetime.now(UTC)
         cache = Cache(place / "artifacts", self.uplink.fetch)
         key = SealingKey.of(place, options.node)
-        builder = Builder(place / "build", cache, self.uplink.shelf(), base=Path.cwd(), directories=(place, options.dir), key=key)
+        where = (place, options.dir)
+        builder = Builder(place / "build", cache, self.uplink.shelf(), base=Path.cwd(), directories=where, key=key, trust=options.trust)
         builder.clean()
-        self.fingerprint = Fingerprint(self.boot, (place, options.dir), drivers.values(), options.promise, key.public)
+        roots = choose_roots(place / "storage")
+        self.fingerprint = Fingerprint(self.boot, where, drivers.values(), options.promise, key.public, roots.kind)
         self.logs = LogShipper(place / "logs", journal, self.uplink.log)
         self.node = LocalNode(
             name=options.node,
             directory=place,
             drivers=Drivers(drivers),
-            roots=choose_roots(place / "storage"),
+            roots=roots,
             network=NoNetwork() if set(drivers) == {SIMULATOR} else choose_network(place / "network", egress=options.egress),
             cache=cache,
             images=builder,

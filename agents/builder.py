@@ -47,15 +47,28 @@ class Shelf:
 
 
 class Builder:
-    """``work``: where builds happen, emptied at the start; ``base``: what relative image folders are relative to; ``key`` opens secrets."""
+    """``work``: where builds happen, emptied at the start; ``base``: what relative image folders are relative to; ``key`` opens secrets.
 
-    def __init__(self, work: Path, cache: Cache, shelf: Shelf, base: Path, directories: tuple[Path, ...], key: SealingKey) -> None:
+    ``trust``: which registries are believed.
+    """
+
+    def __init__(
+        self,
+        work: Path,
+        cache: Cache,
+        shelf: Shelf,
+        base: Path,
+        directories: tuple[Path, ...],
+        key: SealingKey,
+        trust: images.Trust,
+    ) -> None:
         self._work = work
         self._cache = cache
         self._shelf = shelf
         self._base = base
         self._directories = directories
         self._key = key
+        self._trust = trust
 
     def clean(self) -> None:
         """Remove what builds of an earlier process left."""
@@ -65,7 +78,7 @@ class Builder:
     async def resolve(self, body: ImageResolve) -> ImageResolved:
         """Raises ``ImageFault``, ``egress-ca.missing``, ``registry.secret-unreadable``."""
         baked = images.fingerprint(await asyncio.to_thread(self._certificate)) if body.egress_ca else ""
-        found = await images.resolve(body.image, self._auth(body), base=self._base)
+        found = await images.resolve(body.image, self._auth(body), base=self._base, trust=self._trust)
         return ImageResolved(digest=found.digest, size_bytes=found.size_bytes, layers=found.layers, config=found.config, egress_ca=baked)
 
     async def build(self, body: ArtifactBuild, order_id: str, tell: Callable[[BuildProgress], None]) -> ArtifactBuilt:
@@ -80,7 +93,16 @@ class Builder:
         try:
             file = work / "rootfs.ext4"
             built = await images.build(
-                body.image, body.digest, body.disk_mb, work, file, self._auth(body), tell, base=self._base, egress_ca=certificate
+                body.image,
+                body.digest,
+                body.disk_mb,
+                work,
+                file,
+                self._auth(body),
+                tell,
+                base=self._base,
+                egress_ca=certificate,
+                trust=self._trust,
             )
             path = await self._cache.adopt(body.artifact_id, file, built.sha256)
         finally:
@@ -99,7 +121,7 @@ class Builder:
             noted = ArtifactBuilt.model_validate_json(await asyncio.to_thread(self._cache.note(body.artifact_id).read_text))
             if (noted.sha256, noted.size_bytes) == (stat.sha256, stat.size):
                 return noted
-        found = await images.resolve(body.image, self._auth(body), base=self._base)
+        found = await images.resolve(body.image, self._auth(body), base=self._base, trust=self._trust)
         if found.digest != body.digest:
             return None
         return ArtifactBuilt(sha256=stat.sha256, size_bytes=stat.size, image_config=found.config)

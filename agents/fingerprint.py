@@ -40,15 +40,25 @@ class Promise:
 class Fingerprint:
     """``directories``: where the guest image's version is looked for, the node's own first. ``boot`` is new with each agent process.
 
-    ``sealing_key``: the public key for secrets that only this node can open (``agents/sealing.py``).
+    ``sealing_key``: the public key for secrets that only this node can open (``agents/sealing.py``). ``roots``: how roots are made,
+    ``overlay`` or ``copies``.
     """
 
-    def __init__(self, boot: str, directories: Sequence[Path], drivers: Iterable[Driver], promise: Promise, sealing_key: str = "") -> None:
+    def __init__(
+        self,
+        boot: str,
+        directories: Sequence[Path],
+        drivers: Iterable[Driver],
+        promise: Promise,
+        sealing_key: str = "",
+        roots: str = "",
+    ) -> None:
         self.boot = boot
         self._directories = directories
         self._drivers = list(drivers)
         self._promise = promise
         self._sealing_key = sealing_key
+        self._roots = roots
         self._versions = self._read_versions()
 
     @property
@@ -101,6 +111,7 @@ class Fingerprint:
             "cgroups": cgroups.layout().value,
             "reflink": "yes" if reflinks(self.data) else "no",
             "root": "yes" if os.geteuid() == 0 else "no",
+            **({"roots": self._roots} if self._roots else {}),
             **({"sealing_key": self._sealing_key} if self._sealing_key else {}),
         }
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import get_args
 
 from agents.fingerprint import MAX_SANDBOXES, Promise, Role
+from agents.images.options import Trust
 from agents.node import Settings
 from domain.kernel.ids import NAME_PATTERN
 
@@ -26,6 +27,7 @@ class Options:
     stop_sandboxes: bool = False
     purge: bool = False
     egress: bool = False
+    trust: Trust = field(default_factory=Trust)
     promise: Promise = field(default_factory=Promise)
     settings: Settings = field(default_factory=Settings)
 
@@ -49,12 +51,18 @@ def parse(argv: Sequence[str] | None = None) -> Options:
     parser.add_argument("--port-wait", type=float, default=Settings().port_wait_s, help="seconds that a probe port may take")
     parser.add_argument("--heartbeat", type=float, default=Settings().heartbeat_s, help="seconds between heartbeats")
     parser.add_argument("--egress", action="store_true", help="let sandboxes reach the world, as this node")
+    parser.add_argument("--registry-ca", type=Path, metavar="FILE", help="believe registries that these PEM certificates vouch for, too")
+    parser.add_argument(
+        "--registry-insecure", action="append", default=[], metavar="HOST[:PORT]", help="speak plain HTTP with this registry; repeatable"
+    )
     parser.add_argument("--stop-sandboxes", action="store_true", help="when told to end, end all sandboxes too")
     parser.add_argument("--purge", action="store_true", help="remove every trace of this node from the host, and exit")
     said = parser.parse_args(argv)
     roles = tuple(role for role in get_args(Role) if role in said.roles.split(","))
     if not _is_name(said.node) or not roles:
         parser.error("--node is no name" if roles else f"--roles are some of {', '.join(get_args(Role))}")
+    if said.registry_ca is not None and not said.registry_ca.is_file():
+        parser.error(f"--registry-ca: there is no file {said.registry_ca}")
     return Options(
         dir=said.dir.absolute(),
         node=said.node,
@@ -64,6 +72,7 @@ def parse(argv: Sequence[str] | None = None) -> Options:
         stop_sandboxes=said.stop_sandboxes,
         purge=said.purge,
         egress=said.egress,
+        trust=Trust(said.registry_ca and said.registry_ca.absolute(), frozenset(said.registry_insecure)),
         promise=Promise(cpu=said.cpu, memory_mb=said.memory_mb, sandboxes=said.max_sandboxes, roles=roles),
         settings=Settings(port_wait_s=said.port_wait, heartbeat_s=said.heartbeat),
     )

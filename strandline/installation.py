@@ -67,12 +67,22 @@ def runs(directory: Path) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What ``strandline up`` was told. ``port`` 0: the one of last time, else a free one."""
+    """What ``strandline up`` was told. ``port`` 0: the one of last time, else a free one.
+
+    ``registry_ca``, ``registry_insecure``: the agents' options of these names.
+    """
 
     dir: Path
     port: int = 0
     nodes: int = 1
     driver: str = "auto"
+    registry_ca: Path | None = None
+    registry_insecure: tuple[str, ...] = ()
+
+    def for_agents(self) -> list[str]:
+        """What every agent is told besides its name."""
+        ca = ["--registry-ca", str(self.registry_ca.absolute())] if self.registry_ca else []
+        return ["--driver", self.driver, *ca, *(word for host in self.registry_insecure for word in ("--registry-insecure", host))]
 
 
 class Installation:
@@ -163,7 +173,7 @@ class Installation:
         await self._enroll(caller, authority)
         for node in self.node_names:
             where = ["--connect", str(self.dir / "nodes" / node)]
-            await self.supervisor.start(self._child(node, "agents", "--node", node, "--driver", self.driver, *where))
+            await self.supervisor.start(self._child(node, "agents", "--node", node, *self.options.for_agents(), *where))
         await self._nodes_ready(caller)
 
     def _last_words(self) -> str:

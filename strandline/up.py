@@ -33,6 +33,15 @@ def up(
     ] = 0,
     nodes: Annotated[int, typer.Option(help="How many nodes this machine plays.", min=1, max=64)] = 1,
     driver: Annotated[str, typer.Option(help=HELP, callback=choice)] = AUTO,
+    registry_ca: Annotated[
+        Path | None,
+        typer.Option(
+            "--registry-ca", help="PEM file of an authority to believe registries by, beside the system's.", exists=True, dir_okay=False
+        ),
+    ] = None,
+    registry_insecure: Annotated[
+        list[str] | None, typer.Option("--registry-insecure", metavar="HOST", help="Registry to speak plain HTTP with; repeatable.")
+    ] = None,
     stop_sandboxes: Annotated[bool, typer.Option("--stop-sandboxes", help="Tear sandboxes down at the end.")] = False,
 ) -> None:
     """Start everything on this machine and stay in the foreground; Ctrl-C drains and stops.
@@ -41,7 +50,14 @@ def up(
     Exit code 4: another one runs in the directory, or the port that was asked for is taken; 1: this host cannot run it, and why.
     """
     configure(logging.WARNING)
-    options = Options(dir=(dir or default_dir()).absolute(), port=port, nodes=nodes, driver=driver)
+    options = Options(
+        dir=(dir or default_dir()).absolute(),
+        port=port,
+        nodes=nodes,
+        driver=driver,
+        registry_ca=registry_ca,
+        registry_insecure=tuple(registry_insecure or ()),
+    )
     raise typer.Exit(uvloop.run(_run(options, stop_sandboxes=stop_sandboxes)))
 
 

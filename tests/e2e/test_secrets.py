@@ -1,4 +1,4 @@
-"""A registry that wants a password, and an installation in which that password is nowhere, neither on disk nor in what is said."""
+"""A registry of a private authority that wants a password, and an installation in which that is nowhere, on disk or in what is said."""
 
 from __future__ import annotations
 
@@ -14,14 +14,17 @@ from pathlib import Path
 
 import pytest
 from support.command_line import strandline
-from support.images import Registry, basic, htpasswd
+from support.images import Pki, Registry, basic, htpasswd, make_pki
 from support.installation import Running, up
 
+from agents.images import Trust
+from agents.options import parse
 from domain.kernel.errors import Refused
 from strandline import Strandline
+from strandline.installation import Options
 
 pytestmark = pytest.mark.skipif(
-    not (shutil.which("docker-registry") and shutil.which("htpasswd")), reason="needs docker-registry and htpasswd"
+    not all(map(shutil.which, ("docker-registry", "htpasswd", "openssl"))), reason="needs docker-registry, htpasswd and openssl"
 )
 USER = "puller"
 SECRET = "Pa55-of-the-test-zR9!q7Lm2"
@@ -46,11 +49,16 @@ def holding(directory: Path, wanted: set[bytes]) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A private image in a real registry."""
+def pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
+    return make_pki(tmp_path_factory.mktemp("pki"))
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory, pki: Pki) -> Iterator[str]:
+    """A private image in a real registry, whose certificate only that authority vouches for."""
     folder = tmp_path_factory.mktemp("registry")
     subprocess.run([sys.executable, "-m", "agents.images.compose", str(folder / "image")], check=True, stdout=subprocess.DEVNULL)
-    with Registry(folder, auth=htpasswd(folder / "htpasswd", USER, SECRET)) as registry:
+    with Registry(folder, pki, auth=htpasswd(folder / "htpasswd", USER, SECRET)) as registry:
         registry.push(folder / "image", "private/app", "1", authorization=basic(USER, SECRET))
         yield f"docker://{registry.host}/private/app:1"
 
@@ -69,9 +77,16 @@ async def in_clear(running: Running, image: str) -> Refused:
     return refusal.value
 
 
+def test_agents_are_told_whom_to_believe(pki: Pki) -> None:
+    told = Options(Path("/x"), registry_ca=pki.ca, registry_insecure=("a:5000", "b"))
+    trust = parse(["--dir", "/x", "--node", "n1", *told.for_agents()]).trust
+    assert trust == Trust(pki.ca, frozenset({"a:5000", "b"}))
+    assert parse(["--dir", "/x", "--node", "n1", *Options(Path("/x")).for_agents()]).trust == Trust()
+
+
 @pytest.mark.timeout(180)
-def test_a_registrys_secret_is_opened_on_the_node_and_found_nowhere(tmp_path: Path, image: str) -> None:
-    with up(tmp_path / "state", "--driver", "process") as running:
+def test_a_registrys_secret_is_opened_on_the_node_and_found_nowhere(tmp_path: Path, image: str, pki: Pki) -> None:
+    with up(tmp_path / "state", "--driver", "process", "--registry-ca", str(pki.ca)) as running:
         made = create(running, image, SECRET, "--alias", "app", "--idempotency-key", "once")
         assert made.returncode == 0, made.stderr.decode()
         template = json.loads(made.stdout)

@@ -17,11 +17,12 @@ pytestmark = pytest.mark.quick
 def test_a_node_says_what_it_is(tmp_path, run):
     async def scenario():
         drivers = await working("sim", tmp_path / "drivers")
-        hello = await Fingerprint("b1", (tmp_path,), drivers.values(), Promise(memory_mb=100)).hello()
+        hello = await Fingerprint("b1", (tmp_path,), drivers.values(), Promise(memory_mb=100), roots="copies").hello()
         assert (hello.boot, hello.drivers[0].name, hello.capacity.memory_mb) == ("b1", "sim", 100)
         assert hello.capacity.cpu == len(os.sched_getaffinity(0))
         assert hello.versions.kernel == os.uname().release
         assert hello.host["reflink"] in {"yes", "no"}
+        assert hello.host["roots"] == "copies"
         assert 0 < hello.storage_pct <= 100
         await drivers["sim"].close()
 
