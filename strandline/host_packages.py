@@ -73,7 +73,6 @@ PACKAGES: tuple[Package, ...] = (
     Package("iproute2", ("network", "oci", "tests"), program("ip"), "interfaces and addresses"),
     Package("nftables", ("network", "oci", "tests"), program("nft"), "address translation and egress rules"),
     Package("attr", ("images", "tests"), program("setfattr", "getfattr"), "extended attributes in layers"),
-    Package("xz-utils", ("images", "tests"), program("xz"), "layers packed with xz"),
     Package("zstd", ("images", "tests"), program("zstd"), "layers packed with zstd"),
     Package("docker-registry", ("tests",), program("docker-registry"), "a real registry to pull from"),
     Package("apache2-utils", ("tests",), program("htpasswd"), "a registry that wants a password"),

@@ -1,0 +1,221 @@
+"""Sandboxes of the drivers that run programs, through the whole product: output, limits, addresses, users, as a caller gets them."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import shutil
+import socket
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from nats import NATS
+from support.command_line import strandline
+from support.images import layout
+from support.inside import reach
+from support.installation import Running, compose_image, up
+from support.privileges import ROOT
+from support.waiting import eventually
+
+from agents.drivers.crun import find
+from agents.host import cgroups
+from agents.images.writer import LayerTar
+from bus.connection import connect_from
+from domain.kernel.errors import Refused
+from strandline import Strandline
+from strandline.client.items import Sandbox
+
+OCI = pytest.param("oci", marks=[pytest.mark.root, pytest.mark.skipif(find("crun") is None, reason="crun is not installed")])
+PROCESS = pytest.param("process", marks=pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed"))
+TALK = ("/bin/sh", "-c", "echo to stdout; echo to stderr >&2; echo to its device >> /dev/stderr; sleep 1000")
+SERVE = ("/bin/sh", "-c", "while :; do busybox nc -l -p 80 -e /bin/echo hello; done")
+GREEDY = ("/bin/sh", "-c", "x=strandline; while :; do x=$x$x; done")
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """One installation with every driver that this host and this user have, and a template for each."""
+    base = tmp_path_factory.mktemp("real")
+    drivers = "oci,process" if ROOT and find("crun") is not None else "process"
+    image = compose_image(base / "image")
+
+    async def templates(directory: Path) -> None:
+        async with Strandline.connect(directory) as s:
+            for driver in drivers.split(","):
+                made = await s.templates.create(image, alias=driver, driver=driver)
+                await s.jobs.wait(made.job_id)
+
+    with up(base / "state", "--driver", drivers) as made:
+        asyncio.run(templates(made.dir))
+        yield made
+
+
+async def created(s: Strandline, template: str, *cmd: str, **wishes: object) -> Sandbox:
+    """A sandbox that runs."""
+    told = await s.sandboxes.create(template, cmd=cmd, wait_s=30, **wishes)
+    return await s.sandboxes.get(told.sandbox_id)
+
+
+@pytest.mark.timeout(90)
+@pytest.mark.parametrize("driver", [PROCESS])
+def test_a_bound_that_a_driver_cannot_keep_is_refused_or_told(running: Running, driver: str) -> None:
+    """Refused to who asks for it; where it is only the template's, the answer says that it does not hold."""
+
+    async def scenario() -> None:
+        async with Strandline.connect(running.dir) as s:
+            with pytest.raises(Refused) as refusal:
+                await s.sandboxes.create(driver, cpu=0.5)
+            assert (refusal.value.code, refusal.value.details["fields"]) == ("sandbox.unsupported", ["cpu"])
+            told = await s.sandboxes.create(driver, cmd=["sleep", "1000"], memory_mb=64, wait_s=30)
+            assert set(told.unenforced) - {"pids"} == {"cpu", "disk_mb"}
+            await s.sandboxes.delete(told.sandbox_id)
+
+    asyncio.run(scenario())
+
+
+def answer(address: str, port: int) -> bytes:
+    """What a server there says first; nothing while there is none."""
+    try:
+        with socket.create_connection((address, port), timeout=5) as connection:
+            return connection.recv(100)
+    except OSError:
+        return b""
+
+
+@pytest.mark.timeout(90)
+@pytest.mark.parametrize("driver", [OCI, PROCESS])
+def test_what_a_sandbox_says_reaches_the_bus_and_the_command_line(running: Running, driver: str) -> None:
+    async def scenario() -> None:
+        async with Strandline.connect(running.dir) as s, await connect_from(running.dir, "test", on_closed=lambda: None) as nc:
+            heard: dict[str, bytes] = {}
+
+            async def hear(message) -> None:
+                heard[message.subject] = heard.get(message.subject, b"") + message.data
+
+            await nc.subscribe("strand.log.>", cb=hear)
+            await nc.flush()
+            sandbox = await created(s, driver, *TALK)
+            subject = f"strand.log.default.{sandbox.sandbox_id}"
+            await eventually(lambda: b"to stdout" in heard.get(f"{subject}.stdout", b""))
+            await eventually(lambda: b"to its device" in heard.get(f"{subject}.stderr", b""))
+            assert b"to stderr" in heard[f"{subject}.stderr"]
+            assert b"to std" not in heard.get(f"{subject}.runtime", b"")
+            shown = strandline("--dir", str(running.dir), "sandbox", "logs", sandbox.sandbox_id)
+            for line in (b"to stdout", b"to stderr", b"to its device"):
+                assert line in shown.stdout + shown.stderr
+            await s.sandboxes.delete(sandbox.sandbox_id)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.timeout(90)
+@pytest.mark.parametrize("driver", [OCI])
+def test_what_was_asked_for_bounds_a_container(running: Running, driver: str) -> None:
+    """What the control group of its processes says, inside what it says of itself."""
+
+    async def scenario() -> None:
+        async with Strandline.connect(running.dir) as s:
+            sandbox = await created(s, driver, "sleep", "1000", cpu=0.5, memory_mb=48)
+            (name,) = [name for name in cgroups.names("strandline-") if name.endswith(sandbox.sandbox_id)]
+            v2 = cgroups.layout() is cgroups.Layout.V2
+            said = [
+                (cgroups.MOUNT / (name if v2 else f"{controller}/{name}") / file).read_text().split()[0]
+                for controller, file in (
+                    [("", "cpu.max"), ("", "memory.max")] if v2 else [("cpu", "cpu.cfs_quota_us"), ("memory", "memory.limit_in_bytes")]
+                )
+            ]
+            assert said == [str(cgroups.PERIOD_US // 2), str(48 << 20)]
+            eaten = await s.sandboxes.exec(sandbox.sandbox_id, GREEDY)
+            assert eaten.exit_code == 137, "its child was killed, and it goes on"
+            assert (await s.sandboxes.get(sandbox.sandbox_id)).state == "RUNNING"
+            await s.sandboxes.delete(sandbox.sandbox_id)
+
+            told = await s.sandboxes.create(driver, cmd=GREEDY, memory_mb=48)
+            assert told.unenforced == ("disk_mb",)
+
+            async def dead() -> Sandbox | None:
+                seen = await s.sandboxes.get(told.sandbox_id)
+                return seen if seen.state == "DEAD" else None
+
+            ended = await eventually(dead, within=30)
+            assert ended.reason == "oom"
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.timeout(90)
+@pytest.mark.root
+@pytest.mark.parametrize("driver", [OCI, PROCESS])
+def test_a_sandbox_is_reached_where_it_says_as_long_as_it_listens(running: Running, driver: str) -> None:
+    async def scenario() -> None:
+        async with Strandline.connect(running.dir) as s:
+            sandbox = await created(s, driver, *SERVE, ports=[80, 81])
+            assert sandbox.address
+            assert [port.port for port in sandbox.ports or []] == [80, 81]
+            await eventually(lambda: answer(sandbox.address or "", 80) == b"hello\n")
+            assert reach(sandbox.address, 81) == "Connection refused"
+            await s.sandboxes.delete(sandbox.sandbox_id)
+            await eventually(lambda: reach(sandbox.address, 80, timeout=0.2) != "open")
+
+    asyncio.run(scenario())
+
+
+async def names_of(nc: NATS, stream: str) -> dict[str, int]:
+    """The subjects of a stream, and how many messages each has."""
+    return (await nc.jetstream().stream_info(stream, subjects_filter=">")).state.subjects or {}
+
+
+@pytest.mark.timeout(90)
+def test_a_malicious_image_ends_in_a_failed_job_and_nothing_else(running: Running, tmp_path: Path) -> None:
+    def escape(layer: LayerTar) -> None:
+        layer.entry("../../evil", tarfile.REGTYPE, content=b"evil")
+
+    image = layout(tmp_path / "image", lambda layer: layer.file("good", b"x" * 100_000), escape)
+    node = running.dir / "nodes" / "node-1"
+
+    def files() -> set[Path]:
+        kept = (node / "journal", node / "logs")
+        return {path for path in node.rglob("*") if not any(path.is_relative_to(part) for part in kept)}
+
+    async def scenario() -> None:
+        async with Strandline.connect(running.dir) as s, await connect_from(running.dir, "test", on_closed=lambda: None) as nc:
+            before, stored = files(), await names_of(nc, "OBJ_artifacts")
+            made = await s.templates.create(image)
+            job = await s.jobs.wait(made.job_id)
+            assert (job.status, job.error["code"]) == ("FAILED", "image.unsafe-path")
+            assert (await s.templates.get(made.template_id)).status == "FAILED"
+            assert files() - before == set()
+            assert await names_of(nc, "OBJ_artifacts") == stored
+        assert not list(running.dir.rglob("evil"))
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.timeout(90)
+@pytest.mark.parametrize("driver", [OCI])
+def test_root_of_a_container_is_nobody_on_the_host(running: Running, driver: str) -> None:
+    """Where the node says so: not every kernel can."""
+
+    async def scenario() -> None:
+        async with Strandline.connect(running.dir) as s:
+            (node,) = [node async for node in s.nodes.list()]
+            flags = {told.name: told.flags for told in node.drivers}[driver]
+            assert "userns" not in flags or node.host["roots"] == "overlay"
+            sandbox = await created(s, driver, "sleep", "1000")
+            said = await s.sandboxes.exec(
+                sandbox.sandbox_id, ["/bin/sh", "-c", "id -u; cat /proc/self/uid_map; touch /etc/mine; ls -ln /etc/mine /bin/sh"]
+            )
+            lines = base64.b64decode(said.stdout).decode().splitlines()
+            assert lines[0] == "0"
+            (first, host, count) = map(int, lines[1].split())
+            assert (first, host != 0, count) == (0, "userns" in flags, 65536 if "userns" in flags else 4294967295)
+            assert {line.split()[2] for line in lines[2:]} == {"0"}, "what it makes and what it finds are its own all the same"
+            shown = await s.sandboxes.exec(sandbox.sandbox_id, ["/bin/sh", "-c", "ls /sys/class/net; grep NoNewPrivs /proc/self/status"])
+            assert set(base64.b64decode(shown.stdout).decode().split()) - {"NoNewPrivs:", "1"} <= {"lo", "eth0"}, (
+                "the host's interfaces are not its business"
+            )
+            await s.sandboxes.delete(sandbox.sandbox_id)
+
+    asyncio.run(scenario())
