@@ -21,7 +21,10 @@ _KILL_ROUNDS: Final = 200
 
 @dataclass(frozen=True, slots=True)
 class Stat:
-    """Some fields of /proc/<pid>/stat. ``started`` in ticks since boot, ``cpu_s`` with that of children waited for, ``rss`` in bytes."""
+    """Some fields of /proc/<pid>/stat. ``started`` in ticks since boot, ``cpu_s`` with that of children waited for, ``rss`` in bytes.
+
+    ``state`` is that of the first of its ``threads``.
+    """
 
     pid: int
     state: str
@@ -30,6 +33,7 @@ class Stat:
     started: int
     cpu_s: float
     rss: int
+    threads: int = 1
 
 
 def boot_id() -> str:
@@ -53,13 +57,14 @@ def stat(pid: int) -> Stat | None:
         started=int(fields[19]),
         cpu_s=sum(int(field) for field in fields[11:15]) / TICKS_PER_S,
         rss=int(fields[21]) * PAGE,
+        threads=int(fields[17]),
     )
 
 
 def alive(pid: int, started: int) -> bool:
-    """Whether that very process still runs; a zombie does not."""
+    """Whether that very process still runs; a zombie does not, unless only its first thread has ended yet."""
     seen = stat(pid)
-    return seen is not None and seen.started == started and seen.state not in "ZX"
+    return seen is not None and seen.started == started and (seen.state not in "ZX" or seen.threads > 1)
 
 
 def pids() -> Iterator[int]:
