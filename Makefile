@@ -53,4 +53,4 @@ lock: setup  ## Pin the dependencies anew
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --extra dev --generate-hashes --no-emit-index-url --no-header pyproject.toml -o requirements.lock
 
 clean:  ## Remove the environment and every cache
-	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info
+	@rm -rf $(VENV) .guest .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info

@@ -64,7 +64,7 @@ class Package:
 
 PACKAGES: tuple[Package, ...] = (
     Package("python3-venv", ("install",), module("ensurepip"), "an environment of its own"),
-    Package("e2fsprogs", ("demo", "images", "tests"), program("mke2fs", "debugfs"), "root file systems are ext4 files"),
+    Package("e2fsprogs", ("demo", "images", "vm", "tests"), program("mke2fs", "debugfs"), "root file systems are ext4 files"),
     Package("bubblewrap", ("demo", "process", "tests"), program("bwrap"), "namespaces without root"),
     Package("util-linux", ("demo", "process", "oci", "tests"), program("unshare", "nsenter", "losetup"), "namespaces and loop devices"),
     Package("busybox-static", ("demo", "tests"), program("busybox"), "a small genuine image, made here"),
@@ -74,6 +74,9 @@ PACKAGES: tuple[Package, ...] = (
     Package("nftables", ("network", "oci", "tests"), program("nft"), "address translation and egress rules"),
     Package("attr", ("images", "tests"), program("setfattr", "getfattr"), "extended attributes in layers"),
     Package("zstd", ("images", "tests"), program("zstd"), "layers packed with zstd"),
+    Package("qemu-system-x86", ("vm", "tests"), program("qemu-system-x86_64"), "microVMs, with KVM or emulated"),
+    Package("gcc", ("vm", "tests"), program("gcc"), "builds the guest agent, once"),
+    Package("libc6-dev", ("vm", "tests"), file("/usr/lib/*/libc.a"), "the guest agent is a static program"),
     Package("docker-registry", ("tests",), program("docker-registry"), "a real registry to pull from"),
     Package("apache2-utils", ("tests",), program("htpasswd"), "a registry that wants a password"),
     Package("skopeo", ("tests",), program("skopeo"), "a second opinion on images"),

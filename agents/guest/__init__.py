@@ -1,0 +1,1 @@
+"""What runs inside microVMs: kernel, guest agent and the initramfs that brings them together, as one artifact with a version."""

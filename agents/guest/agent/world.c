@@ -1,0 +1,92 @@
+/* What the machine is besides its processes: limits, clock, entropy, name, ports, usage. */
+#include "agent.h"
+
+#include <fcntl.h>
+#include <linux/random.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/random.h>
+#include <time.h>
+#include <unistd.h>
+
+int set_limits(const char *text) {
+  long cpu, memory, pids;
+  char value[64];
+  if (sscanf(text, "%ld %ld %ld", &cpu, &memory, &pids) != 3) return 0;
+  snprintf(value, sizeof value, "%ld 100000", cpu);
+  write_file(SANDBOX "/cpu.max", value);
+  snprintf(value, sizeof value, "%ld", memory);
+  write_file(SANDBOX "/memory.max", value);
+  snprintf(value, sizeof value, "%ld", pids);
+  write_file(SANDBOX "/pids.max", value);
+  return 1;
+}
+
+void set_clock(const char *nanoseconds) {
+  long long now = atoll(nanoseconds);
+  struct timespec time = {now / 1000000000, now % 1000000000};
+  clock_settime(CLOCK_REALTIME, &time);
+}
+
+/* Credit bytes of the host's and make the kernel use them at once: copies of one memory would draw the same numbers. */
+void add_entropy(const char *hex) {
+  struct { int bits, size; unsigned char bytes[64]; } pool = {0};
+  for (; pool.size < 64 && sscanf(hex + 2 * pool.size, "%2hhx", &pool.bytes[pool.size]) == 1; pool.size++);
+  pool.bits = pool.size * 8;
+  int fd = open("/dev/urandom", O_WRONLY | O_CLOEXEC);
+  if (fd < 0) return;
+  ioctl(fd, RNDADDENTROPY, &pool);
+  ioctl(fd, RNDRESEEDCRNG);
+  close(fd);
+}
+
+void set_name(const char *name) { sethostname(name, strlen(name)); }
+
+/* machine-id(5): copies of a machine are machines of their own. Only where the image has one. */
+void new_machine_id(void) {
+  unsigned char bytes[16];
+  char text[34];
+  int fd = open(DISK "/etc/machine-id", O_WRONLY | O_CLOEXEC | O_NOFOLLOW);
+  if (fd < 0) return;
+  if (lseek(fd, 0, SEEK_END) == 33 && getrandom(bytes, sizeof bytes, 0) == sizeof bytes) {
+    bytes[6] = (bytes[6] & 0x0f) | 0x40;
+    bytes[8] = (bytes[8] & 0x3f) | 0x80;
+    for (int i = 0; i < 16; i++) sprintf(text + 2 * i, "%02x", bytes[i]);
+    text[32] = '\n';
+    if (pwrite(fd, text, 33, 0) != 33) fprintf(stderr, "strandline: machine-id was not written\n");
+  }
+  close(fd);
+}
+
+int freeze_sandbox(int on) {
+  write_file(SANDBOX "/cgroup.freeze", on ? "1" : "0");
+  for (int look = 0; look < 200; look++) {
+    if (read_number(SANDBOX "/cgroup.events", "frozen") == on) return 1;
+    nanosleep(&(struct timespec){0, 200000}, 0);
+  }
+  return 0;
+}
+
+/* Local TCP ports in state LISTEN (0A), of /proc/net/tcp and tcp6. */
+size_t list_ports(char *text, size_t room) {
+  size_t used = 0;
+  const char *tables[] = {"/proc/net/tcp", "/proc/net/tcp6"};
+  for (int i = 0; i < 2; i++) {
+    char line[512];
+    FILE *file = fopen(tables[i], "re");
+    while (file && fgets(line, sizeof line, file)) {
+      unsigned port, state;
+      if (sscanf(line, " %*d: %*[0-9A-F]:%x %*[0-9A-F]:%*x %x", &port, &state) == 2 && state == 0x0A && used + 8 < room)
+        used += sprintf(text + used, "%u ", port);
+    }
+    if (file) fclose(file);
+  }
+  return used;
+}
+
+size_t read_usage(char *text, size_t room) {
+  return snprintf(text, room, "%ld %ld %ld", read_number(SANDBOX "/cpu.stat", "usage_usec"), read_number(SANDBOX "/memory.current", 0),
+                  read_number(SANDBOX "/pids.current", 0));
+}
