@@ -41,7 +41,7 @@ def parse(argv: Sequence[str] | None = None) -> Options:
     parser = argparse.ArgumentParser(prog="python -m agents", description="The agent of one node: it runs sandboxes as ordered.")
     parser.add_argument("--dir", type=Path, required=True, help="the installation's data directory, with connect.json")
     parser.add_argument("--node", required=True, help="the node's name: lower-case letters, digits, dashes")
-    parser.add_argument("--driver", default="auto", help="auto, or names by commas, the default first: oci, process, sim")
+    parser.add_argument("--driver", default="auto", help="auto, or names by commas, the default first: oci, process, vm, sim")
     parser.add_argument("--connect", type=Path, help="a directory with another connect.json")
     parser.add_argument("--data", type=Path, help="the agent's own directory (DIR/nodes/NODE)")
     parser.add_argument("--roles", default="builder,runner", help="what the node may be used for")

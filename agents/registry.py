@@ -33,6 +33,7 @@ DRIVERS: Final[Mapping[str, Callable[[Path], Driver]]] = {
     "oci": _make("oci", "OciDriver"),
     "process": _make("process", "ProcessDriver"),
     "sim": _make("sim", "SimDriver"),
+    "vm": _make("vm", "VmDriver"),
 }
 
 

@@ -43,8 +43,11 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """What to start. ``root`` is a directory that is the sandbox's own, writable root file system, already made by storage.
+    """What to start. ``root`` is the sandbox's own, writable root file system, already made by storage: a directory, or, for a driver
+    that takes disks (``TakesDisk``), a disk image.
 
+    ``memory``: go on from this saved memory, and not from the beginning, with the disk that belongs to it; only for a driver that has
+    saved it (``CanSnapshot``). What is running in it runs on, and ``argv`` and ``env`` are what later execs start from.
     ``netns`` is the path of a network namespace made for it (drivers without network support ignore it), ``logs`` a directory that
     the driver writes ``stdout`` and ``stderr`` of the main process into, as plain files that it only appends to.
     """
@@ -62,6 +65,7 @@ class Spec:
     netns: Path | None = None
     ids: int = 0
     """The host's number of user 0 in ``root``: the files of its user n belong to ``ids`` + n."""
+    memory: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,4 +213,32 @@ class CanWatchPorts(Protocol):
 class CanStream(Protocol):
     def follow(self, handle: Handle) -> AsyncIterator[tuple[str, bytes]]:
         """(``stdout`` | ``stderr``, bytes) as it appears."""
+        ...
+
+
+@runtime_checkable
+class TakesDisk(Protocol):
+    """Its ``Spec.root`` is a disk image, and ``disk_format`` is what storage has to make: ``qcow2``."""
+
+    disk_format: str
+
+
+@runtime_checkable
+class HasGuestImage(Protocol):
+    """It boots a kernel and programs of its own, whose version replicas are bound to (reference/cubesandbox.md §6)."""
+
+    @property
+    def guest_image(self) -> str: ...
+
+
+@runtime_checkable
+class CanSnapshot(Protocol):
+    """Memory snapshots. Restore, clone and rollback are starts with ``Spec.memory``; many may start from one memory, and share it."""
+
+    async def snapshot(self, handle: Handle, memory: Path, disk: Path) -> Path:
+        """Save memory and disk at one moment. The sandbox goes on as it was, running or paused.
+
+        The memory goes into the empty directory ``memory``. ``disk`` is an empty overlay over the sandbox's disk: from that moment on it
+        writes there, and the disk that it had until then, which is returned, never changes again.
+        """
         ...

@@ -108,10 +108,12 @@ def spec_to_json(spec: Spec) -> dict[str, Any]:
         "root": str(spec.root),
         "logs": str(spec.logs),
         "netns": str(spec.netns) if spec.netns else None,
+        "memory": str(spec.memory) if spec.memory else None,
         "env": dict(spec.env),
     }
 
 
 def spec_from_json(value: dict[str, Any]) -> Spec:
-    netns = Path(value["netns"]) if value["netns"] else None
-    return Spec(**{**value, "root": Path(value["root"]), "logs": Path(value["logs"]), "netns": netns, "limits": Limits(**value["limits"])})
+    netns, memory = (Path(value[name]) if value.get(name) else None for name in ("netns", "memory"))
+    paths = {"root": Path(value["root"]), "logs": Path(value["logs"]), "netns": netns, "memory": memory}
+    return Spec(**{**value, **paths, "limits": Limits(**value["limits"])})

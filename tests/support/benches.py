@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support import rootfs
+from support.guests import GUESTS
 from support.privileges import ROOT
 
 from agents.drivers.driver import Condition, Driver, ExecRequest, ExecResult, Handle, Limits, Spec
@@ -16,37 +18,56 @@ from agents.drivers.launchers import Bubblewrap, Unshare
 from agents.drivers.oci import OciDriver
 from agents.drivers.process import ProcessDriver
 from agents.drivers.sim import SimDriver
+from agents.drivers.vm import VmDriver
+from agents.host import processes
+from agents.storage import qcow2
 
 
 @dataclass(frozen=True)
 class Kind:
-    """``real``: it runs programs, so that a test may ask for any of them."""
+    """``real``: it runs programs, so that a test may ask for any of them. ``disk``: in a machine of their own, from a disk."""
 
     name: str
     make: Callable[[Path], Driver]
     real: bool = True
     program: str = ""
+    disk: bool = False
+
+    def alive(self, first: int) -> Callable[[], list[int]]:
+        """Asks for the processes of a sandbox by the one that ``inspect`` names: its pid namespace's, or the machine."""
+        if self.disk:
+            return lambda: _living([first])
+        namespace = processes.pid_namespace(first)
+        return lambda: _living(processes.members(namespace))
 
     def __str__(self) -> str:
         return self.name
+
+
+def _living(pids: Iterable[int]) -> list[int]:
+    return [pid for pid in pids if (seen := processes.stat(pid)) is not None and seen.state != "Z"]
 
 
 SIM = Kind("sim", SimDriver, real=False)
 BWRAP = Kind("bwrap", lambda directory: ProcessDriver(directory, Bubblewrap()), program="bwrap")
 UNSHARE = Kind("unshare", lambda directory: ProcessDriver(directory, Unshare()), program="unshare")
 OCI = Kind("oci", OciDriver, program="crun")
+VM = Kind("vm", lambda directory: VmDriver(directory, GUESTS), program="qemu-system-x86_64", disk=True)
 
 KINDS = {
     "sim": pytest.param(SIM),
     "bwrap": pytest.param(BWRAP),
     "unshare": pytest.param(UNSHARE),
     "oci": pytest.param(OCI, marks=pytest.mark.root),
+    "vm": pytest.param(VM),
 }
 
 ALL = pytest.mark.parametrize("kind", KINDS.values(), indirect=True, ids=str)
-REAL = pytest.mark.parametrize("kind", [KINDS[name] for name in ("bwrap", "unshare", "oci")], indirect=True, ids=str)
+REAL = pytest.mark.parametrize("kind", [KINDS[name] for name in ("bwrap", "unshare", "oci", "vm")], indirect=True, ids=str)
 PROCESS = pytest.mark.parametrize("kind", [KINDS[name] for name in ("bwrap", "unshare")], indirect=True, ids=str)
-BOUNDING = pytest.mark.parametrize("kind", [KINDS["oci"]] if ROOT else [KINDS["bwrap"], KINDS["unshare"]], indirect=True, ids=str)
+BOUNDING = pytest.mark.parametrize(
+    "kind", [KINDS["oci"], KINDS["vm"]] if ROOT else [KINDS["bwrap"], KINDS["unshare"], KINDS["vm"]], indirect=True, ids=str
+)
 """Those that bound the number of processes here: the kernel does not count root's against a limit of its own."""
 CONTAINER = pytest.mark.parametrize("kind", [KINDS["oci"]], indirect=True, ids=str)
 
@@ -76,9 +97,24 @@ class Bench:
         self.driver = self.kind.make(self.directory / "driver")
         return self.driver
 
+    def place(self, name: str) -> Path:
+        """The sandbox's root: the directory, or a disk with what is in it at the first start."""
+        if not self.kind.disk:
+            return self.root
+        base, disk = self.directory / "root.ext4", self.directory / f"{name}.qcow2"
+        if not base.exists():
+            rootfs.make_ext4(self.root, base)
+        if not disk.exists():
+            qcow2.create(disk, base)
+        return disk
+
+    def kept(self, path: str) -> bytes | None:
+        """What is in a file of the root, as the host sees it; None for a disk, which it does not look into."""
+        return None if self.kind.disk else (self.root / path).read_bytes()
+
     def spec(self, *argv: str, name: str = "sb-1", generation: int = 0, env: Mapping[str, str] | None = None, **more: Any) -> Spec:
         more.setdefault("limits", Limits(cpu=1, memory_mb=256, pids=256))
-        return Spec(name, generation, self.root, argv, env or {}, self.directory / "logs" / name, ids=self.ids, **more)
+        return Spec(name, generation, self.place(name), argv, env or {}, self.directory / "logs" / name, ids=self.ids, **more)
 
     async def start(self, *argv: str, **more: Any) -> Handle:
         return await self.driver.start(self.spec(*(argv or ("/bin/sleep", "100000")), **more))

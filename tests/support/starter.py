@@ -13,17 +13,21 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+from support.guests import GUESTS
+
 from agents.drivers.driver import Limits, Spec
 from agents.drivers.launchers import Bubblewrap, Unshare
 from agents.drivers.oci import OciDriver
 from agents.drivers.process import ProcessDriver
 from agents.drivers.sim import SimDriver
 from agents.drivers.statedir import StateDir
+from agents.drivers.vm import VmDriver
 
 MAKE = {
     "sim": SimDriver,
     "oci": OciDriver,
     "bwrap": lambda directory: ProcessDriver(directory, Bubblewrap()),
+    "vm": lambda directory: VmDriver(directory, GUESTS),
     "unshare": lambda directory: ProcessDriver(directory, Unshare()),
 }
 

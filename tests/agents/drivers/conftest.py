@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support import leftovers, rootfs, waiting
-from support.benches import OCI, Bench, Kind
+from support import guests, leftovers, rootfs, waiting
+from support.benches import OCI, VM, Bench, Kind
 
 from agents.drivers import hostns
 from agents.drivers.crun import find
@@ -38,6 +38,8 @@ def kind(request: pytest.FixtureRequest) -> Kind:
     found: Kind = request.param
     if found is OCI and find() is None:
         pytest.skip("crun is not installed")
+    if found is VM:
+        guests.ready()
     if found.real and found is not OCI and shutil.which(found.program) is None:
         pytest.skip(f"{found.program} is not installed")
     return found

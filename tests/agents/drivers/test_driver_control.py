@@ -8,15 +8,22 @@ import pytest
 from support.benches import ALL, BOUNDING, CONTAINER, PROCESS, REAL, SIM, Bench
 from support.waiting import eventually, run
 
-from agents.drivers.driver import CanLimitLive, CanMeasure, CanPause, CanWatchPorts, Condition, Exit, Limits, RuntimeFault
+from agents.drivers.driver import CanLimitLive, CanMeasure, CanPause, CanSnapshot, CanWatchPorts, Condition, Exit, Limits, RuntimeFault
 from agents.host import cgroups
 
-COUNT = "i=0; while :; do i=$((i+1)); echo $i > /srv/count; sleep 0.01; done"
+CAPABILITIES = {
+    "pause": CanPause,
+    "live-limits": CanLimitLive,
+    "usage": CanMeasure,
+    "ports": CanWatchPorts,
+    "memory-snapshot": CanSnapshot,
+}
+COUNT = "i=0; while :; do i=$((i+1)); echo $i; sleep 0.01; done"
 
 
 @ALL
 def test_capabilities_and_flags_say_the_same(bench: Bench) -> None:
-    for flag, protocol in {"pause": CanPause, "live-limits": CanLimitLive, "usage": CanMeasure, "ports": CanWatchPorts}.items():
+    for flag, protocol in CAPABILITIES.items():
         assert isinstance(bench.driver, protocol) == (flag in bench.driver.flags), flag
 
 
@@ -43,19 +50,16 @@ def test_a_paused_sandbox_says_so_and_executes_nothing(bench: Bench) -> None:
 def test_nothing_moves_in_a_paused_sandbox(bench: Bench) -> None:
     async def scenario() -> None:
         handle = await bench.start("/bin/sh", "-c", COUNT)
-        file = bench.root / "srv/count"
 
-        def count() -> int:
-            return int(file.read_text().strip() or 0) if file.exists() else 0
+        def count(name: str = "sb-1") -> int:
+            return len(bench.log(name=name).splitlines())
 
         await eventually(lambda: count() > 3)
         await bench.driver.pause(handle)
         stood = count()
         clock = bench.kind.make(bench.directory / "clock")  # another sandbox, that counts on meanwhile
-        (bench.root / "tmp/clock").mkdir()
-        (bench.root / "tmp/clock").chmod(0o777)  # whoever its root is here
-        ticking = await clock.start(bench.spec("/bin/sh", "-c", COUNT.replace("/srv", "/tmp/clock")))
-        await eventually(lambda: (f := bench.root / "tmp/clock/count").exists() and int(f.read_text().strip() or 0) > 20)
+        ticking = await clock.start(bench.spec("/bin/sh", "-c", COUNT, name="sb-2"))
+        await eventually(lambda: count("sb-2") > 20)
         assert count() == stood
         await bench.driver.resume(handle)
         await eventually(lambda: count() > stood)
@@ -68,8 +72,8 @@ def test_nothing_moves_in_a_paused_sandbox(bench: Bench) -> None:
 @REAL
 def test_a_main_process_may_end_in_its_own_way_when_asked(bench: Bench) -> None:
     async def scenario() -> None:
-        handle = await bench.start("/bin/sh", "-c", "trap 'exit 5' TERM; touch /srv/ready; while :; do sleep 0.02; done")
-        await eventually((bench.root / "srv/ready").exists)
+        handle = await bench.start("/bin/sh", "-c", "trap 'exit 5' TERM; echo ready; while :; do sleep 0.02; done")
+        await eventually(lambda: bench.log() == "ready\n")
         assert await bench.driver.stop(handle, grace_s=20) == Exit(5)
         assert await bench.driver.stop(handle, grace_s=20) == Exit(5)
         assert await bench.driver.wait(handle) == Exit(5)
@@ -81,8 +85,8 @@ def test_a_main_process_may_end_in_its_own_way_when_asked(bench: Bench) -> None:
 @REAL
 def test_one_that_will_not_end_is_killed_after_the_grace(bench: Bench) -> None:
     async def scenario() -> None:
-        handle = await bench.start("/bin/sh", "-c", "trap '' TERM; touch /srv/ready; while :; do sleep 0.02; done")
-        await eventually((bench.root / "srv/ready").exists)
+        handle = await bench.start("/bin/sh", "-c", "trap '' TERM; echo ready; while :; do sleep 0.02; done")
+        await eventually(lambda: bench.log() == "ready\n")
         assert await bench.driver.stop(handle, grace_s=0.2) == Exit(137, "killed")
         assert await bench.condition(handle) is Condition.EXITED
 
@@ -134,9 +138,9 @@ def test_destroying_is_for_ever_and_twice_is_fine(bench: Bench) -> None:
 @REAL
 def test_a_sandbox_full_of_forking_processes_is_destroyed(bench: Bench) -> None:
     async def scenario() -> None:
-        script = "for i in 1 2 3 4 5 6; do (while :; do sleep 0.01 & wait $!; done) & done; touch /srv/ready; wait"
+        script = "for i in 1 2 3 4 5 6; do (while :; do sleep 0.01 & wait $!; done) & done; echo ready; wait"
         handle = await bench.start("/bin/sh", "-c", script)
-        await eventually((bench.root / "srv/ready").exists)
+        await eventually(lambda: bench.log() == "ready\n")
         await bench.driver.destroy("sb-1")
         assert await bench.condition(handle) is Condition.GONE
 

@@ -11,7 +11,6 @@ from support.benches import ALL, PROCESS, REAL, Bench
 from support.waiting import eventually, run
 
 from agents.drivers.driver import Condition, Exit, Handle, RuntimeFault
-from agents.host import processes
 
 
 @ALL
@@ -75,20 +74,16 @@ def test_a_main_process_that_dies_of_a_signal_says_so(bench: Bench) -> None:
 def test_what_the_main_process_leaves_behind_ends_with_it(bench: Bench) -> None:
     async def scenario() -> None:
         handle = await bench.start("/bin/sh", "-c", "setsid sleep 100000 & while [ ! -e /go ]; do sleep 0.02; done")
-        namespace = processes.pid_namespace((await bench.driver.inspect(handle)).pid)
-        (bench.root / "go").touch()
+        alive = bench.kind.alive((await bench.driver.inspect(handle)).pid)
+        await bench.said(handle, "touch /go")
         assert await bench.driver.wait(handle) == Exit(0)
 
         async def alone() -> bool:
-            return not _members(namespace)
+            return not alive()
 
         await eventually(alone)
 
     run(scenario())
-
-
-def _members(namespace: str) -> list[int]:
-    return [pid for pid in processes.members(namespace) if (s := processes.stat(pid)) and s.state != "Z"]
 
 
 @ALL
@@ -133,7 +128,7 @@ def test_a_main_process_sees_its_own_world(bench: Bench) -> None:
         cwd, host, colour, home, uid, gid, null, first, *top = bench.log().split()
         assert (cwd, host, colour, home, uid, gid) == ("/srv/deep", "box", "blue", "/srv", "1000", "100")
         assert (null, first) == ("/dev/null", "/proc/1")
-        assert set(top) <= {"bin", "dev", "etc", "proc", "root", "srv", "sys", "tmp"}
+        assert set(top) <= {"bin", "dev", "etc", "lost+found", "proc", "root", "srv", "sys", "tmp"}
 
     run(scenario())
 

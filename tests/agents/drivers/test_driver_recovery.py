@@ -23,7 +23,7 @@ REPOSITORY = Path(__file__).parents[3]
 def _agent(bench: Bench, *argv: str, **env: str) -> Iterator[subprocess.Popen[str]]:
     """Another agent process, over the bench's driver directory, killed with SIGKILL at the latest at the end."""
     command = [sys.executable, "-m", "support.starter", bench.kind.name, str(bench.directory / "driver")]
-    command += [str(bench.root), str(bench.directory / "logs/sb-1"), *argv]
+    command += [str(bench.place("sb-1")), str(bench.directory / "logs/sb-1"), *argv]
     environment = os.environ | {"PYTHONPATH": f"{REPOSITORY}:{REPOSITORY}/tests"} | env
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         try:
@@ -69,7 +69,7 @@ def test_a_shell_lives_on_without_the_agent_that_gave_it_its_streams(bench: Benc
 def test_what_a_main_process_says_without_an_agent_is_not_lost(bench: Bench) -> None:
     async def scenario() -> None:
         handle = _start_and_die(bench, "/bin/sh", "-c", "while [ ! -e /srv/go ]; do sleep 0.02; done; echo alone; echo bad >&2; exit 9")
-        (bench.root / "srv/go").touch()
+        await bench.said(handle, "touch /srv/go")
         assert await bench.driver.wait(handle) == Exit(9)
         assert (bench.log("stdout"), bench.log("stderr")) == ("alone\n", "bad\n")
 
@@ -79,9 +79,9 @@ def test_what_a_main_process_says_without_an_agent_is_not_lost(bench: Bench) -> 
 @REAL
 def test_an_exit_that_happened_without_an_agent_is_told_to_the_next(bench: Bench) -> None:
     async def scenario() -> None:
-        handle = _start_and_die(bench, "/bin/sh", "-c", "while [ ! -e /srv/go ]; do sleep 0.02; done; touch /srv/gone; exit 9")
-        (bench.root / "srv/go").touch()
-        await eventually((bench.root / "srv/gone").exists)
+        handle = _start_and_die(bench, "/bin/sh", "-c", "while [ ! -e /srv/go ]; do sleep 0.02; done; echo gone; exit 9")
+        await bench.said(handle, "touch /srv/go")
+        await eventually(lambda: bench.log() == "gone\n")
         await bench.again()
 
         async def seen() -> bool:

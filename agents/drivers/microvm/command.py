@@ -1,0 +1,115 @@
+"""What a machine is, as QEMU's command line (reference/runtimes.md §4, §5). The same devices in the same order at every start of it:
+a saved memory fits only a machine that was made exactly like the one that it was taken from.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+from agents.drivers.driver import Limits
+
+PROGRAM: Final = "qemu-system-x86_64"
+PORTS: Final = ("agent", "stdout", "stderr", "status")
+DISK: Final = "d0"
+"""What the monitor calls the disk."""
+
+GUEST_OWN_MB: Final = 64
+"""What kernel and guest agent need besides the sandbox's own memory, which a control group inside bounds exactly."""
+_STEP_MB: Final = 64
+
+Accel = Literal["tcg", "kvm"]
+_ACCEL: Final[dict[Accel, Sequence[str]]] = {
+    # -cx16: QEMU 7.2 panics newer kernels at cmpxchg16b now and then; a small translation buffer, for there are many of them
+    "tcg": ("-accel", "tcg,tb-size=32", "-cpu", "max,-cx16"),
+    # -arch-capabilities: setting its register is refused on some hosts
+    "kvm": ("-accel", "kvm", "-cpu", "host,-arch-capabilities"),
+}
+_APPEND: Final = "console=ttyS0 quiet panic=-1 reboot=t tsc=reliable"
+_APPEND_TCG: Final = "tsc_early_khz=1000000 no_timer_check"
+"""An emulated processor on a busy host fails to calibrate its clock, and hangs (reference/runtimes.md §4)."""
+_SECCOMP: Final = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """A machine's processors and memory in MiB: what a saved memory is bound to."""
+
+    ram_mb: int
+    cpus: int
+
+    @classmethod
+    def of(cls, limits: Limits) -> Shape:
+        """The least one for these limits. Few different ones: each is booted once and saved."""
+        wanted = limits.memory_mb + GUEST_OWN_MB
+        step = max(_STEP_MB, 1 << (wanted.bit_length() - 3))
+        return cls(max(3 * _STEP_MB, math.ceil(wanted / step) * step), max(1, math.ceil(limits.cpu)))
+
+
+@dataclass(frozen=True, slots=True)
+class Build:
+    """What else must be the same: ``microvm`` is not a versioned machine type, so the very QEMU; and the accelerator's processor."""
+
+    qemu: str
+    accel: Accel
+    guest: str
+
+    def as_json(self) -> dict[str, str]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Boot:
+    """A first boot: without a disk, into memory that is a file of its own, to be saved when the guest agent answers."""
+
+    vmlinuz: Path
+    initrd: Path
+
+
+def arguments(
+    build: Build,
+    shape: Shape,
+    ram: Path,
+    directory: Path,
+    logs: Path,
+    *,
+    fds: tuple[int, int],
+    boot: Boot | None = None,
+    disk: Path | None = None,
+) -> list[str]:
+    """``fds``: listening sockets for monitor and guest agent. ``ram``: written by a boot, mapped copy-on-write by everything else."""
+    share = "on" if boot else "off"
+    words = [PROGRAM, *_ACCEL[build.accel], "-m", f"{shape.ram_mb}M", "-smp", str(shape.cpus)]
+    words += ["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-sandbox", _SECCOMP]
+    words += ["-object", f"memory-backend-file,id=mem0,size={shape.ram_mb}M,mem-path={_plain(ram)},share={share}"]
+    words += ["-machine", "microvm,memory-backend=mem0"]
+    words += ["-chardev", f"socket,id=qmp,fd={fds[0]},server=on,wait=off", "-mon", "chardev=qmp,mode=control"]
+    words += [*_file("serial", logs / "runtime"), "-serial", "chardev:serial"]
+    words += ["-drive", _drive(disk), "-device", f"virtio-blk-device,drive={DISK}"]
+    words += ["-device", "virtio-serial-device,max_ports=8", "-chardev", f"socket,id=agent,fd={fds[1]},server=on,wait=off"]
+    words += [*_file("stdout", logs / "stdout"), *_file("stderr", logs / "stderr"), *_file("status", directory / "status")]
+    for number, name in enumerate(PORTS, 1):
+        words += ["-device", f"virtserialport,chardev={name},name=strandline.{name},nr={number}"]
+    if boot is not None:
+        append = f"{_APPEND} {_APPEND_TCG}" if build.accel == "tcg" else _APPEND
+        return [*words, "-kernel", str(boot.vmlinuz), "-initrd", str(boot.initrd), "-append", append]
+    return [*words, "-S", "-incoming", "defer", "-global", "migration.send-configuration=off"]
+
+
+def _drive(disk: Path | None) -> str:
+    """``cache=unsafe``: a sandbox's disk does not outlive the machine that it lies on, so nothing of it waits for a platter."""
+    if disk is None:
+        return f"id={DISK},driver=null-co,size=1048576,if=none"
+    return f"id={DISK},file={_plain(disk)},format=qcow2,if=none,cache=unsafe,file.locking=off"
+
+
+def _file(name: str, path: Path) -> tuple[str, str]:
+    return "-chardev", f"file,id={name},path={_plain(path)},append=on"
+
+
+def _plain(path: Path) -> str:
+    """In QEMU's option lists a comma is said by two."""
+    return str(path).replace(",", ",,")

@@ -1,0 +1,65 @@
+"""The memory and the disk of a running machine at one moment, in a short pause (reference/runtimes.md §5).
+
+Every machine maps the memory that it started from copy-on-write, so what is saved is a copy of that, made while it runs, and the pages
+that are its own. Processes inside are frozen by the guest before and thawed by it after: none of them runs, in the machine or in a copy
+of it, before clock and entropy are right.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from agents.drivers.driver import RuntimeFault
+from agents.drivers.microvm import channel
+from agents.drivers.microvm.command import DISK, Build
+from agents.drivers.microvm.machine import Machine
+from agents.drivers.microvm.memory import Memory, copy_own_pages, copy_sparse
+from agents.drivers.microvm.qmp import Monitor
+
+
+async def save(machine: Machine, origin: Memory, build: Build, into: Path, disk: Path | None, *, running: bool) -> Path:
+    """Save it into the directory ``into``, let it go on with the disk ``disk``, and say which disk it had until then.
+
+    ``disk`` is an empty overlay over that one. Raises ``snapshot.not-permitted``, ``vm.gone``; the machine goes on in any case.
+    """
+    memory = Memory(into, origin.shape, build)
+    await asyncio.to_thread(copy_sparse, origin.ram, memory.ram)
+    monitor = machine.monitor()
+    before = await _disk(monitor)
+    async with _standing_still(machine, monitor, running=running):
+        await monitor.execute("xen-save-devices-state", filename=str(memory.state), live=False)
+        await asyncio.to_thread(copy_own_pages, machine.pid, origin.ram, memory.ram)
+        if disk is not None:
+            await monitor.execute(
+                "blockdev-snapshot-sync", device=DISK, **{"snapshot-file": str(disk), "format": "qcow2", "mode": "existing"}
+            )
+    memory.write()
+    return before
+
+
+async def _disk(monitor: Monitor) -> Path:
+    [found] = [device for device in await monitor.execute("query-block") if device["device"] == DISK]
+    return Path(found["inserted"]["file"])
+
+
+@contextlib.asynccontextmanager
+async def _standing_still(machine: Machine, monitor: Monitor, *, running: bool) -> AsyncIterator[None]:
+    if not running:
+        yield
+        return
+    guest = machine.guest()
+    with contextlib.suppress(RuntimeFault):  # one process that cannot be interrupted now does not spoil a snapshot
+        await guest.ask(channel.FREEZE, timeout_s=2)
+    try:
+        await monitor.execute("stop")
+        yield
+    finally:
+        await asyncio.shield(_go_on(machine, monitor))
+
+
+async def _go_on(machine: Machine, monitor: Monitor) -> None:
+    await monitor.execute("cont")
+    await machine.guest().ask(channel.THAW)

@@ -1,0 +1,62 @@
+"""The roots of every driver of a node: trees for those that run programs in the host's kernel, disks for those that bring their own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from agents.drivers.driver import RuntimeFault
+from agents.storage.base import Inventory
+from agents.storage.copies import CopyRoots
+from agents.storage.disks import DiskRoots, Take
+from agents.storage.overlay import OverlayRoots
+from agents.storage.roots import choose_roots
+
+
+class AllRoots:
+    """A sandbox's root is of the kind it was made as; nobody has to remember which."""
+
+    def __init__(self, trees: OverlayRoots | CopyRoots, disks: DiskRoots) -> None:
+        self._trees = trees
+        self._disks = disks
+
+    async def prepare(self, artifact_id: str, ext4: Path, *, disk: bool = False) -> None:
+        await (self._disks if disk else self._trees).prepare(artifact_id, ext4)
+
+    async def create(self, sandbox_id: str, artifact_id: str, snapshot_id: str | None = None, *, disk: bool = False) -> Path:
+        return await (self._disks if disk else self._trees).create(sandbox_id, artifact_id, snapshot_id)
+
+    async def snapshot(self, sandbox_id: str, snapshot_id: str, take: Take | None = None) -> int:
+        """Bytes. ``take``: the driver's, for a disk. Raises ``root.needs-driver`` for one without it."""
+        if not self._disks.has(sandbox_id):
+            return await self._trees.snapshot(sandbox_id, snapshot_id)
+        if take is None:
+            raise RuntimeFault("root.needs-driver", f"the disk of {sandbox_id} cannot be frozen without its machine")
+        return await self._disks.snapshot(sandbox_id, snapshot_id, take)
+
+    def memory(self, snapshot_id: str) -> Path | None:
+        """The memory in a snapshot; None when it holds a disk alone."""
+        return self._disks.memory(snapshot_id)
+
+    async def rollback(self, sandbox_id: str, snapshot_id: str) -> Path:
+        return await (self._disks if self._disks.has(sandbox_id) else self._trees).rollback(sandbox_id, snapshot_id)
+
+    async def remove(self, sandbox_id: str) -> None:
+        await self._disks.remove(sandbox_id)
+        await self._trees.remove(sandbox_id)
+
+    async def remove_snapshot(self, snapshot_id: str) -> None:
+        await self._disks.remove_snapshot(snapshot_id)
+        await self._trees.remove_snapshot(snapshot_id)
+
+    async def forget(self, artifact_id: str) -> None:
+        await self._disks.forget(artifact_id)
+        await self._trees.forget(artifact_id)
+
+    async def list(self) -> Inventory:
+        trees, disks = await self._trees.list(), await self._disks.list()
+        return Inventory(trees.roots | disks.roots, trees.snapshots | disks.snapshots, trees.artifacts | disks.artifacts)
+
+
+def all_roots(directory: Path) -> AllRoots:
+    """Both kinds, below one directory of the node's."""
+    return AllRoots(choose_roots(directory), DiskRoots(directory / "disks"))
