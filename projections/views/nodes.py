@@ -22,6 +22,7 @@ PLACED: Final = "placed"
 VIEW: Final = View(
     "nodes",
     noun="node",
+    schema=2,
     key="node_id",
     shared=True,
     counted="status",
@@ -35,6 +36,7 @@ VIEW: Final = View(
         "versions": Versions().model_dump(),
         "capacity": Capacity().model_dump(),
         "used": Capacity().model_dump(),
+        "reported": None,
         "storage": {"usage_pct": None, "mode": "unknown"},
         "roles": [],
         "host": {},

@@ -52,6 +52,11 @@ def job(j):
     }
 
 
+def printed(text):
+    """As every store can keep it."""
+    return None if text is None else text.replace("\0", "\ufffd")
+
+
 def replica(r):
     return {
         "status": r.status,
@@ -59,13 +64,13 @@ def replica(r):
         "artifact_id": r.artifact_id,
         "guest_image_version": r.bound.guest_image,
         "agent_version": r.bound.agent,
-        "last_error": r.last_error,
+        "last_error": printed(r.last_error),
         "last_error_phase": r.last_error_phase,
     }
 
 
 def template(t):
-    return {"status": t.state.value, "artifact_id": t.artifact_id, "image_digest": t.image_digest, "last_error": t.last_error}
+    return {"status": t.state.value, "artifact_id": t.artifact_id, "image_digest": t.image_digest, "last_error": printed(t.last_error)}
 
 
 def artifact(a):
@@ -73,7 +78,7 @@ def artifact(a):
 
 
 def snapshot(s):
-    return {"status": s.state.value, "name": s.name, "last_error": s.last_error}
+    return {"status": s.state.value, "name": s.name, "last_error": printed(s.last_error)}
 
 
 def sandbox(s):
