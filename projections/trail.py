@@ -1,4 +1,4 @@
-"""``audit.list`` and ``audit.get``: who did what to what, and when. A row per commit, answered from the log (docs/adr/0012).
+"""``audit.list`` and ``audit.get``: who did what to what, and when. A row per commit, answered from the log (docs/adr/0014).
 
 It is asked like a view: filters, ``limit``, ``cursor``, ``as_of``; its key is the position in the log, so a list is in the log's order. It
 is never behind, and there is nothing to rebuild.

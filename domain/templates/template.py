@@ -7,7 +7,7 @@ FAILED           none is.
 DELETING         its replicas are being removed.
 DELETED          gone; the aggregate remembers that the id is used up.
 
-A delete is decided in two steps (docs/adr/0012-deletes-are-decided-by-the-log.md): it is begun, from which moment on no sandbox can start
+A delete is decided in two steps (docs/adr/0015-deletes-are-decided-by-the-log.md): it is begun, from which moment on no sandbox can start
 from the template, and then judged by the sandboxes that the log had until that moment.
 
 At most one job works on it (``active_job``); what an earlier job still says is no news. A redo keeps the status until it settles, so that

@@ -49,7 +49,7 @@ async def judge_delete(control: Control, project: str, template_id: str) -> Temp
     """Let the template decide whether it goes, once the fleet index has got as far as the beginning of its delete; clear latecomers away.
 
     The log orders everything: a sandbox before the delete makes it refused, one after it was created from a template that is not there
-    (docs/adr/0012-deletes-are-decided-by-the-log.md). Whoever comes first does it; nothing depends on who.
+    (docs/adr/0015-deletes-are-decided-by-the-log.md). Whoever comes first does it; nothing depends on who.
     """
     template = await control.find(Template, project, template_id)
     fence = control.fleet.fences.get(template_id)

@@ -1,6 +1,6 @@
 """Every view there is. A new one is a module here and a line in ``VIEWS``.
 
-``audit`` is asked like a view but is none of these: it is answered from the log itself (``projections/trail.py``, docs/adr/0012).
+``audit`` is asked like a view but is none of these: it is answered from the log itself (``projections/trail.py``, docs/adr/0014).
 """
 
 from __future__ import annotations
