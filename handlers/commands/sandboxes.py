@@ -177,7 +177,7 @@ async def _settled(control: Control, asked: Asked, done: Committed[Sandbox], wai
     if wait_s and (failure := sandbox.start_failure) is not None:
         details = {"sandbox_id": sandbox.id, "cause": failure.code, **failure.details}
         raise Refused("sandbox.startup-failed", failure.message, details=details)
-    result = {**_created(sandbox), "settled": finished, "unenforced": _unenforced(control, sandbox)}
+    result = {**_created(sandbox), "settled": finished, "unenforced": list(_unenforced(control, sandbox))}
     return Reply(result, sandbox.id, await control.position(Sandbox, asked.project, sandbox.id))
 
 

@@ -35,7 +35,12 @@ async def pump(control: Control, project: str, job_id: str, artifact: Artifact) 
 
 
 def _phase(replicas: list[Replica]) -> Phase:
-    far = {ReplicaState.SNAPSHOTTING, ReplicaState.READY, ReplicaState.FAILED}
+    far = {
+        ReplicaState.DISTRIBUTED,
+        ReplicaState.SNAPSHOTTING,
+        ReplicaState.READY,
+        ReplicaState.FAILED,
+    }  # said before they are told to prepare
     return Phase.CREATING_TEMPLATE if any(r.state in far for r in replicas) else Phase.DISTRIBUTING
 
 
