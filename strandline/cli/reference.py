@@ -29,10 +29,13 @@ Durations are like `90s`, `15m`, `1h30m`; moments are log positions, instants (`
 Where the control plane is: `--dir DIR` or `--url URL` (`--creds FILE`), else `STRANDLINE_DIR` or `STRANDLINE_URL` (`STRANDLINE_CREDS`,
 `STRANDLINE_INBOX_PREFIX`), else the context in use (`strandline context`), else the directory that `strandline up` uses by default.
 `--project` or `STRANDLINE_PROJECT` says whose things. These options may stand anywhere.
+
+`strandline --install-completion` makes the shell in use (bash, zsh, fish) complete commands, options, and ids and names that the control
+plane knows; `strandline --show-completion` prints what it would install.
 """
 MARKUP: Final = re.compile(r"\[/?[a-z]*\]")
 OUTSIDE: Final = frozenset({"up", "down", "demo"})
-"""Commands of other modules with options of their own: named, not described."""
+"""Commands that do not connect and print no data: they have only options of their own, ``--dir`` among them."""
 
 
 def reference() -> str:
@@ -51,7 +54,7 @@ def reference() -> str:
     for name in COMMANDS:
         text = COMMANDS[name][2]
         lines += [f"## strandline {name}", "", text, ""]
-        command: Any = None if name in OUTSIDE else root.get_command(ctx, name)  # type: ignore[attr-defined]  # a group
+        command: Any = root.get_command(ctx, name)  # type: ignore[attr-defined]  # a group
         if command is not None:
             lines += _commands(name, command)
     return "\n".join(lines).rstrip() + "\n"
@@ -60,7 +63,7 @@ def reference() -> str:
 def _commands(name: str, command: Any) -> Iterator[str]:
     children = getattr(command, "commands", None)
     if children is None:
-        yield from _command(name, command)
+        yield from _command(name, command, hidden=frozenset() if name in OUTSIDE else frozenset(COMMON))
         return
     for verb, child in children.items():
         if not child.hidden:
@@ -70,13 +73,14 @@ def _commands(name: str, command: Any) -> Iterator[str]:
             yield from _command(f"{name} {verb}", child)
 
 
-def _command(path: str, command: Any) -> Iterator[str]:
+def _command(path: str, command: Any, hidden: frozenset[str] = frozenset(COMMON)) -> Iterator[str]:
+    """``hidden``: names of options that every command has."""
     text, _, examples = command.help.partition("\n\n\b\n")
     yield f"`strandline {path}{_usage(command)}`"
     yield ""
     yield MARKUP.sub("", text).strip()
     yield ""
-    options = [p for p in command.params if p.param_type_name == "option" and p.name not in COMMON and p.name != "help" and not p.hidden]
+    options = [p for p in command.params if p.param_type_name == "option" and p.name not in hidden | {"help"} and not p.hidden]
     for option in options:
         names = ", ".join(f"`{opt}`" for opt in option.opts) + "".join(f" or `{opt}`" for opt in option.secondary_opts)
         yield f"- {names}{_default(option)}: {MARKUP.sub('', option.help or '').rstrip('.')}."

@@ -87,6 +87,7 @@ def verb(
     connect: bool = True,
     mutates: bool = False,
     waits: float | None = None,
+    patient: bool = True,
     lists: bool = False,
     watches: bool = False,
     failure: ExitCode | None = None,
@@ -94,11 +95,12 @@ def verb(
 ) -> Callable[[F], F]:
     """Register an async function as ``noun name``.
 
-    ``mutates`` adds ``--idempotency-key``; ``waits`` adds ``--wait/--no-wait`` and ``--timeout`` with that many seconds as default;
+    ``mutates`` adds ``--idempotency-key``; ``waits`` adds ``--wait/--no-wait`` and ``--timeout`` with that many seconds as default
+    (``patient`` says whether it waits when nobody says so);
     ``lists`` adds filters and ``--limit``; ``watches`` adds ``--watch``. ``failure`` is the exit code of every failure (``exec``: 125).
     ``raw`` hands everything after the first argument, or after ``--``, on as it is.
     """
-    extra = _options(mutates=mutates, waits=waits, lists=lists, watches=watches)
+    extra = _options(mutates=mutates, waits=waits, patient=patient, lists=lists, watches=watches)
 
     def register(function: F) -> F:
         body = _body(function, extra, connect=connect, failure=failure)
@@ -138,7 +140,7 @@ def _help(function: Callable[..., Any], examples: str) -> str:
     return text if not lines else text + "\n\n\b\n[bold]Examples[/]\n" + "\n".join(f"  $ {line}".replace("[", r"\[") for line in lines)
 
 
-def _options(*, mutates: bool, waits: float | None, lists: bool, watches: bool) -> dict[str, tuple[Any, Any]]:
+def _options(*, mutates: bool, waits: float | None, patient: bool, lists: bool, watches: bool) -> dict[str, tuple[Any, Any]]:
     """Name → (annotation, default) of the options that are added."""
     found: dict[str, tuple[Any, Any]] = {}
     if lists:
@@ -151,7 +153,7 @@ def _options(*, mutates: bool, waits: float | None, lists: bool, watches: bool) 
             False,
         )
     if waits is not None:
-        found["wait"] = (Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until what was started has settled.")], True)
+        found["wait"] = (Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until what was started has settled.")], patient)
         timeout = typer.Option("--timeout", metavar="DURATION", help="How long to wait.")
         found["timeout"] = (Annotated[str, timeout], f"{waits:g}s")
     if mutates:

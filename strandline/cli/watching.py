@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from rich.live import Live
@@ -16,6 +17,7 @@ from strandline.cli.output import to_row
 from strandline.cli.style import interactive, out, screen
 from strandline.cli.table import render
 from strandline.cli.verb import Run
+from strandline.client.call import timed_out
 
 Read = Callable[[], AsyncIterator[Any]]
 
@@ -25,6 +27,17 @@ async def watch(run: Run, shape: Shape, kinds: tuple[str, ...], read: Read) -> N
     show = _draw if interactive(sys.stdout) and run.out.format in {"table", "wide"} else _lines
     async with contextlib.aclosing(run.s.events.changes(*kinds)) as moves:
         await show(run, shape, read, moves)
+
+
+async def until(run: Run, so: Callable[[], Awaitable[bool]], kinds: tuple[str, ...], what: str) -> None:
+    """Look now and after every change of those kinds of aggregates until it is so. Raises ``wait.timeout`` after ``--timeout``."""
+    try:
+        async with asyncio.timeout(run.timeout_s), contextlib.aclosing(run.s.events.changes(*kinds)) as moves:
+            async for _ in moves:
+                if await so():
+                    return
+    except TimeoutError:
+        raise timed_out(what, run.timeout_s) from None
 
 
 async def _draw(run: Run, shape: Shape, read: Read, moves: AsyncIterator[int]) -> None:

@@ -136,9 +136,9 @@ class Sandboxes(Noun):
         """Sandboxes whose fields equal the filters; dead ones too."""
         return self._calls.each("sandboxes", Sandbox, {**filters, "as_of": as_of}, limit=limit)
 
-    def usage(self, **filters: Any) -> AsyncIterator[Item]:
+    def usage(self, *, limit: int | None = None, **filters: Any) -> AsyncIterator[Item]:
         """What sandboxes were promised and for how long; ended ones too."""
-        return self._calls.each("usage", Item, filters)
+        return self._calls.each("usage", Item, filters, limit=limit)
 
     async def watch(self, sandbox_id: str) -> AsyncGenerator[Sandbox, None]:
         """The sandbox now and after every change, until it is DEAD."""

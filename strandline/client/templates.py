@@ -98,9 +98,9 @@ class Templates(Noun):
         """Templates whose fields equal the filters."""
         return self._calls.each("templates", Template, {**filters, "as_of": as_of}, limit=limit)
 
-    def replicas(self, template_id: str | None = None, **filters: Any) -> AsyncIterator[Replica]:
+    def replicas(self, template_id: str | None = None, *, limit: int | None = None, **filters: Any) -> AsyncIterator[Replica]:
         """What each node holds of a template, or of all."""
-        return self._calls.each("replicas", Replica, {**filters, **given(template_id=template_id)})
+        return self._calls.each("replicas", Replica, {**filters, **given(template_id=template_id)}, limit=limit)
 
 
 def _builds(node: Node) -> bool:

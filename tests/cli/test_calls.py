@@ -11,6 +11,7 @@ from support.responder import Scripted
 from typer.testing import CliRunner
 
 from domain.kernel.errors import Refused
+from strandline.cli import watching
 from strandline.cli.main import app
 
 pytestmark = pytest.mark.quick
@@ -241,3 +242,62 @@ def test_digests_of_equal_views_are_equal(cli: Cli, fleet: Scripted) -> None:
     assert json.loads(cli("view", "digest", "sandboxes", "-o", "json").stdout) == first
     fleet.views["sandboxes"].pop()
     assert json.loads(cli("view", "digest", "sandboxes", "-o", "json").stdout)["sha256"] != first["sha256"]
+
+
+def test_a_limit_and_a_filter_reach_every_list(cli: Cli, fleet: Scripted) -> None:
+    fleet.views["replicas"] = [{"template_id": TPL, "node_id": f"n{n}", "status": "READY"} for n in range(3)]
+    fleet.views["usage"] = [{"sandbox_id": sb, "ended_at": ended} for sb, ended in ((SB, None), (SB2, None), (SB3, "2026-11-20T09:00:00Z"))]
+    for words, found in (
+        ("template replicas python --limit 2", 2),
+        ("sandbox top --limit 1", 1),
+        ("sandbox top", 2),
+        ("sandbox top --all", 3),
+        ("sandbox top ended_at=2026-11-20T09:00:00Z", 1),
+    ):
+        result = cli(*words.split(), "-o", "jsonl")
+        assert result.exit_code == 0, (words, result.stderr)
+        assert len(result.stdout.splitlines()) == found, words
+    assert cli("template", "replicas", "python", f"template_id={TPL2}").exit_code == 2
+
+
+@pytest.mark.parametrize("words", ["view rebuild sandboxes", "compat rescan"])
+def test_what_has_not_settled_in_time_is_a_timeout(cli: Cli, fleet: Scripted, words: str) -> None:
+    fleet.replies["view.rebuild"] = {"generation": 2, "settled": False}
+    fleet.replies["compat.rescan"] = {"changed": 0, "settled": False}
+    late = cli(*words.split(), "--timeout", "1s", "-o", "json")
+    assert late.exit_code == 7
+    assert error_of(late)["code"] == "wait.timeout"
+    assert cli(*words.split(), "--no-wait").exit_code == 0
+
+
+@pytest.mark.parametrize("words", ["node drain n1", "node enroll n1", "artifact collect"])
+def test_waiting_looks_until_it_is_so_or_the_time_is_over(cli: Cli, fleet: Scripted, words: str) -> None:
+    fleet.replies["artifact.collect"] = {"deleted": ["rfs-1"], "kept": 0}
+    fleet.views["artifacts"] = [{"artifact_id": "rfs-1", "status": "CLEANUP_PENDING"}]
+    fleet.views["nodes"] = [{"node_id": "n1", "status": "offline"}]
+    assert cli(*words.split()).exit_code == 0, "nobody waits unasked"
+    assert cli(*words.split(), "--wait", "--timeout", "0.2s").exit_code == 7
+    fleet.views["artifacts"].clear()
+    fleet.views["sandboxes"] = [sandbox(state="DEAD")]
+    fleet.views["nodes"] = [{"node_id": "n1", "status": "ready"}]
+    assert cli(*words.split(), "--wait", "--timeout", "10s").exit_code == 0
+    assert "wait_s" not in fleet.commands[-1].body
+
+
+@pytest.mark.parametrize("words", ["compat matrix", "artifact list", "template replicas python", "view list", "view get templates"])
+def test_what_is_listed_can_be_watched(cli: Cli, fleet: Scripted, monkeypatch: pytest.MonkeyPatch, words: str) -> None:
+    class EnoughError(Exception):
+        """Somebody has seen enough: a watch has no end of its own."""
+
+    said: list[dict[str, object]] = []
+
+    def see(text: str) -> None:
+        said.append(json.loads(text))
+        raise EnoughError
+
+    fleet.views["artifacts"] = [{"artifact_id": "rfs-1", "status": "READY"}]
+    fleet.views["replicas"] = [{"template_id": TPL, "node_id": "n1", "status": "READY"}]
+    fleet.views["compat-matrix"] = [{"template_id": TPL, "overall": "OK", "nodes": []}]
+    monkeypatch.setattr(watching, "out", see)
+    assert cli(*words.split(), "--watch").exit_code == 1
+    assert said[0]["change"] == "added"

@@ -53,6 +53,14 @@ def test_the_document_is_up_to_date() -> None:
     assert (ROOT / "docs" / "cli.md").read_text() == reference(), "python -m strandline.cli.reference > docs/cli.md"
 
 
+@pytest.mark.parametrize("name", sorted(OUTSIDE))
+def test_what_runs_the_installation_is_described_with_its_options(name: str) -> None:
+    part = reference().partition(f"## strandline {name}\n")[2].partition("\n## ")[0]
+    command = typer.main.get_command(app).get_command(None, name)
+    assert all(f"`{option.opts[0]}`" in part for option in command.params if option.name != "help")
+    assert command.help.splitlines()[0] in part
+
+
 @pytest.mark.parametrize("path", LEAVES)
 def test_every_command_has_machine_output_help_and_an_example(path: str) -> None:
     command = LEAVES[path]
@@ -62,8 +70,12 @@ def test_every_command_has_machine_output_help_and_an_example(path: str) -> None
     noun, _, verb = path.partition(" ")
     if verb in MUTATING and noun != "context":
         assert "--idempotency-key" in options
-    if verb in {"list", "ls"} and noun in {"template", "sandbox", "snapshot", "node", "job"}:
+    if "--limit" in options:
+        assert "--watch" in options
+    if verb in {"list", "ls"} and noun in {"template", "sandbox", "snapshot", "node", "job", "artifact"}:
         assert {"--watch", "--limit"} <= options
+    if path in {"node drain", "node enroll", "node evict", "artifact collect"}:
+        assert {"--wait", "--timeout"} <= options
 
 
 @pytest.mark.parametrize("path", LEAVES)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
 
 import typer
 
 from strandline.cli import shapes
 from strandline.cli.verb import Run, verb
+from strandline.cli.watching import until, watch
+from strandline.client import Call
 
 app = typer.Typer(help="Root file systems that templates share.", no_args_is_help=True)
 
@@ -17,6 +20,7 @@ app = typer.Typer(help="Root file systems that templates share.", no_args_is_hel
     "list",
     aliases=("ls",),
     lists=True,
+    watches=True,
     examples="""
     strandline artifact list
     strandline artifact list status=READY -o wide
@@ -24,7 +28,14 @@ app = typer.Typer(help="Root file systems that templates share.", no_args_is_hel
 )
 async def list_(run: Run) -> None:
     """Artifacts."""
-    await run.out.rows(run.s.artifacts.list(limit=run.limit, **run.filters), shapes.ARTIFACT)
+
+    def read() -> AsyncIterator[Any]:
+        return run.s.artifacts.list(limit=run.limit, **run.filters)
+
+    if run.watch:
+        await watch(run, shapes.ARTIFACT, ("artifact",), read)
+    else:
+        await run.out.rows(read(), shapes.ARTIFACT)
 
 
 @verb(
@@ -47,6 +58,8 @@ async def get(
     "collect",
     aliases=("gc",),
     mutates=True,
+    waits=60,
+    patient=False,
     examples="""
     strandline artifact collect --dry-run
     strandline artifact collect -o json
@@ -54,4 +67,12 @@ async def get(
 )
 async def collect(run: Run, dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say which ones would go.")] = False) -> None:
     """Remove artifacts that failed, or that nobody has needed for a week."""
-    run.out.one(await run.s.artifacts.collect(dry_run=dry_run, **run.call), shapes.fields("deleted", "kept"))
+    reply = await run.s.artifacts.collect(dry_run=dry_run, **run.call | Call(wait_s=0))
+    going = set(reply.deleted) if isinstance(reply.deleted, list) and not dry_run else set()
+
+    async def gone() -> bool:
+        return not going & {artifact.artifact_id async for artifact in run.s.artifacts.list()}
+
+    if run.wait:
+        await until(run, gone, ("artifact",), "every artifact is gone")
+    run.out.one(reply, shapes.fields("deleted", "kept"))

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
 import typer
 
 from strandline.cli import args, parse, shapes
+from strandline.cli.bulk import settled
 from strandline.cli.columns import EMPTY, Column, Shape
 from strandline.cli.output import Format
 from strandline.cli.verb import Run, verb
+from strandline.cli.watching import watch
 
 app = typer.Typer(help="Do templates still fit what the nodes run?", no_args_is_help=True)
 
@@ -19,6 +22,7 @@ app = typer.Typer(help="Do templates still fit what the nodes run?", no_args_is_
     "matrix",
     aliases=("list", "ls"),
     lists=True,
+    watches=True,
     examples="""
     strandline compat matrix
     strandline compat matrix overall=STALE
@@ -27,7 +31,14 @@ app = typer.Typer(help="Do templates still fit what the nodes run?", no_args_is_
 )
 async def matrix(run: Run, as_of: args.AsOf = None) -> None:
     """Templates down, nodes across: OK, STALE (redo it), UNKNOWN (adopt it) or MISSING."""
-    rows = run.s.compat.list(as_of=parse.moment(as_of) if as_of else None, limit=run.limit, **run.filters)
+
+    def read() -> AsyncIterator[Any]:
+        return run.s.compat.list(as_of=parse.moment(as_of) if as_of else None, limit=run.limit, **run.filters)
+
+    if run.watch:
+        await watch(run, _shape([]), ("replica", "node", "template"), read)
+        return
+    rows = read()
     if run.out.format not in {Format.TABLE, Format.WIDE}:
         await run.out.rows(rows, _shape([]))
         return
@@ -103,5 +114,5 @@ async def rescan(
     ] = None,
 ) -> None:
     """Ask nodes what they run now."""
-    reply = await run.s.compat.rescan(nodes or None, **run.call)
+    reply = settled(run, await run.s.compat.rescan(nodes or None, **run.call), "the scan")
     run.out.one(reply, shapes.fields("changed", "seq"))

@@ -9,8 +9,10 @@ from typing import Annotated, Any
 import typer
 
 from strandline.cli import args, parse, shapes
+from strandline.cli.resolve import GONE
 from strandline.cli.verb import Run, verb
-from strandline.cli.watching import watch
+from strandline.cli.watching import until, watch
+from strandline.client import Call
 
 app = typer.Typer(help="Machines that run sandboxes.", no_args_is_help=True)
 
@@ -57,26 +59,39 @@ async def get(run: Run, node: args.Node) -> None:
     app,
     "enroll",
     mutates=True,
+    waits=60,
+    patient=False,
     examples="""
     strandline node enroll n2
     """,
 )
 async def enroll(run: Run, node: Annotated[str, typer.Argument(metavar="NODE", help="The id it shall have.", show_default=False)]) -> None:
-    """Make a machine known, so that its agent may join."""
-    await _on(run, node, run.s.nodes.enroll)
+    """Make a machine known, so that its agent may join. --wait: until it has."""
+
+    async def there() -> bool:
+        return (await run.s.nodes.get(node)).status not in {"offline", "evicted"}
+
+    await _on(run, node, run.s.nodes.enroll, there)
 
 
 @verb(
     app,
     "evict",
     mutates=True,
+    waits=60,
+    patient=False,
     examples="""
     strandline node evict n2
     """,
 )
 async def evict(run: Run, node: args.Node) -> None:
-    """Disconnect a node and refuse it, until it is enrolled again."""
-    await _on(run, await run.id("node", node), run.s.nodes.evict)
+    """Disconnect a node and refuse it, until it is enrolled again. --wait: until it is shown as evicted."""
+    identifier = await run.id("node", node)
+
+    async def evicted() -> bool:
+        return (await run.s.nodes.get(identifier)).status == "evicted"
+
+    await _on(run, identifier, run.s.nodes.evict, evicted)
 
 
 @verb(
@@ -109,9 +124,11 @@ async def uncordon(run: Run, node: args.Node) -> None:
     app,
     "drain",
     mutates=True,
+    waits=600,
+    patient=False,
     examples="""
     strandline node drain n1
-    strandline node drain n1 --stop-after 1h
+    strandline node drain n1 --stop-after 1h --wait --timeout 2h
     """,
 )
 async def drain(
@@ -121,11 +138,18 @@ async def drain(
         str | None, typer.Option("--stop-after", metavar="DURATION", help="Then stop what is still there.", show_default=False)
     ] = None,
 ) -> None:
-    """No new sandboxes there; those that it has end by themselves, or are stopped after a while."""
+    """No new sandboxes there; those that it has end by themselves, or are stopped after a while. --wait: until the project has none there."""
     seconds = None if stop_after is None else parse.seconds(stop_after)
-    await _on(run, await run.id("node", node), partial(run.s.nodes.drain, stop_after_s=seconds))
+    identifier = await run.id("node", node)
+
+    async def empty() -> bool:
+        return not [s async for s in run.s.sandboxes.list(node_id=identifier) if s.state not in GONE]
+
+    await _on(run, identifier, partial(run.s.nodes.drain, stop_after_s=seconds), empty)
 
 
-async def _on(run: Run, node_id: str, send: Callable[..., Awaitable[Any]]) -> None:
-    reply = await send(node_id, **run.call)
+async def _on(run: Run, node_id: str, send: Callable[..., Awaitable[Any]], so: Callable[[], Awaitable[bool]] | None = None) -> None:
+    reply = await send(node_id, **run.call | Call(wait_s=0))
+    if run.wait and so is not None:
+        await until(run, so, ("node", "sandbox"), f"node {node_id}")
     run.out.one({"node_id": node_id, **reply.model_dump(exclude={"id"}, exclude_none=True)}, DONE)

@@ -186,6 +186,7 @@ async def get(run: Run, template: args.Template, as_of: args.AsOf = None) -> Non
     app,
     "replicas",
     lists=True,
+    watches=True,
     examples="""
     strandline template replicas python
     strandline template replicas python status=FAILED -o wide
@@ -193,7 +194,17 @@ async def get(run: Run, template: args.Template, as_of: args.AsOf = None) -> Non
 )
 async def replicas(run: Run, template: args.Template) -> None:
     """What each node holds of a template."""
-    await run.out.rows(run.s.templates.replicas(await run.id("template", template), **run.filters), shapes.REPLICA)
+    if "template_id" in run.filters:
+        raise UsageProblem("template_id is no filter here: the template is named already", "strandline view get replicas template_id=…")
+    identifier = await run.id("template", template)
+
+    def read() -> AsyncIterator[Any]:
+        return run.s.templates.replicas(identifier, limit=run.limit, **run.filters)
+
+    if run.watch:
+        await watch(run, shapes.REPLICA, ("replica", "node"), read)
+    else:
+        await run.out.rows(read(), shapes.REPLICA)
 
 
 @verb(

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
 
 from strandline.cli import args, parse, shapes
+from strandline.cli.bulk import settled
 from strandline.cli.columns import Column, Shape
 from strandline.cli.verb import Run, verb
+from strandline.cli.watching import watch
 from strandline.client.views import NAMES
 
 app = typer.Typer(help="Projections: look, travel in time, rebuild, compare.", no_args_is_help=True)
@@ -33,13 +36,19 @@ View = Annotated[
     app,
     "list",
     aliases=("ls",),
+    watches=True,
     examples="""
     strandline view list
+    strandline view list --watch
     """,
 )
 async def list_(run: Run) -> None:
     """The views there are, and how far each has read."""
-    await run.out.rows(run.s.views.states(), shapes.fields("view", "state", "generation", "position", "error"))
+    shape = shapes.fields("view", "state", "generation", "position", "error")
+    if run.watch:
+        await watch(run, shape, (), run.s.views.states)
+    else:
+        await run.out.rows(run.s.views.states(), shape)
 
 
 @verb(
@@ -47,6 +56,7 @@ async def list_(run: Run) -> None:
     "get",
     aliases=("show",),
     lists=True,
+    watches=True,
     examples="""
     strandline view get sandboxes
     strandline view get sandboxes state=RUNNING --as-of 2026-11-20T09:00:00Z
@@ -64,7 +74,15 @@ async def get(
     if identifier is not None:
         run.out.record(await run.s.views.get(view, identifier, as_of=moment), KNOWN.get(view, Shape("id", ())))
         return
-    rows = [row async for row in run.s.views.list(view, where=run.filters, as_of=moment, limit=run.limit)]
+
+    def read() -> AsyncIterator[Any]:
+        return run.s.views.list(view, where=run.filters, as_of=moment, limit=run.limit)
+
+    if run.watch:
+        first = [row async for row in run.s.views.list(view, limit=1)]
+        await watch(run, KNOWN.get(view) or _shape(first), (), read)
+        return
+    rows = [row async for row in read()]
     run.out.all(rows, KNOWN.get(view) or _shape(rows))
 
 
@@ -103,6 +121,7 @@ async def rebuild(
 ) -> None:
     """Replay the log into a new generation beside the live view, then switch; nobody notices."""
     reply = await run.s.views.rebuild(view, until=parse.moment(until) if until else None, **run.call)
+    settled(run, reply, f"view {view}", view=view)
     run.out.one({"view": view, **reply.model_dump(exclude={"id"}, exclude_none=True)}, shapes.fields("view", "generation", "settled"))
 
 

@@ -150,9 +150,10 @@ async def events(run: Run, sandbox: args.Sandbox) -> None:
 )
 async def top(run: Run, every: Annotated[bool, typer.Option("--all", "-a", help="Ended ones too.")] = False) -> None:
     """What sandboxes were promised, how long they ran, and how many commands they were given."""
+    filters = run.filters if every else {"ended_at": None, **run.filters}
 
     def read() -> AsyncIterator[Any]:
-        return run.s.sandboxes.usage(**({} if every else {"ended_at": None}), **run.filters)
+        return run.s.sandboxes.usage(limit=run.limit, **filters)
 
     if run.watch:
         await watch(run, shapes.USAGE, ("sandbox",), read)
