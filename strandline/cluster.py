@@ -1,7 +1,8 @@
 """``python -m strandline.cluster DIR …``: keys, certificates and configurations of a cluster, for the processes of ``compose.yaml``.
 
 Writes ``keys/`` (the authority and credentials), ``tls/`` (a CA and a certificate per server, by openssl), ``<server>.conf`` for each
-nats-server, and ``connect.json`` for the control plane and each node. A second run keeps what is there.
+nats-server, and ``connect.json`` for the control plane. A node gets a directory of its own with all that it may know (``connect.json``,
+its credentials, the CA's certificate), to be given to that node and nothing else. A second run keeps what is there.
 """
 
 from __future__ import annotations
@@ -52,8 +53,8 @@ class Place:
         return cls(name, host, int(port), int(route))
 
 
-def prepare(directory: Path, servers: list[Place], nodes: list[str], listen: str) -> None:
-    """Write everything. Raises ``subprocess.CalledProcessError`` when openssl does."""
+def prepare(directory: Path, servers: list[Place], nodes: dict[str, Path], listen: str) -> None:
+    """Write everything; ``nodes`` says where each node's own directory is. Raises ``subprocess.CalledProcessError`` when openssl does."""
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     authority = Authority.load(directory / "keys")
     _secret(directory / "keys" / "admin.creds", authority.control_creds("admin"))
@@ -70,15 +71,15 @@ def prepare(directory: Path, servers: list[Place], nodes: list[str], listen: str
         )  # fmt: skip
         write_secret(directory / f"{server.name}.conf", text)
     url = ",".join(f"tls://{s.host}:{s.port}" for s in servers)
-    _connect(directory, url, directory / "keys" / "admin.creds", tls)
-    for node in nodes:
-        creds = directory / "nodes" / node / "node.creds"
-        _secret(creds, authority.node(node).creds)
-        _connect(creds.parent, url, creds, tls)
+    _connect(directory, url, directory / "keys" / "admin.creds", tls / "ca.pem")
+    for node, own in nodes.items():
+        _secret(own / "node.creds", authority.node(node).creds)
+        write_secret(own / "ca.pem", (tls / "ca.pem").read_text())
+        _connect(own, url, own / "node.creds", own / "ca.pem")
 
 
-def _connect(where: Path, url: str, creds: Path, tls: Path) -> None:
-    said = {"url": url, "creds": str(creds), "inbox_prefix": "_INBOX", "ca": str(tls / "ca.pem"), "http": None}
+def _connect(where: Path, url: str, creds: Path, ca: Path) -> None:
+    said = {"url": url, "creds": str(creds), "inbox_prefix": "_INBOX", "ca": str(ca), "http": None}
     write_secret(where / "connect.json", json.dumps(said, indent=1))
 
 
@@ -117,9 +118,12 @@ def main() -> None:
     parser.add_argument("directory", type=Path)
     parser.add_argument("--server", type=Place.parse, action="append", required=True, help="name=host:port:route-port")
     parser.add_argument("--node", action="append", default=[])
+    parser.add_argument("--nodes-dir", type=Path, help="where the nodes' own directories are made (DIR/nodes)")
     parser.add_argument("--listen", default="0.0.0.0", help="the address that servers listen on")  # noqa: S104 - inside a container
     arguments = parser.parse_args()
-    prepare(arguments.directory.absolute(), arguments.server, arguments.node, arguments.listen)
+    directory = arguments.directory.absolute()
+    nodes = (arguments.nodes_dir or directory / "nodes").absolute()
+    prepare(directory, arguments.server, {node: nodes / node for node in arguments.node}, arguments.listen)
 
 
 if __name__ == "__main__":

@@ -33,13 +33,15 @@ class Topology:
 
     def __init__(self, state: Path) -> None:
         self.state = state
+        self.nodes = state.with_name("nodes")
         self.services: dict[str, Any] = yaml.safe_load(COMPOSE.read_text())["services"]
         self.running: dict[str, subprocess.Popen[bytes]] = {}
         self._ports: dict[str, str] = {}
 
     def here(self, text: str) -> str:
         """A setting with our addresses and directory in it."""
-        text = text.replace("/state", str(self.state)).replace("0.0.0.0", "127.0.0.1")
+        places = {"/state": str(self.state), "/nodes": str(self.nodes)}
+        text = re.sub(r"(?<![\w/.-])/(?:state|nodes)\b", lambda found: places[found[0]], text).replace("0.0.0.0", "127.0.0.1")
         text = re.sub(r"\$\{(\w+):-([^}]*)\}", r"\2", text)
         for host in ("nats-1", "nats-2", "nats-3", "postgres"):
             text = re.sub(rf"\b{host}:(\d+)(?::(\d+))?", lambda found, h=host: self._address(h, found), text)
@@ -121,6 +123,7 @@ def test_the_cluster_of_the_compose_file_does_the_main_job(tmp_path: Path) -> No
     with postgres(topology, tmp_path / "postgres"):
         try:
             topology.run("setup")
+            assert given_to_nodes(topology) == {"connect.json", "node.creds", "ca.pem"}
             for name in ("nats-1", "nats-2", "nats-3", "control-1", "control-2", "projector"):
                 topology.start(name)
             asyncio.run(main_job(topology, compose_image(tmp_path / "image")))
@@ -130,8 +133,23 @@ def test_the_cluster_of_the_compose_file_does_the_main_job(tmp_path: Path) -> No
         finally:
             topology.stop()
             for node in ("node-1", "node-2"):
-                argv = [sys.executable, "-m", "agents", "--dir", str(topology.state), "--node", node, "--purge"]
+                argv = [sys.executable, "-m", "agents", "--dir", str(topology.nodes / node), "--node", node, "--purge"]
                 subprocess.run(argv, check=True, timeout=60)
+
+
+def given_to_nodes(topology: Topology) -> set[str]:
+    """What the nodes' volumes hold; none of it leads out of them."""
+    files = [path for path in topology.nodes.glob("*/**/*") if path.is_file()]
+    assert not [path for path in files if str(topology.state) in path.read_text()]
+    return {path.name for path in files}
+
+
+@pytest.mark.quick
+def test_a_node_of_the_compose_file_is_given_its_own_volume_and_nothing_else(tmp_path: Path) -> None:
+    services = Topology(tmp_path / "state").services
+    for node in ("node-1", "node-2"):
+        assert services[node]["volumes"] == [f"{node}:/nodes/{node}"]
+        assert not [word for word in services[node]["command"] if "/state" in word]
 
 
 async def main_job(topology: Topology, image: str) -> None:
