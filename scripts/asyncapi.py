@@ -40,8 +40,10 @@ def document() -> Json:
     operations: Json = {
         "followEvents": {"action": "send", "channel": _ref("channels", "events")},
         "publishOutcomes": {"action": "send", "channel": _ref("channels", "outcomes")},
+        "followLogs": {"action": "send", "channel": _ref("channels", "logs")},
     }
     messages: Json = {"Commit": _commit(), "Reply": _message("Reply", "The answer to a command.", _ref("components", "schemas", "Reply"))}
+    messages["LogChunk"] = {**_message("LogChunk", "Bytes as the workload wrote them.", TEXT), "contentType": "application/octet-stream"}
     schemas: Json = {"Reply": _reply(), **{name: _event_schema(event) for name, event in sorted(EVENTS.items())}}
     for name, command in sorted(COMMANDS.items()):
         _add_command(name, command, channels, operations, messages)
@@ -53,9 +55,29 @@ def document() -> Json:
         "asyncapi": "3.0.0",
         "info": {"title": "Strandline bus", "version": "1.0.0", "description": "What is public on the bus. Changed only by adding."},
         "defaultContentType": "application/json",
+        "servers": _servers(),
         "channels": channels,
         "operations": operations,
         "components": {"messages": messages, "schemas": schemas},
+    }
+
+
+def _servers() -> Json:
+    """Where the bus is: ``connect.json`` of an installation names URL and credentials."""
+    port = {"description": "As connect.json says; `strandline up --port` fixes it."}
+    return {
+        "embedded": {
+            "host": "127.0.0.1:{port}",
+            "protocol": "nats",
+            "description": "The server that `strandline up` starts. Credentials: the user JWT and key in the file that connect.json names.",
+            "variables": {"port": port},
+        },
+        "cluster": {
+            "host": "{host}:4222",
+            "protocol": "nats",
+            "description": "A server of a cluster (compose.yaml), by TLS with the cluster's own CA; credentials as above.",
+            "variables": {"host": {"default": "nats-1", "description": "Any of its servers."}},
+        },
     }
 
 
@@ -68,6 +90,11 @@ def _streams() -> Json:
             "strand.v1.outcome.{project}.{commandId}",
             {"Reply": "Reply"},
             "JetStream stream OUTCOME: replies to submitted commands, 7 days.",
+        ),
+        "logs": _channel(
+            "strand.log.{project}.{sandbox}.{stream}",
+            {"LogChunk": "LogChunk"},
+            "JetStream stream LOGS: what a sandbox wrote, bounded by age, size and per subject; stream is stdout, stderr or runtime.",
         ),
     }
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from repo.tree import ROOT
 
+from bus.subjects import log as log_subject
 from domain.kernel.registry import COMMANDS, EVENTS
 from projections.queries import Queries
 from projections.views import VIEWS
@@ -56,6 +57,15 @@ def test_every_command_query_and_event_is_in_the_asyncapi_document() -> None:
     assert {f"strand.v1.{kind}.{{project}}.{name}" for kind in ("cmd", "submit") for name in COMMANDS} <= addresses
     assert {f"strand.v1.qry.{{project}}.{view}.{verb}" for view, verbs in queries().items() for verb in verbs} <= addresses
     assert made["components"]["schemas"].keys() >= EVENTS.keys()
+
+
+def test_the_asyncapi_document_says_where_the_bus_is_and_how_output_is_followed() -> None:
+    made = document()
+    assert {server["protocol"] for server in made["servers"].values()} == {"nats"}
+    for server in made["servers"].values():
+        assert all(f"{{{name}}}" in server["host"] for name in server["variables"])
+    address = made["channels"]["logs"]["address"]
+    assert address.format(project="p", sandbox="sb-1", stream="stdout") == log_subject("p", "sb-1", "stdout")
 
 
 def test_the_queries_are_those_that_the_projector_serves() -> None:
