@@ -49,8 +49,8 @@ docs: setup  ## Write the generated documents again
 	@$(BIN)/python -m scripts.generate_docs
 
 lock: setup  ## Pin the dependencies anew
-	@$(BIN)/pip install --quiet uv
-	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --extra dev --generate-hashes --no-emit-index-url --no-header pyproject.toml -o requirements.lock
+	@[ -n "$(UV)" ] || $(BIN)/pip install --quiet uv
+	@$(if $(UV),$(UV),$(BIN)/uv) pip compile --quiet --universal --python-version 3.11 --extra dev --generate-hashes --no-emit-index-url --no-header pyproject.toml -o requirements.lock
 
 clean:  ## Remove the environment and every cache
 	@rm -rf $(VENV) .guest .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from bus.server import ServerError, find_binary
-from strandline.host_packages import SBIN, install_command, module
+from strandline.host_packages import SBIN, as_root, install_command, module
 
 TRY_S: Final = 10
 LEAST_DISK: Final = 2 << 30
@@ -109,7 +109,7 @@ def _namespace_mend() -> str:
     ):
         file = Path("/proc/sys") / path
         if file.exists() and file.read_text().strip() in {"0", "1"} - {wanted}:
-            return f"sysctl -w {path.replace('/', '.')}={wanted}"
+            return as_root(f"sysctl -w {path.replace('/', '.')}={wanted}")
     return install_command(["util-linux"])
 
 
@@ -150,7 +150,7 @@ def cgroups(_: Host) -> Iterator[Check]:
     elif (root / "memory").exists():
         layout, place = "v1", root / "memory"
     else:
-        yield Check("cgroups", False, "not mounted", ("oci",), "mount -t cgroup2 none /sys/fs/cgroup")
+        yield Check("cgroups", False, "not mounted", ("oci",), as_root("mount -t cgroup2 none /sys/fs/cgroup"))
         return
     may = os.access(place, os.W_OK)
     mend = "systemd-run --user --scope -p Delegate=yes strandline up"
@@ -161,7 +161,7 @@ def loop_devices(_: Host) -> Iterator[Check]:
     """Artifacts are mounted through them by drivers that run as root."""
     control = Path("/dev/loop-control")
     works, said = attempt("losetup", "-f") if control.exists() else (False, "no /dev/loop-control")
-    yield Check("loop devices", works, said, ("oci", "vm"), "modprobe loop" if not control.exists() else "sudo strandline up")
+    yield Check("loop devices", works, said, ("oci", "vm"), as_root("modprobe loop") if not control.exists() else "sudo strandline up")
 
 
 def overlayfs(_: Host) -> Iterator[Check]:
@@ -169,7 +169,7 @@ def overlayfs(_: Host) -> Iterator[Check]:
     script = "mkdir -p $0/l $0/u $0/w $0/m && mount -t overlay o -o lowerdir=$0/l,upperdir=$0/u,workdir=$0/w $0/m"
     trial = "d=$(mktemp -d) && mount -t tmpfs t $d && sh -c '" + script + "' $d; r=$?; umount -l $d; rmdir $d; exit $r"
     works, said = attempt("unshare", "--user", "--map-root-user", "--mount", "sh", "-c", trial)
-    yield Check("overlayfs", works, "can be mounted" if works else said, ("oci", "process"), "modprobe overlay")
+    yield Check("overlayfs", works, "can be mounted" if works else said, ("oci", "process"), as_root("modprobe overlay"))
 
 
 def kvm(_: Host) -> Iterator[Check]:
@@ -178,7 +178,11 @@ def kvm(_: Host) -> Iterator[Check]:
         os.close(os.open("/dev/kvm", os.O_RDWR))
     except OSError as error:
         yield Check(
-            "kvm", False, f"/dev/kvm: {error.strerror}; guests are emulated, slowly", ("vm",), "modprobe kvm; usermod -aG kvm $USER"
+            "kvm",
+            False,
+            f"/dev/kvm: {error.strerror}; guests are emulated, slowly",
+            ("vm",),
+            as_root("modprobe kvm", "usermod -aG kvm $USER"),
         )
     else:
         yield Check("kvm", True, "/dev/kvm opens", ("vm",))
@@ -191,7 +195,7 @@ def ports(_: Host) -> Iterator[Check]:
             probe.bind(("127.0.0.1", 0))
             probe.listen()
     except OSError as error:
-        yield Check("ports", False, f"127.0.0.1: {error.strerror}", ("demo",), "ip link set lo up", required=True)
+        yield Check("ports", False, f"127.0.0.1: {error.strerror}", ("demo",), as_root("ip link set lo up"), required=True)
         return
     with socket.socket() as probe:
         taken = probe.connect_ex(("127.0.0.1", 4222)) == 0

@@ -96,8 +96,13 @@ def needed_for(*purposes: str) -> list[Package]:
 
 def install_command(names: Sequence[str]) -> str:
     """The one command that installs these packages."""
+    return as_root(f"apt-get install -y {' '.join(names)}")
+
+
+def as_root(*commands: str) -> str:
+    """Commands that root has to run, as whoever reads this has to type them."""
     sudo = "" if os.geteuid() == 0 else "sudo "
-    return f"{sudo}apt-get install -y {' '.join(names)}"
+    return "; ".join(f"{sudo}{command}" for command in commands)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -81,6 +82,16 @@ def test_doctor_says_for_each_thing_whether_it_is_there_and_how_to_mend_it() -> 
     } <= names
     assert {"python3-venv", "postgresql"} <= names
     assert all(check["status"] == "ok" or check["mend"] for check in found["checks"])
+
+
+def test_what_root_has_to_do_is_said_as_the_reader_has_to_type_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert host_packages.as_root("modprobe kvm", "usermod x") == "sudo modprobe kvm; sudo usermod x"
+    checks = [check for make in host_checks.CHECKS for check in make(Host("/"))]
+    needing_root = re.compile(r"(?:^|; )(?:apt-get|modprobe|sysctl|mount|usermod|ip) ")
+    assert not [check.mend for check in checks if needing_root.search(check.mend)]
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert host_packages.as_root("modprobe kvm") == "modprobe kvm"
 
 
 def test_the_nats_server_of_the_wheel_is_found() -> None:
