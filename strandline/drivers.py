@@ -10,7 +10,7 @@ import typer
 from strandline.host_packages import install_command, needed_for
 
 AUTO: Final = "auto"
-DRIVERS: Final = ("oci", "process", "sim")
+DRIVERS: Final = ("oci", "process", "sim", "vm")
 HELP: Final = f"{AUTO}, {', '.join(DRIVERS[:-1])} or {DRIVERS[-1]}; several by commas, the default first."
 
 

@@ -138,7 +138,7 @@ async def drain(
         str | None, typer.Option("--stop-after", metavar="DURATION", help="Then stop what is still there.", show_default=False)
     ] = None,
 ) -> None:
-    """No new sandboxes there; those that it has end by themselves, or are stopped after a while. --wait: until the project has none there."""
+    """No new sandboxes there; those that it has end by themselves, or are stopped after a while. --wait: until the project has none."""
     seconds = None if stop_after is None else parse.seconds(stop_after)
     identifier = await run.id("node", node)
 
