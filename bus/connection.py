@@ -70,13 +70,17 @@ class Connection(Client):
         transport = self._transport
         if self._written or not self.is_connected or not isinstance(transport, TcpTransport) or transport._io_writer is None:  # noqa: SLF001
             return False
-        if transport._io_writer.transport.get_write_buffer_size():  # noqa: SLF001 - nats-py has no public name for it
+        try:
+            if transport._io_writer.transport.get_write_buffer_size():  # noqa: SLF001 - nats-py has no public name for it
+                return False
+            if self._pending:
+                transport.writelines(self._pending)  # type: ignore[no-untyped-call]  # nats-py left this one unannotated
+        except (OSError, RuntimeError):  # uvloop says RuntimeError of a closed socket; whoever reads from it is about to find out
             return False
-        pending, self._pending, self._pending_data_size = self._pending, [], 0
-        if pending:
+        if self._pending:
             self._written = True
             asyncio.get_running_loop().call_soon(self._next_turn)
-            transport.writelines(pending)  # type: ignore[no-untyped-call]  # nats-py left this one unannotated
+            self._pending, self._pending_data_size = [], 0
         return True
 
     def _next_turn(self) -> None:
