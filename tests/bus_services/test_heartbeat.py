@@ -30,13 +30,13 @@ def watching(nc, notes: Notes, dead_s: float, **more):
 def test_a_node_that_beats_is_seen_and_one_that_stops_expires_and_comes_back(connecting, run, eventually) -> None:
     async def main() -> None:
         notes = Notes()
-        async with connecting(streams=True) as nc, watching(nc, notes, 0.4) as watch:
+        async with connecting(streams=True) as nc, watching(nc, notes, 1.5) as watch:
             async with heartbeat.beating(nc, "n1", lambda: {"pct": 7}, every_s=0.05):
                 await heartbeat.beat(nc, "n2")
                 await eventually(lambda: notes.expired == ["n2"])
                 assert {"n1", "n2"} == set(notes.seen)
                 assert watch.bodies == {"n1": {"pct": 7}}
-                assert (datetime.now(UTC) - notes.last["n2"]).total_seconds() >= 0.4
+                assert (datetime.now(UTC) - notes.last["n2"]).total_seconds() >= 1.5
             await eventually(lambda: "n1" in notes.expired)
             await heartbeat.beat(nc, "n1")
             notes.seen.clear()

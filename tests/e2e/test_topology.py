@@ -8,8 +8,8 @@ import os
 import pwd
 import re
 import subprocess
-import tempfile
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
