@@ -29,7 +29,7 @@ from agents.records import Memory
 from agents.registry import SIMULATOR, working
 from agents.reporting import Reporter
 from agents.sealing import SealingKey
-from agents.storage.roots import choose_roots
+from agents.storage.all import all_roots
 from agents.sweeping import sweeping
 from agents.uplink import Uplink
 from agents.work import Work
@@ -86,7 +86,7 @@ class Agent:
         where = (place, options.dir)
         builder = Builder(place / "build", cache, self.uplink.shelf(), base=Path.cwd(), directories=where, key=key, trust=options.trust)
         builder.clean()
-        roots = choose_roots(place / "storage")
+        roots = all_roots(place / "storage")
         self.fingerprint = Fingerprint(self.boot, where, drivers.values(), options.promise, key.public, roots.kind)
         self.logs = LogShipper(place / "logs", journal, self.uplink.log)
         self.node = LocalNode(

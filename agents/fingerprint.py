@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-from agents.drivers.driver import Driver
+from agents.drivers.driver import Driver, HasGuestImage
 from agents.host import cgroups
 from agents.records import SandboxRecord
 from domain.nodes.orders import Capacity, DriverInfo, NodeHello, Versions
@@ -38,7 +38,9 @@ class Promise:
 
 
 class Fingerprint:
-    """``directories``: where the guest image's version is looked for, the node's own first. ``boot`` is new with each agent process.
+    """``directories``: where a guest image's version is looked for, the node's own first; where none says it, the drivers do.
+
+    ``boot`` is new with each agent process.
 
     ``sealing_key``: the public key for secrets that only this node can open (``agents/sealing.py``). ``roots``: how roots are made,
     ``overlay`` or ``copies``.
@@ -81,7 +83,8 @@ class Fingerprint:
             with contextlib.suppress(OSError, UnicodeDecodeError):
                 if said := (directory / GUEST_IMAGE_FILE).read_text(encoding="utf-8").strip():
                     return said[:128]
-        return FIRST_GUEST_IMAGE
+        booted = (driver.guest_image for driver in self._drivers if isinstance(driver, HasGuestImage))
+        return next(filter(None, booted), FIRST_GUEST_IMAGE)[:128]
 
     async def hello(self) -> NodeHello:
         """Everything."""

@@ -27,7 +27,7 @@ Stream = Literal["stdout", "stderr", "runtime"]
 Ship = Callable[[str, str, Stream, bytes], Awaitable[Any]]
 """(project, sandbox, stream, bytes); returns when the bus has them, raises when that is not sure."""
 
-STREAMS: Final[tuple[Stream, ...]] = ("stdout", "stderr")
+STREAMS: Final[tuple[Stream, ...]] = ("stdout", "stderr", "runtime")
 PIECE: Final = 64 * 1024
 FIRST_LOOK_S: Final = 0.1
 LAST_LOOK_S: Final = 1.0

@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
-from agents.drivers.driver import Driver, Handle, Limits, MapsUsers, Spec
+from agents.drivers.driver import Driver, Handle, Limits, MapsUsers, Spec, TakesDisk
 from agents.node import LocalNode
 from agents.readiness import port_statuses, wait_ready
 from agents.records import SandboxRecord
@@ -46,14 +46,15 @@ async def _artifact(b: Bringup) -> Output:
     ref = b.record.spec.artifact
     path = await b.node.cache.ensure(ref)
     async with b.node.creating:
-        await b.node.roots.prepare(ref.artifact_id, path)
+        await b.node.roots.prepare(ref.artifact_id, path, disk=isinstance(b.driver, TakesDisk))
     return {}
 
 
 async def _root(b: Bringup) -> Output:
     ids = b.driver.ids if isinstance(b.driver, MapsUsers) else 0
     async with b.node.creating:
-        path = await b.node.roots.create(b.record.id, b.record.spec.artifact.artifact_id, b.record.spec.snapshot_id, ids=ids)
+        artifact, snapshot = b.record.spec.artifact.artifact_id, b.record.spec.snapshot_id
+        path = await b.node.roots.create(b.record.id, artifact, snapshot, disk=isinstance(b.driver, TakesDisk), ids=ids)
     return {"path": str(path)}
 
 
@@ -82,7 +83,8 @@ async def _remove_logs(b: Bringup) -> None:
 
 async def _start(b: Bringup) -> Output:
     netns = b.account.outputs["network"]["netns"]
-    spec = spec_of(b.node, b.record, Path(b.account.outputs["root"]["path"]), None if netns is None else Path(netns))
+    root, snapshot = Path(b.account.outputs["root"]["path"]), b.record.spec.snapshot_id
+    spec = spec_of(b.node, b.record, root, None if netns is None else Path(netns), snapshot)
     async with b.node.creating:
         handle = await b.driver.start(spec)
     return {"handle": asdict(handle)}
@@ -112,8 +114,8 @@ PROVISION: Final = (
 )
 
 
-def spec_of(node: LocalNode, record: SandboxRecord, root: Path, netns: Path | None) -> Spec:
-    """What a driver is asked to start."""
+def spec_of(node: LocalNode, record: SandboxRecord, root: Path, netns: Path | None, snapshot_id: str | None = None) -> Spec:
+    """What a driver is asked to start, or to go on with if the snapshot that the root was made from holds a memory."""
     recipe = record.spec.recipe
     return Spec(
         sandbox_id=record.id,
@@ -128,6 +130,7 @@ def spec_of(node: LocalNode, record: SandboxRecord, root: Path, netns: Path | No
         limits=Limits(cpu=recipe.cpu, memory_mb=recipe.memory_mb, pids=recipe.pids),
         netns=netns,
         ids=node.roots.ids(record.id),
+        memory=None if snapshot_id is None else node.roots.memory(snapshot_id),
     )
 
 

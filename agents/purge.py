@@ -10,7 +10,7 @@ from agents.network.netns import choose_network
 from agents.options import Options
 from agents.ownership import own
 from agents.registry import DRIVERS
-from agents.storage.roots import choose_roots
+from agents.storage.all import all_roots
 
 
 async def purge(options: Options) -> None:
@@ -33,7 +33,7 @@ async def _purge(place: Path) -> None:
     for sandbox_id in await network.list():
         await network.detach(sandbox_id)
     await network.teardown()
-    roots = choose_roots(place / "storage")
+    roots = all_roots(place / "storage")
     there = await roots.list()
     for sandbox_id in there.roots:
         await roots.remove(sandbox_id)

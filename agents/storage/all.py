@@ -18,12 +18,20 @@ class AllRoots:
     def __init__(self, trees: OverlayRoots | CopyRoots, disks: DiskRoots) -> None:
         self._trees = trees
         self._disks = disks
+        self.kind = trees.kind
 
     async def prepare(self, artifact_id: str, ext4: Path, *, disk: bool = False) -> None:
         await (self._disks if disk else self._trees).prepare(artifact_id, ext4)
 
-    async def create(self, sandbox_id: str, artifact_id: str, snapshot_id: str | None = None, *, disk: bool = False) -> Path:
-        return await (self._disks if disk else self._trees).create(sandbox_id, artifact_id, snapshot_id)
+    async def create(self, sandbox_id: str, artifact_id: str, snapshot_id: str | None = None, *, disk: bool = False, ids: int = 0) -> Path:
+        """``ids`` is for trees: who owns what in a disk is its guest's affair."""
+        if disk:
+            return await self._disks.create(sandbox_id, artifact_id, snapshot_id)
+        return await self._trees.create(sandbox_id, artifact_id, snapshot_id, ids=ids)
+
+    def ids(self, sandbox_id: str) -> int:
+        """The host's number of user 0 in a sandbox's root."""
+        return 0 if self._disks.has(sandbox_id) else self._trees.ids(sandbox_id)
 
     async def snapshot(self, sandbox_id: str, snapshot_id: str, take: Take | None = None) -> int:
         """Bytes. ``take``: the driver's, for a disk. Raises ``root.needs-driver`` for one without it."""

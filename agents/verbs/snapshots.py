@@ -1,4 +1,4 @@
-"""``sandbox-snapshot``, ``sandbox-rollback``, ``snapshot-remove``: disks at one moment, and the way back to it."""
+"""``sandbox-snapshot``, ``sandbox-rollback``, ``snapshot-remove``: sandboxes at one moment, and the way back to it."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import structlog
 
-from agents.drivers.driver import CanPause, Driver, Handle, RuntimeFault
+from agents.drivers.driver import CanPause, CanSnapshot, Driver, Handle, RuntimeFault
 from agents.failures import FailedError, fail
 from agents.node import LocalNode
 from agents.provisioning import spec_of
@@ -28,11 +29,17 @@ log = structlog.get_logger(__name__)
 
 
 async def snapshot(task: Task, body: SandboxSnapshot) -> SnapshotTaken:
-    """Copy the disk, frozen meanwhile where the driver can. A crash in between leaves it frozen, and adoption thaws it."""
+    """Save memory and disk where the driver can, else copy the disk, frozen meanwhile if it can be.
+
+    A crash in between leaves it frozen, and adoption thaws it.
+    """
     node = task.node
     record = current(node, body.sandbox_id, body.generation)
+    driver = node.drivers.pick(record.driver)
 
     async def take() -> int:
+        if isinstance(driver, CanSnapshot):
+            return await node.roots.snapshot(record.id, body.snapshot_id, partial(driver.snapshot, node.handle(record)))
         async with _frozen(node, record):
             return await node.roots.snapshot(record.id, body.snapshot_id)
 
@@ -42,7 +49,8 @@ async def snapshot(task: Task, body: SandboxSnapshot) -> SnapshotTaken:
         if body.snapshot_id not in (await node.roots.list()).snapshots:
             await attempt(node.roots.remove_snapshot(body.snapshot_id))  # half of one is none
         raise
-    return SnapshotTaken(size_bytes=size, holds=("disk",), versions=node.versions())
+    holds: tuple[Literal["disk", "memory"], ...] = ("disk",) if node.roots.memory(body.snapshot_id) is None else ("disk", "memory")
+    return SnapshotTaken(size_bytes=size, holds=holds, versions=node.versions())
 
 
 @asynccontextmanager
@@ -94,7 +102,8 @@ async def _restore(r: Return) -> Output:
 async def _restart(r: Return) -> Output:
     attached = await r.node.network.attach(r.record.id)
     async with r.node.creating:
-        handle = await r.driver.start(spec_of(r.node, r.record, Path(r.account.outputs["restore"]["path"]), attached.netns))
+        root = Path(r.account.outputs["restore"]["path"])
+        handle = await r.driver.start(spec_of(r.node, r.record, root, attached.netns, r.snapshot_id))
     return {"handle": asdict(handle), "address": attached.address}
 
 

@@ -21,7 +21,9 @@ from agents.network.netns import NoNetwork
 from agents.node import Drivers, LocalNode, Settings
 from agents.records import Memory
 from agents.reporting import Reporter
+from agents.storage.all import AllRoots
 from agents.storage.copies import CopyRoots
+from agents.storage.disks import DiskRoots
 from agents.sweeping import sweep
 from agents.work import Work
 from domain.kernel.ids import sandbox_id
@@ -104,7 +106,7 @@ class Rig:
             name=self.name,
             directory=own,
             drivers=Drivers({"sim": self.driver}),
-            roots=CopyRoots(own / "storage"),
+            roots=AllRoots(CopyRoots(own / "storage"), DiskRoots(own / "storage" / "disks")),
             network=self.leases,
             cache=Cache(own / "artifacts", self._fetch),
             images=NoImages(),

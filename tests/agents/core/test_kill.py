@@ -23,7 +23,7 @@ from agents.journal import Journal
 from agents.network.netns import choose_network
 from agents.records import Memory
 from agents.registry import DRIVERS
-from agents.storage.roots import choose_roots
+from agents.storage.all import all_roots
 from domain.nodes.orders import Observation, Order, ReportKind, Verb
 
 STEPS = ("artifact", "root", "network", "logs", "start", "ready", "report")
@@ -50,7 +50,7 @@ async def left(place: Installation, driver: str) -> dict[str, set[str]]:
     found = {
         "sandboxes": set(await told.list()),
         "states": {path.name for path in (own / "drivers" / driver).iterdir() if path.name.startswith("sb-")},
-        "roots": set((await choose_roots(own / "storage").list()).roots),
+        "roots": set((await all_roots(own / "storage").list()).roots),
         "leases": set(await choose_network(own / "network").list()) if driver != "sim" else set(),
         "logs": {path.name for path in logs.iterdir()} if logs.is_dir() else set(),
         "records": set(journal.state.sandboxes),
