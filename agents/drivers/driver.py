@@ -217,6 +217,19 @@ class CanStream(Protocol):
 
 
 @runtime_checkable
+class HasFiles(Protocol):
+    """Files inside, without a process there. Paths are the sandbox's; no symbolic link leads out of it."""
+
+    async def read_file(self, handle: Handle, path: str, most: int) -> bytes:
+        """At most ``most`` bytes. Raises ``file.not-read``."""
+        ...
+
+    async def write_file(self, handle: Handle, path: str, data: bytes, mode: int = 0o644) -> None:
+        """Replace its content; ``mode`` for a new one. Raises ``file.not-written``."""
+        ...
+
+
+@runtime_checkable
 class TakesDisk(Protocol):
     """Its ``Spec.root`` is a disk image, and ``disk_format`` is what storage has to make: ``qcow2``."""
 

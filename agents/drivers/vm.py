@@ -10,10 +10,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import secrets
 import signal
 import struct
-import time
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Final
@@ -21,12 +19,13 @@ from typing import Final
 from agents.drivers import streams
 from agents.drivers.driver import Condition, ExecRequest, ExecResult, Exit, Fault, Handle, Limits, Observed, RuntimeFault, Spec
 from agents.drivers.identity import Who, environment
-from agents.drivers.microvm import channel, machine
+from agents.drivers.microvm import channel, orders
 from agents.drivers.microvm.accel import Verdict, choose, qemu_version
 from agents.drivers.microvm.bases import Bases
 from agents.drivers.microvm.command import Build, Shape
 from agents.drivers.microvm.machine import Machine, Place
 from agents.drivers.microvm.memory import Memory
+from agents.drivers.microvm.pool import Pool, size_wanted
 from agents.drivers.microvm.saving import save
 from agents.drivers.statedir import StateDir
 from agents.guest import image
@@ -36,23 +35,23 @@ _GONE: Final = Observed(Condition.GONE)
 _LIVING: Final = (Condition.RUNNING, Condition.PAUSED)
 _END_S: Final = 2.0
 _KILLED: Final = 128 + signal.SIGKILL
-_ENTROPY: Final = 64
 
 
 class VmDriver:
-    """``directory`` is the driver's own; ``guests`` where guest images are kept."""
+    """``directory`` is the driver's own; ``guests`` where guest images are kept; ``waiting``: how many machines wait for the next start."""
 
     name = "vm"
     disk_format = "qcow2"
 
-    def __init__(self, directory: Path, guests: Path | None = None, starts: int | None = None) -> None:
+    def __init__(self, directory: Path, guests: Path | None = None, starts: int | None = None, waiting: int | None = None) -> None:
         self._state = StateDir(directory)
         self._guests = guests or image.shelf()
         self._starts = asyncio.Semaphore(starts or os.cpu_count() or 1)
         self._bases = Bases(self._mark("base"))
+        self._pool = Pool(self._state.directory, self._state.mark, size_wanted() if waiting is None else waiting)
         self._machines: dict[str, Machine] = {}
         self._verdict: Verdict | None = None
-        flags = "exec limits live-limits memory-snapshot pause ports stream usage users own-kernel"
+        flags = "exec files limits live-limits memory-snapshot pause ports stream usage users own-kernel"
         self.flags: tuple[str, ...] = tuple(sorted(flags.split()))
 
     def _mark(self, sandbox_id: str) -> dict[str, str]:
@@ -114,14 +113,15 @@ class VmDriver:
         memory = await self._origin(spec)
         _, build = await self._build()
         directory = self._state.create(spec)
-        made, state_fd = machine.wake(Place(directory, spec.logs, self._mark(spec.sandbox_id)), build, memory, spec.root)
-        state = {"boot": processes.boot_id(), "pid": made.pid, "started": made.started, "memory": str(memory.directory)}
-        handle = Handle(self.name, spec.sandbox_id, spec.generation, 1, state)
-        self._state.write_handle(handle)
+        place = Place(directory, spec.logs, self._mark(spec.sandbox_id))
+        with self._pool.machine(place, build, memory, spec.root) as (made, state_fd):
+            state = {"boot": processes.boot_id(), "pid": made.pid, "started": made.started, "memory": str(memory.directory)}
+            handle = Handle(self.name, spec.sandbox_id, spec.generation, 1, state)
+            self._state.write_handle(handle)
         self._machines[spec.sandbox_id] = made
         await made.load(state_fd)
         kind = channel.RESTORED if spec.memory else channel.START
-        await made.guest().ask(kind, channel.fields(_order(spec)))
+        await made.guest().ask(kind, channel.fields(orders.restored(spec, memory) if spec.memory else orders.start(spec)))
         self._state.set_mark(spec.sandbox_id, "started", on=True)
         return handle
 
@@ -181,6 +181,7 @@ class VmDriver:
         return seen.exit or Exit(None, "lost")
 
     async def list(self) -> Mapping[str, Observed]:
+        await self._pool.sweep()
         handles = {sandbox_id: self._state.handle(sandbox_id) for sandbox_id in self._state.ids()}
         return {sandbox_id: _GONE if handle is None else self._observe(handle) for sandbox_id, handle in handles.items()}
 
@@ -204,11 +205,14 @@ class VmDriver:
     async def exec(self, handle: Handle, request: ExecRequest) -> ExecResult:
         found = self._running(handle, paused=False)
         spec = self._spec(handle)
-        env = {**spec.env, **request.env}
-        environment(Who(), env)
-        said = [*(("a", word) for word in request.argv), *(("e", f"{name}={value}") for name, value in env.items())]
-        said += [("d", request.cwd or spec.cwd), ("u", request.user or spec.user), ("m", str(request.max_output))]
-        return await found.guest().run(channel.fields(said), request)
+        environment(Who(), spec.env, request.env)
+        return await found.guest().run(channel.fields(orders.execute(spec, request)), request)
+
+    async def read_file(self, handle: Handle, path: str, most: int) -> bytes:
+        return await self._running(handle, paused=False).guest().get(path, most)
+
+    async def write_file(self, handle: Handle, path: str, data: bytes, mode: int = 0o644) -> None:
+        await self._running(handle, paused=False).guest().put(path, data, mode)
 
     def _spec(self, handle: Handle) -> Spec:
         spec = self._state.spec(handle.sandbox_id)
@@ -232,7 +236,8 @@ class VmDriver:
         shape = Memory.read(Path(handle.state["memory"])).shape
         if Shape.of(limits).ram_mb > shape.ram_mb or limits.cpu > shape.cpus:
             raise RuntimeFault("limits.refused", f"the machine has {shape.cpus} processors and {shape.ram_mb} MiB and cannot grow")
-        await found.guest().ask(channel.LIMITS, _limits(limits).encode())
+        self._state.set_mark(handle.sandbox_id, "relimited", on=True)
+        await found.guest().ask(channel.LIMITS, orders.limits(limits).encode())
 
     async def stop(self, handle: Handle, grace_s: float) -> Exit:
         seen = self._observe(handle)
@@ -274,9 +279,12 @@ class VmDriver:
         found = self._running(handle)
         running = seen.condition is Condition.RUNNING
         _, build = await self._build()
+        origin = Memory.read(Path(handle.state["memory"]))
+        limits = "" if self._state.has_mark(handle.sandbox_id, "relimited") else orders.limits(self._spec(handle).limits)
+        saved = Memory(memory, origin.shape, build, handle.sandbox_id, limits)
         self._state.set_mark(handle.sandbox_id, "paused", on=True)
         try:
-            return await save(found, Memory.read(Path(handle.state["memory"])), build, memory, disk, running=running)
+            return await save(found, origin, saved, disk, running=running) or self._spec(handle).root
         finally:
             self._state.set_mark(handle.sandbox_id, "paused", on=not running)
 
@@ -309,18 +317,6 @@ class VmDriver:
             ended.cancel()
 
     async def close(self) -> None:
+        await self._pool.close()
         for sandbox_id in [*self._machines]:
             self._forget(sandbox_id)
-
-
-def _order(spec: Spec) -> list[tuple[str, str]]:
-    """What the guest is told at its start: who it is from now on and, unless it goes on from a snapshot, what to run."""
-    said = [("h", spec.hostname), ("l", _limits(spec.limits)), ("t", str(time.time_ns())), ("s", secrets.token_hex(_ENTROPY))]
-    if spec.memory is not None:
-        return [*said, ("c", "")]
-    said += [*(("a", word) for word in spec.argv), *(("e", f"{name}={value}") for name, value in spec.env.items())]
-    return [*said, ("d", spec.cwd), ("u", spec.user)]
-
-
-def _limits(limits: Limits) -> str:
-    return f"{max(1000, int(limits.cpu * 100_000))} {limits.memory_mb << 20} {limits.pids}"

@@ -76,7 +76,8 @@ class NoAck:
 class Rig:
     """``async with rig.life() as node:`` is one agent process; the next one finds what it left."""
 
-    def __init__(self, directory: Path, ext4: Path, artifact: ArtifactRef) -> None:
+    def __init__(self, directory: Path, ext4: Path, artifact: ArtifactRef, driver: Callable[[Path], Any] | None = None) -> None:
+        self._driver = driver
         self.directory = directory
         self.ext4 = ext4
         self.artifact = artifact
@@ -101,11 +102,11 @@ class Rig:
         crash = CrashPoints(own, "")
         reporter = Reporter(self.name, journal, self._hear, lambda: self.now, crash)
         self.leases = Leases(own / "leases")
-        self.driver = SimDriver(own / "sim", knobs=self.knobs)
+        self.driver: Any = self._driver(own / "driver") if self._driver else SimDriver(own / "sim", knobs=self.knobs)
         self.node = node = LocalNode(
             name=self.name,
             directory=own,
-            drivers=Drivers({"sim": self.driver}),
+            drivers=Drivers({self.driver.name: self.driver}),
             roots=AllRoots(CopyRoots(own / "storage"), DiskRoots(own / "storage" / "disks")),
             network=self.leases,
             cache=Cache(own / "artifacts", self._fetch),

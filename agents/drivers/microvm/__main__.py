@@ -1,11 +1,12 @@
 """``python -m agents.drivers.microvm``: can this user run microVMs here, how, and why so? One JSON object, for ``strandline doctor``.
 
-Builds the guest image if there is none and boots it, unless that was done before.
+Boots the guest image, unless that was done before. One that is not there is not built: it says that it would be, at the first start.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -13,11 +14,15 @@ from pathlib import Path
 import uvloop
 
 from agents.drivers.driver import RuntimeFault
+from agents.drivers.microvm.accel import qemu_version
 from agents.drivers.vm import VmDriver
+from agents.guest import image
 from agents.host.reaper import become_subreaper
 
 
 async def _look() -> dict[str, object]:
+    if image.current(image.shelf()) is None:
+        return await _could_build()
     with tempfile.TemporaryDirectory(prefix="strandline-vm-check-") as directory:
         driver = VmDriver(Path(directory))
         try:
@@ -36,6 +41,14 @@ async def _look() -> dict[str, object]:
             return {"works": False, "why": str(fault), "mend": ""}
         finally:
             await driver.close()
+
+
+async def _could_build() -> dict[str, object]:
+    missing = [name for name in ("gcc", "apt-get", "dpkg-deb") if shutil.which(name) is None]
+    if missing:
+        return {"works": False, "why": f"no guest image, and no {', '.join(missing)} to build one", "mend": "apt-get install gcc libc6-dev"}
+    said = {"accel": "", "why": "KVM is tried then", "version": f"qemu {await qemu_version()}", "guest": "built at the first start"}
+    return {"works": True, **said}
 
 
 def main() -> int:

@@ -79,6 +79,19 @@ class Guest:
             raise _refusal(said)
         return said
 
+    async def put(self, path: str, data: bytes, mode: int) -> None:
+        """Write a file of the sandbox's, in pieces. Raises ``file.not-written``."""
+        for at in range(0, max(1, len(data)), _PIECE):
+            head = f"{path}\0{mode:o}\0{at}\0".encode(errors="surrogateescape")
+            await self.ask(PUT, head + data[at : at + _PIECE])
+
+    async def get(self, path: str, most: int) -> bytes:
+        """At most so many bytes of a file of the sandbox's. Raises ``file.not-read``."""
+        data = b""
+        while len(data) < most and (piece := await self.ask(GET, f"{path}\0{len(data)}\0".encode(errors="surrogateescape"))):
+            data += piece
+        return data[:most]
+
     async def run(self, body: bytes, request: ExecRequest) -> ExecResult:
         """Run a process to its end. When time is up, or the caller is cancelled, it is killed with everything that it has started."""
         with self._request() as (number, exchange):

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
@@ -16,6 +16,8 @@ PROGRAM: Final = "qemu-system-x86_64"
 PORTS: Final = ("agent", "stdout", "stderr", "status")
 DISK: Final = "d0"
 """What the monitor calls the disk."""
+OPENED: Final = "/dev/fdset/1"
+"""What it calls the file that the disk was started with."""
 
 GUEST_OWN_MB: Final = 64
 """What kernel and guest agent need besides the sandbox's own memory, which a control group inside bounds exactly."""
@@ -57,9 +59,6 @@ class Build:
     accel: Accel
     guest: str
 
-    def as_json(self) -> dict[str, str]:
-        return asdict(self)
-
 
 @dataclass(frozen=True, slots=True)
 class Boot:
@@ -78,9 +77,13 @@ def arguments(
     *,
     fds: tuple[int, int],
     boot: Boot | None = None,
-    disk: Path | None = None,
+    disk: tuple[int, int] | None = None,
 ) -> list[str]:
-    """``fds``: listening sockets for monitor and guest agent. ``ram``: written by a boot, mapped copy-on-write by everything else."""
+    """``fds``: listening sockets for monitor and guest agent. ``ram``: written by a boot, mapped copy-on-write by everything else.
+
+    ``disk``: its file, opened to write and opened to read: QEMU opens a disk again when it becomes another's backing file, and one that is
+    known by descriptors may have got another name by then.
+    """
     share = "on" if boot else "off"
     words = [PROGRAM, *_ACCEL[build.accel], "-m", f"{shape.ram_mb}M", "-smp", str(shape.cpus)]
     words += ["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-sandbox", _SECCOMP]
@@ -88,7 +91,7 @@ def arguments(
     words += ["-machine", "microvm,memory-backend=mem0"]
     words += ["-chardev", f"socket,id=qmp,fd={fds[0]},server=on,wait=off", "-mon", "chardev=qmp,mode=control"]
     words += [*_file("serial", logs / "runtime"), "-serial", "chardev:serial"]
-    words += ["-drive", _drive(disk), "-device", f"virtio-blk-device,drive={DISK}"]
+    words += [*_drive(disk), "-device", f"virtio-blk-device,drive={DISK}"]
     words += ["-device", "virtio-serial-device,max_ports=8", "-chardev", f"socket,id=agent,fd={fds[1]},server=on,wait=off"]
     words += [*_file("stdout", logs / "stdout"), *_file("stderr", logs / "stderr"), *_file("status", directory / "status")]
     for number, name in enumerate(PORTS, 1):
@@ -99,11 +102,12 @@ def arguments(
     return [*words, "-S", "-incoming", "defer", "-global", "migration.send-configuration=off"]
 
 
-def _drive(disk: Path | None) -> str:
+def _drive(disk: tuple[int, int] | None) -> list[str]:
     """``cache=unsafe``: a sandbox's disk does not outlive the machine that it lies on, so nothing of it waits for a platter."""
     if disk is None:
-        return f"id={DISK},driver=null-co,size=1048576,if=none"
-    return f"id={DISK},file={_plain(disk)},format=qcow2,if=none,cache=unsafe,file.locking=off"
+        return ["-drive", f"id={DISK},driver=null-co,size=1048576,if=none"]
+    named = [word for fd in disk for word in ("-add-fd", f"fd={fd},set=1")]
+    return [*named, "-drive", f"id={DISK},file={OPENED},format=qcow2,if=none,cache=unsafe,file.locking=off"]
 
 
 def _file(name: str, path: Path) -> tuple[str, str]:

@@ -23,7 +23,7 @@ C = TypeVar("C", Monitor, Guest)
 
 _LOADED_S: Final = 30.0
 _END_S: Final = 10.0
-_LOGS: Final = ("runtime", "stdout", "stderr")
+LOGS: Final = ("runtime", "stdout", "stderr")
 _COMPLAINTS: Final = "qemu.log"
 
 
@@ -119,16 +119,17 @@ def wake(place: Place, build: Build, memory: Memory, disk: Path) -> tuple[Machin
     """Start a machine that waits for ``load``, and the number that it knows the memory's state by."""
     with Descriptors() as fds:
         state = fds.keep(os.open(memory.state, os.O_RDONLY | os.O_CLOEXEC))
+        opened = fds.keep(os.open(disk, os.O_RDWR | os.O_CLOEXEC)), fds.keep(os.open(disk, os.O_RDONLY | os.O_CLOEXEC))
 
         def argv(ends: tuple[int, int]) -> list[str]:
-            return command.arguments(build, memory.shape, memory.ram, place.directory, place.logs, fds=ends, disk=disk)
+            return command.arguments(build, memory.shape, memory.ram, place.directory, place.logs, fds=ends, disk=opened)
 
-        return _spawn(place, fds, argv, state), state
+        return _spawn(place, fds, argv, state, *opened), state
 
 
 def _spawn(place: Place, fds: Descriptors, argv: Callable[[tuple[int, int]], list[str]], *keep: int) -> Machine:
     place.logs.mkdir(parents=True, exist_ok=True)
-    for name in _LOGS:
+    for name in LOGS:
         fds.keep(os.open(place.logs / name, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o640))
     qmp, agent = (fds.keep(sockets.listen(place.directory / name).detach()) for name in ("qmp", "agent"))
     nothing = fds.keep(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))

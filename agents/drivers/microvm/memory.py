@@ -24,11 +24,16 @@ _OWN: Final = bytes(1 if top & 0b010 or top & 0b101 == 0b100 else 0 for top in (
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """``directory`` holds ``ram`` (sparse), ``state`` and the manifest."""
+    """``directory`` holds ``ram`` (sparse), ``state`` and the manifest.
+
+    ``sandbox``: whose it is; ``limits``: its own, as the guest was told them, empty when they were changed since.
+    """
 
     directory: Path
     shape: Shape
     build: Build
+    sandbox: str = ""
+    limits: str = ""
 
     @property
     def ram(self) -> Path:
@@ -43,13 +48,13 @@ class Memory:
         """Raises ``snapshot.unreadable``."""
         try:
             said = json.loads((directory / _MANIFEST).read_text(encoding="utf-8"))
-            return cls(directory, Shape(**said["shape"]), Build(**said["build"]))
+            return cls(directory, Shape(**said["shape"]), Build(**said["build"]), said["sandbox"], said["limits"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RuntimeFault("snapshot.unreadable", f"no memory in {directory.name}: {error}") from error
 
     def write(self) -> None:
         """The last thing to be written: from here on it is whole."""
-        said = {"shape": asdict(self.shape), "build": self.build.as_json()}
+        said = {"shape": asdict(self.shape), "build": asdict(self.build), "sandbox": self.sandbox, "limits": self.limits}
         draft = self.directory / f".{_MANIFEST}"
         draft.write_text(json.dumps(said), encoding="utf-8")
         draft.replace(self.directory / _MANIFEST)

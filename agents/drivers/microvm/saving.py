@@ -14,35 +14,34 @@ from pathlib import Path
 
 from agents.drivers.driver import RuntimeFault
 from agents.drivers.microvm import channel
-from agents.drivers.microvm.command import DISK, Build
+from agents.drivers.microvm.command import DISK, OPENED
 from agents.drivers.microvm.machine import Machine
 from agents.drivers.microvm.memory import Memory, copy_own_pages, copy_sparse
 from agents.drivers.microvm.qmp import Monitor
 
 
-async def save(machine: Machine, origin: Memory, build: Build, into: Path, disk: Path | None, *, running: bool) -> Path:
-    """Save it into the directory ``into``, let it go on with the disk ``disk``, and say which disk it had until then.
+async def save(machine: Machine, origin: Memory, memory: Memory, disk: Path, *, running: bool) -> Path | None:
+    """Save it as ``memory``, let it go on with the disk ``disk``, and say which disk it had until then; None: the one of its start.
 
-    ``disk`` is an empty overlay over that one. Raises ``snapshot.not-permitted``, ``vm.gone``; the machine goes on in any case.
+    ``origin`` is what it once started from; ``disk`` an empty overlay over the one that it has.
+    Raises ``snapshot.not-permitted``, ``vm.gone``; the machine goes on in any case.
     """
-    memory = Memory(into, origin.shape, build)
     await asyncio.to_thread(copy_sparse, origin.ram, memory.ram)
     monitor = machine.monitor()
     before = await _disk(monitor)
     async with _standing_still(machine, monitor, running=running):
         await monitor.execute("xen-save-devices-state", filename=str(memory.state), live=False)
         await asyncio.to_thread(copy_own_pages, machine.pid, origin.ram, memory.ram)
-        if disk is not None:
-            await monitor.execute(
-                "blockdev-snapshot-sync", device=DISK, **{"snapshot-file": str(disk), "format": "qcow2", "mode": "existing"}
-            )
+        onward = {"snapshot-file": str(disk), "format": "qcow2", "mode": "existing"}
+        await monitor.execute("blockdev-snapshot-sync", device=DISK, **onward)
     memory.write()
     return before
 
 
-async def _disk(monitor: Monitor) -> Path:
+async def _disk(monitor: Monitor) -> Path | None:
     [found] = [device for device in await monitor.execute("query-block") if device["device"] == DISK]
-    return Path(found["inserted"]["file"])
+    file = found["inserted"]["file"]
+    return None if file == OPENED else Path(file)
 
 
 @contextlib.asynccontextmanager

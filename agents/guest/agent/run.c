@@ -18,9 +18,10 @@
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
-struct run { uint32_t number; pid_t pid; int in, out, err; size_t room[2]; int dropped, wants; char *input; size_t given, taken; };
+struct run { uint32_t number; pid_t pid; int in, out, err; size_t room[2]; int dropped, killed; char *input; size_t given, taken; };
 
 static struct run runs[MAX_RUNS];
 pid_t main_pid;
@@ -260,7 +261,9 @@ void input_writable(int index) {
 
 void kill_exec(uint32_t number) {
   char path[64];
-  if (!find(number)) return;
+  struct run *run = find(number);
+  if (!run) return;
+  run->killed = 1;
   snprintf(path, sizeof path, SANDBOX "/x%u/cgroup.kill", number);
   write_file(path, "1");
 }
@@ -303,6 +306,8 @@ void run_on(void) {
 
 static void end_exec(struct run *run, int code) {
   char path[64], body[5];
+  snprintf(path, sizeof path, SANDBOX "/x%u/cgroup.events", run->number);
+  for (int look = 0; run->killed && look < 500 && read_number(path, "populated") > 0; look++) nanosleep(&(struct timespec){0, 1000000}, 0);
   for (int stream = 0; stream < 2; stream++) /* a background process may write for ever: no further than the limit */
     while (pump(run, stream) && !run->dropped);
   memcpy(body, &code, 4);

@@ -8,7 +8,18 @@ import pytest
 from support.benches import ALL, BOUNDING, CONTAINER, PROCESS, REAL, SIM, Bench
 from support.waiting import eventually, run
 
-from agents.drivers.driver import CanLimitLive, CanMeasure, CanPause, CanSnapshot, CanWatchPorts, Condition, Exit, Limits, RuntimeFault
+from agents.drivers.driver import (
+    CanLimitLive,
+    CanMeasure,
+    CanPause,
+    CanSnapshot,
+    CanWatchPorts,
+    Condition,
+    Exit,
+    HasFiles,
+    Limits,
+    RuntimeFault,
+)
 from agents.host import cgroups
 
 CAPABILITIES = {
@@ -17,6 +28,7 @@ CAPABILITIES = {
     "usage": CanMeasure,
     "ports": CanWatchPorts,
     "memory-snapshot": CanSnapshot,
+    "files": HasFiles,
 }
 COUNT = "i=0; while :; do i=$((i+1)); echo $i; sleep 0.01; done"
 

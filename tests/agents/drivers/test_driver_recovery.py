@@ -24,7 +24,7 @@ def _agent(bench: Bench, *argv: str, **env: str) -> Iterator[subprocess.Popen[st
     """Another agent process, over the bench's driver directory, killed with SIGKILL at the latest at the end."""
     command = [sys.executable, "-m", "support.starter", bench.kind.name, str(bench.directory / "driver")]
     command += [str(bench.place("sb-1")), str(bench.directory / "logs/sb-1"), *argv]
-    environment = os.environ | {"PYTHONPATH": f"{REPOSITORY}:{REPOSITORY}/tests"} | env
+    environment = os.environ | {"PYTHONPATH": f"{REPOSITORY}:{REPOSITORY}/tests:{os.environ.get('PYTHONPATH', '')}"} | env
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         try:
             yield process

@@ -1,0 +1,156 @@
+"""Waiting machines: QEMU started over a memory and an empty disk, so that a sandbox only has to say go (reference/runtimes.md §11).
+
+A machine waits for the next sandbox that starts from the same memory and over the same disk as one before it. What QEMU has open by then -
+disk, logs, sockets - is moved to where the sandbox wants it. Each waiting machine costs some 20 MiB, so there are none unless asked for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from agents.drivers.driver import RuntimeFault
+from agents.drivers.microvm.command import Build
+from agents.drivers.microvm.machine import LOGS, Machine, Place, wake
+from agents.drivers.microvm.memory import Memory
+from agents.host import reaper
+
+log = structlog.get_logger(__name__)
+
+_PREFIX: Final = ".waiting-"
+_KINDS: Final = 2
+"""Of how many kinds machines wait at once: the latest ones that were asked for."""
+_OWN: Final = ("qmp", "agent", "status", "qemu.log")
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What a waiting machine fits: this memory, and a disk with exactly these bytes, which an empty overlay over the same disk has."""
+
+    memory: Path
+    disk: bytes
+
+    @classmethod
+    def of(cls, memory: Memory, disk: Path) -> Kind:
+        return cls(memory.directory, disk.read_bytes())
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """``directory`` stays until whoever takes the machine has written it down: by its name one without an owner is found."""
+
+    kind: Kind
+    directory: Path
+    machine: Machine
+    state_fd: int
+
+    def move(self, place: Place, disk: Path) -> Machine | None:
+        """Make it the sandbox's; None when it cannot be: logs that were begun already, another file system."""
+        logs = [place.logs / name for name in LOGS]
+        place.logs.mkdir(parents=True, exist_ok=True)
+        begun = any(path.exists() and path.stat().st_size for path in logs)
+        devices = {path.stat().st_dev for path in (self.directory, place.logs, place.directory, disk)}
+        if begun or len(devices) > 1 or not self.machine.alive:
+            return None
+        (self.directory / "disk").replace(disk)
+        for path in logs:
+            (self.directory / "logs" / path.name).replace(path)
+        for name in _OWN:
+            (self.directory / name).replace(place.directory / name)
+        return Machine(place.directory, self.machine.pid, self.machine.started)
+
+
+class Pool:
+    """``size`` machines wait of each kind; 0: none do. ``mark`` as in ``Place``, of the driver's directory."""
+
+    def __init__(self, directory: Path, mark: str, size: int) -> None:
+        self._directory = directory
+        self._mark = mark
+        self._size = size
+        self._waiting: list[Waiting] = []
+        self._taken: set[Path] = set()
+        self._filling: asyncio.Task[None] | None = None
+
+    def _place(self, token: str) -> Place:
+        directory = self._directory / f"{_PREFIX}{token}"
+        return Place(directory, directory / "logs", self._marked(token))
+
+    def _marked(self, token: str) -> Mapping[str, str]:
+        return {"STRANDLINE_VM": f"{self._mark}{_PREFIX}{token}"}
+
+    @contextlib.contextmanager
+    def machine(self, place: Place, build: Build, memory: Memory, disk: Path) -> Iterator[tuple[Machine, int]]:
+        """A machine that waits for ``load``, one of those that wait already if it fits. Inside the block its owner writes it down."""
+        if not self._size:
+            yield wake(place, build, memory, disk)
+            return
+        kind = Kind.of(memory, disk)
+        found = next((one for one in self._waiting if one.kind == kind), None)
+        moved = None if found is None else found.move(place, disk)
+        if found is None or moved is None:
+            yield wake(place, build, memory, disk)
+        else:
+            self._waiting.remove(found)
+            self._taken.add(found.directory)
+            yield moved, found.state_fd
+            self._taken.discard(found.directory)
+            shutil.rmtree(found.directory, ignore_errors=True)
+        if self._filling is None or self._filling.done():
+            self._filling = asyncio.create_task(self._fill(kind, build, memory), name="vm-pool")
+
+    async def _fill(self, kind: Kind, build: Build, memory: Memory) -> None:
+        try:
+            while sum(found.kind == kind for found in self._waiting) < self._size:
+                self._waiting.append(self._make(kind, build, memory))
+                await asyncio.sleep(0)  # between two of them others have their turn
+            kinds = list(dict.fromkeys(found.kind for found in reversed(self._waiting)))
+            for old in [found for found in self._waiting if found.kind in kinds[_KINDS:]]:
+                self._waiting.remove(old)
+                await self._end(old)
+        except (OSError, RuntimeFault) as error:
+            log.warning("vm-pool.not-filled", error=repr(error)[:300])
+
+    def _make(self, kind: Kind, build: Build, memory: Memory) -> Waiting:
+        place = self._place(secrets.token_hex(6))
+        place.directory.mkdir(mode=0o700)
+        (place.directory / "disk").write_bytes(kind.disk)
+        machine, state_fd = wake(place, build, memory, place.directory / "disk")
+        return Waiting(kind, place.directory, machine, state_fd)
+
+    async def _end(self, waiting: Waiting) -> None:
+        await waiting.machine.kill()
+        shutil.rmtree(waiting.directory, ignore_errors=True)
+
+    async def sweep(self) -> None:
+        """End machines that wait for an agent which has died."""
+        if self._filling is not None and not self._filling.done():
+            return
+        own = {found.directory for found in self._waiting} | self._taken
+        for path in [path for path in self._directory.glob(f"{_PREFIX}*") if path not in own]:
+            await reaper.kill_marked(self._marked(path.name.removeprefix(_PREFIX)))
+            shutil.rmtree(path, ignore_errors=True)
+
+    async def close(self) -> None:
+        """End all that wait."""
+        if self._filling is not None:
+            self._filling.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._filling
+        for found in [*self._waiting]:
+            self._waiting.remove(found)
+            await self._end(found)
+
+
+def size_wanted() -> int:
+    """``STRAND_VM_WAITING``: how many machines wait of each kind."""
+    said = os.environ.get("STRAND_VM_WAITING", "")
+    return int(said) if said.isdigit() else 0
