@@ -93,6 +93,7 @@ class Snapshot(Item):
     origin_sandbox_id: str | None = None
     origin_node_id: str | None = None
     size_bytes: int | None = None
+    holds: list[str] = []
     runtime_refs: Any = None
     created_at: When = None
     last_error: Any = None
