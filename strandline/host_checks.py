@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
@@ -16,6 +17,8 @@ from bus.server import ServerError, find_binary
 from strandline.host_packages import SBIN, as_root, install_command, module
 
 TRY_S: Final = 10
+SELF_TEST_S: Final = 90
+"""A boot without KVM on a busy host; afterwards nothing is booted any more."""
 LEAST_DISK: Final = 2 << 30
 """Bytes for the demo: image layers, one ext4 file, one copy in the object store."""
 DEMO_DRIVERS: Final = ("driver process", "driver oci")
@@ -188,6 +191,32 @@ def kvm(_: Host) -> Iterator[Check]:
         yield Check("kvm", True, "/dev/kvm opens", ("vm",))
 
 
+def vm_driver(_: Host) -> Iterator[Check]:
+    """The driver's own self-test: it boots the guest that there is, by KVM where that works. The agent's program does it; this one asks."""
+    if shutil.which("qemu-system-x86_64") is None:
+        package = "qemu-system-x86"
+        yield Check(
+            "driver vm", False, "qemu-system-x86_64 is not installed", ("vm", "tests"), install_command([package]), packages=(package,)
+        )
+        return
+    said = _self_test()
+    if said.get("works"):
+        detail = f"{said['version']} ({said['why']}), guest {said['guest']}"
+        yield Check("driver vm", True, detail, ("vm", "tests"), packages=("qemu-system-x86",))
+    else:
+        yield Check("driver vm", False, said.get("why", "no answer"), ("vm", "tests"), said.get("mend", ""), packages=("qemu-system-x86",))
+
+
+def _self_test() -> dict[str, str]:
+    command = [sys.executable, "-m", "agents.drivers.microvm"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=SELF_TEST_S, check=False)  # noqa: S603 - ours
+        said: dict[str, str] = json.loads(done.stdout)
+    except (OSError, subprocess.TimeoutExpired, ValueError) as error:
+        return {"why": str(error)}
+    return said
+
+
 def ports(_: Host) -> Iterator[Check]:
     """Loopback listening; whether the usual port is free."""
     try:
@@ -223,6 +252,7 @@ CHECKS: Final[tuple[Callable[[Host], Iterator[Check]], ...]] = (
     loop_devices,
     cgroups,
     kvm,
+    vm_driver,
     ports,
     disk,
 )
