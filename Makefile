@@ -6,7 +6,7 @@ PYTEST := $(BIN)/python -m pytest
 UV := $(shell command -v uv 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup packages demo test quick lint types check bench lock docs clean
+.PHONY: help setup packages demo test quick lint types check bench guest-kernel lock docs clean
 
 help:  ## Show what can be made
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -47,6 +47,9 @@ bench: setup packages  ## Print the ratios of docs/benchmarks.md
 
 docs: setup  ## Write the generated documents again
 	@$(BIN)/python -m scripts.generate_docs
+
+guest-kernel: setup  ## Build a minimal kernel for microVMs from Debian's linux-source (some minutes)
+	@PYTHON="$(BIN)/python" sh scripts/guest-kernel
 
 lock: setup  ## Pin the dependencies anew
 	@[ -n "$(UV)" ] || $(BIN)/pip install --quiet uv
