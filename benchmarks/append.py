@@ -5,7 +5,7 @@ Compared are real commits (one event with 300 bytes of data) with Msg-Id and exp
 - publisher: ``bus/fast.py``, given commits that are encoded already. This is the layer that the budget is about.
 - store: ``Store.transact``: lock, cached aggregate, decision, encoding, hash, append by that publisher.
 - raw socket: the same messages as bytes built before, acknowledgements counted.
-- nats-py: ``js.publish`` with the same headers, one task per message under way.
+- nats-py: ``js.publish`` of a plain client with the same headers, one task per message under way.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ import time
 from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
 from functools import partial
+
+import nats
+from nats.aio.client import Client
 
 from benchmarks.commits import START, created, sandbox_id, spec
 from benchmarks.harness import Budget, Row, at_once, in_turn, per_second, ratio
@@ -41,10 +44,10 @@ async def run(*, short: bool = False) -> list[Row]:
     turns, share = (2, 8) if short else (7, 1)
     for sync, what in (("2m", ""), ("always", ", fsync each")):
         with tempfile.TemporaryDirectory() as directory, Server(directory, sync=sync) as server:
-            async with await connect(server.url, name="benchmark", watch_s=60) as nc:
+            async with await connect(server.url, name="benchmark", watch_s=60) as nc, await nats.connect(server.url) as plain:
                 await ensure_streams(nc)
                 for width in WIDTHS if sync == "2m" else WIDTHS[1:]:
-                    bench = await _Bench(nc, server.port, width, share if sync == "2m" else share * 8).prepare()
+                    bench = await _Bench(nc, plain, server.port, width, share if sync == "2m" else share * 8).prepare()
                     rows += _rows(await in_turn(turns, bench.measures()), width, what)
     return rows
 
@@ -54,8 +57,8 @@ class _Bench:
 
     _numbers = itertools.count()
 
-    def __init__(self, nc: Connection, port: int, width: int, share: int) -> None:
-        self._nc, self._port, self._width, self._share = nc, port, width, share
+    def __init__(self, nc: Connection, plain: Client, port: int, width: int, share: int) -> None:
+        self._nc, self._plain_nc, self._port, self._width, self._share = nc, plain, port, width, share
         self._publisher: Publisher
         self._store: Store
         self._models = list(created(1_000))
@@ -88,7 +91,7 @@ class _Bench:
         return await self._timed(len(messages), lambda n: self._publisher.publish(*messages[n]))
 
     async def _plain(self) -> float:
-        messages, js = [entry.message() for entry in self._entries(8_000)], self._nc.jetstream()
+        messages, js = [entry.message() for entry in self._entries(8_000)], self._plain_nc.jetstream()
         return await self._timed(
             len(messages), lambda n: js.publish(messages[n].subject, messages[n].data, headers=dict(messages[n].headers or {}))
         )

@@ -35,6 +35,8 @@ from projections.views import VIEWS
 
 BUDGET = Budget(0.7, least=True)
 VIEW = "sandboxes"
+LOT = 2_000
+"""Commits of 500 sandboxes."""
 
 
 async def run(*, short: bool = False) -> list[Row]:
@@ -71,12 +73,16 @@ async def run(*, short: bool = False) -> list[Row]:
 
 
 async def _fill(nc: Connection, count: int) -> int:
-    """The lives of that many sandboxes; how many commits that is. Commits of one aggregate must follow each other."""
+    """The lives of that many sandboxes, many of them starting at the same time; how many commits that is.
+
+    Commits of one aggregate must follow each other, so each lot is published in two parts.
+    """
     publisher = await open_publisher(nc)
     entries = [(entry.subject, entry.data) for entry in lives(count)]
-    first = [entry for n, entry in enumerate(entries) if n % 4 < 2]
-    for part in (first, [entry for n, entry in enumerate(entries) if n % 4 >= 2]):
-        await at_once(len(part), 256, lambda n, part=part: publisher.publish(*part[n]))
+    for lot in range(0, len(entries), LOT):
+        numbers = range(lot, min(lot + LOT, len(entries)))
+        for part in ([entries[n] for n in numbers if n % 4 < 2], [entries[n] for n in numbers if n % 4 >= 2]):
+            await at_once(len(part), 256, lambda n, part=part: publisher.publish(*part[n]))
     await publisher.close()
     return len(entries)
 

@@ -14,7 +14,7 @@ import os
 import ssl
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, Self, TypeAlias
+from typing import Any, Final, Self
 
 import nats.errors
 import structlog
@@ -22,6 +22,7 @@ from nats.aio.client import Client
 from nats.aio.subscription import Subscription
 from nats.aio.transport import TcpTransport
 
+from bus.parser import MessageParser, Take, hand_over
 from domain.kernel.errors import Refused
 
 __all__ = ["Client", "Connection", "connect", "connect_from"]
@@ -34,12 +35,10 @@ WATCH_S: Final = 5.0
 """How often the read loop is checked, and how long it may take to answer."""
 PENDING_BYTES: Final = 64 << 20
 """Outgoing bytes kept while there is no server."""
+TOGETHER: Final = 64
+"""How many writes go out with others after one of a turn turned out not to be alone."""
 EXIT_CODE: Final = 75
 """EX_TEMPFAIL: start me again."""
-
-
-Take: TypeAlias = Callable[[bytes, bytes, bytes, bytes | None], None]
-"""(subject, reply, data, headers) of a message as it came in; ``headers`` is for ``parse_headers``, None when there are none."""
 
 
 class Connection(Client):
@@ -52,7 +51,9 @@ class Connection(Client):
         self._listeners: list[Callable[[], None]] = []
         self._reported: set[str] = set()
         self._direct: dict[int, Take] = {}
+        self._ps = MessageParser(self, self._direct, self._process_msg)
         self._written = False
+        self._together = 0
 
     async def subscribe_directly(self, subject: str, take: Take, queue: str = "") -> Subscription:
         """Hand messages to ``take`` in the read loop, without nats-py's queue and task for each.
@@ -68,6 +69,9 @@ class Connection(Client):
         False: left to nats-py's own task, which also waits for a socket that takes no more.
         """
         transport = self._transport
+        if self._together:
+            self._together -= 1
+            return False
         if self._written or not self.is_connected or not isinstance(transport, TcpTransport) or transport._io_writer is None:  # noqa: SLF001
             return False
         try:
@@ -84,7 +88,10 @@ class Connection(Client):
         return True
 
     def _next_turn(self) -> None:
+        """More was to be written in that turn: what comes now will not be alone either, and two ways out cost more than one."""
         self._written = False
+        if self._pending:
+            self._together = TOGETHER
 
     async def _flush_pending(self, force_flush: bool = False) -> Any:
         if force_flush or not self.write_now():
@@ -100,10 +107,7 @@ class Connection(Client):
         if take is None:
             await super()._process_msg(sid, subject, reply, data, headers)
             return
-        try:
-            take(subject, reply, data, headers)
-        except Exception:
-            log.exception("connection.message-failed", subject=repr(bytes(subject))[:200])
+        hand_over(take, subject, reply, data, headers)
 
     def on_reconnect(self, listener: Callable[[], None]) -> Callable[[], None]:
         """Call ``listener`` after every reconnect, when what was under way on the old socket is lost. Returns how to stop that."""

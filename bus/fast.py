@@ -8,7 +8,7 @@ public API.
 from __future__ import annotations
 
 import asyncio
-from typing import Final, Self, cast
+from typing import Final, NamedTuple, Self, cast
 
 import nats.errors
 import structlog
@@ -17,7 +17,7 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from bus.connection import Connection, parse_headers
-from bus.requests import ACK_S, Ack, ApiError, Headers, Message, Publisher, UnansweredError
+from bus.requests import ACK_S, Ack, ApiError, Headers, Message, Publisher, UnansweredError, parse_ack
 
 __all__ = ["Ack", "ApiError", "FastPublisher", "Message", "Publisher", "UnansweredError", "open_publisher"]
 
@@ -25,6 +25,8 @@ log = structlog.get_logger(__name__)
 
 FLUSH_BYTES: Final = 1 << 20
 """Outgoing bytes after which a publish waits for the socket, so that a slow bus cannot fill the memory."""
+SWEEP_S: Final = 0.05
+"""How often it is looked for what waits for too long."""
 
 
 async def open_publisher(nc: Client, *, fast: bool = True) -> Publisher:
@@ -39,13 +41,22 @@ async def open_publisher(nc: Client, *, fast: bool = True) -> Publisher:
     return await Publisher(nc).start()
 
 
+class _Reply(NamedTuple):
+    data: bytes
+    headers: bytes | None
+
+
+_NOBODY: Final = (None, 0.0)
+
+
 class FastPublisher(Publisher):
     """One inbox for all replies; a request is a future that the read loop completes."""
 
     def __init__(self, nc: Client) -> None:
         super().__init__(nc)
         self._loop = asyncio.get_running_loop()
-        self._waiting: dict[bytes, asyncio.Future[Msg]] = {}
+        self._waiting: dict[bytes, tuple[asyncio.Future[_Reply], float]] = {}
+        self._sweeper: asyncio.TimerHandle | None = None
         self._count = 0
         inbox = nc.new_inbox()
         self._inbox = inbox.encode() + b"."
@@ -63,6 +74,8 @@ class FastPublisher(Publisher):
 
     async def close(self) -> None:
         self._lose()
+        if self._sweeper is not None:
+            self._sweeper.cancel()
         if self._unlisten is not None:
             self._unlisten()
             self._unlisten = None
@@ -72,41 +85,58 @@ class FastPublisher(Publisher):
 
     async def ask(self, subject: str, data: bytes, headers: Headers | None = None, timeout: float = ACK_S) -> Msg:
         reply = await self._exchange(subject, data, headers, timeout)
-        if not reply.data and reply.headers and reply.headers.get("Status") == "503":
-            raise UnansweredError("no responders")
-        return reply
+        return Msg(self.nc, "", "", reply.data, parse_headers(reply.headers) or None)
+
+    async def publish(self, subject: str, data: bytes, headers: Headers | None = None, timeout: float = ACK_S) -> Ack:
+        return parse_ack((await self._exchange(subject, data, headers, timeout)).data)
 
     async def tell(self, subject: str, data: bytes, headers: Headers | None = None, reply: str = "") -> None:
-        await self._write(subject, reply.encode(), data, headers)
+        flushed = self._send(subject, reply.encode(), data, headers)
+        if flushed is not None:
+            await _within(ACK_S, flushed)
 
-    async def _exchange(self, subject: str, data: bytes, headers: Headers | None, timeout: float) -> Msg:
+    async def _exchange(self, subject: str, data: bytes, headers: Headers | None, timeout: float) -> _Reply:
         self._count += 1
         token = b"%d" % self._count
-        future = self._waiting[token] = self._loop.create_future()
-        timer = self._loop.call_later(timeout, _give_up, future)
+        future: asyncio.Future[_Reply] = self._loop.create_future()
+        self._waiting[token] = future, self._loop.time() + timeout
+        if self._sweeper is None:
+            self._sweeper = self._loop.call_later(SWEEP_S, self._sweep)
         try:
-            await self._write(subject, self._inbox + token, data, headers)
-            answer: Msg = await future
-            return answer
+            flushed = self._send(subject, self._inbox + token, data, headers)
+            if flushed is not None:
+                await _within(ACK_S, flushed)
+            reply = await future
         finally:
-            timer.cancel()
             del self._waiting[token]
             if not future.cancel() and not future.cancelled():
                 future.exception()  # looked at, lest asyncio complain about one that came while the write failed
+        if not reply.data and parse_headers(reply.headers).get("Status") == "503":
+            raise UnansweredError("no responders")
+        return reply
 
-    def _receive(self, subject: bytes, reply: bytes, data: bytes, headers: bytes | None) -> None:
+    def _receive(self, subject: bytes, _reply: bytes, data: bytes, headers: bytes | None) -> None:
         """A reply arrived; called inside the read loop."""
-        future = self._waiting.get(bytes(subject[self._prefix :]))
+        future, _ = self._waiting.get(subject[self._prefix :], _NOBODY)
         if future is not None and not future.done():
-            future.set_result(Msg(self.nc, bytes(subject).decode(), bytes(reply).decode(), data, parse_headers(headers) or None))
+            future.set_result(_Reply(data, headers))
+
+    def _sweep(self) -> None:
+        """End what waits for too long. One timer for all: one for each would cost as much as its message."""
+        now = self._loop.time()
+        for future, deadline in self._waiting.values():
+            if deadline <= now and not future.done():
+                future.set_exception(UnansweredError("no answer in time"))
+        self._sweeper = self._loop.call_later(SWEEP_S, self._sweep) if self._waiting else None
 
     def _lose(self) -> None:
         """The socket on which the answers would have come is gone."""
-        for future in self._waiting.values():
+        for future, _ in self._waiting.values():
             if not future.done():
                 future.set_exception(UnansweredError("the connection was lost"))
 
-    async def _write(self, subject: str, reply: bytes, data: bytes, headers: Headers | None) -> None:
+    def _send(self, subject: str, reply: bytes, data: bytes, headers: Headers | None) -> asyncio.Future[None] | None:
+        """Write, now or soon. What is returned is to be waited for: the socket takes no more."""
         nc = cast(Connection, self.nc)
         if not nc.is_connected:  # nothing is kept for later: whoever publishes decides whether it is still wanted then
             raise UnansweredError("not connected")
@@ -114,16 +144,16 @@ class FastPublisher(Publisher):
         nc._pending.append(command)  # noqa: SLF001 - see the module's first lines
         nc._pending_data_size += len(command)  # noqa: SLF001
         if nc.write_now():
-            return
+            return None
         queue = nc._flush_queue  # noqa: SLF001
-        crowded = nc._pending_data_size > FLUSH_BYTES  # noqa: SLF001
         if queue is None or queue.full():
             raise UnansweredError("too much is waiting to be sent")
-        if crowded or queue.empty():
-            flushed: asyncio.Future[None] = self._loop.create_future()
-            queue.put_nowait(flushed)
-            if crowded:
-                await _within(ACK_S, flushed)
+        crowded = nc._pending_data_size > FLUSH_BYTES  # noqa: SLF001
+        if not crowded and not queue.empty():
+            return None
+        flushed: asyncio.Future[None] = self._loop.create_future()
+        queue.put_nowait(flushed)
+        return flushed if crowded else None
 
 
 def _command(subject: str, reply: bytes, data: bytes, headers: Headers | None, max_payload: int) -> bytes:
@@ -148,8 +178,3 @@ async def _within(seconds: float, flushed: asyncio.Future[None]) -> None:
             await flushed
     except TimeoutError as error:
         raise UnansweredError("the bus does not take what is sent") from error
-
-
-def _give_up(future: asyncio.Future[Msg]) -> None:
-    if not future.done():
-        future.set_exception(UnansweredError("no answer in time"))

@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, Self, TypeVar
 
 import orjson
@@ -64,13 +64,12 @@ class UnansweredError(Refused):
         super().__init__("bus.unavailable", why, retryable=True)
 
 
-@dataclass(frozen=True, slots=True)
-class Ack:
+class Ack(NamedTuple):
     """``seq`` is the position in the stream; of a batch, that of its last message. ``duplicate``: the Msg-Id was known, ``seq`` is old."""
 
     seq: int
     duplicate: bool = False
-    count: int = 1
+    messages: int = 1
 
 
 class Message(NamedTuple):
@@ -194,7 +193,12 @@ def accepted(reply: bytes) -> dict[str, Any]:
 
 def parse_ack(data: bytes) -> Ack:
     """The acknowledgement in a reply. Raises ``ApiError``."""
-    return _ack(accepted(data))
+    plain = _PLAIN_ACK(data)
+    return Ack(int(plain[1])) if plain else _ack(accepted(data))
+
+
+_PLAIN_ACK: Final = re.compile(rb'\{"stream":\s?"[A-Za-z0-9_-]+",\s?"seq":\s?(\d+)\}').fullmatch
+"""What nearly all acknowledgements look like: found in a third of the time that parsing takes."""
 
 
 def _ack(said: Mapping[str, Any]) -> Ack:

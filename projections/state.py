@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from projections.store import ITEMS, Item, Key, Reader
 
-KEEP: Final = 16_384
+KEEP: Final = 4096
 """Items per view that are remembered after they were saved; about 1-2 KiB each."""
 EVERYTHING: Final = 1 << 31
 

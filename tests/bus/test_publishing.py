@@ -64,7 +64,7 @@ def test_a_batch_is_stored_whole_or_not_at_all(server, fast):
     async def body(_nc, publisher: Publisher) -> None:
         messages = [Message(f"strand.evt.p.counter.{name}", name.encode(), {EXPECT: "0"}) for name in "abc"]
         ack = await publisher.publish_batch(messages)
-        assert (ack.seq, ack.count) == (3, 3)
+        assert (ack.seq, ack.messages) == (3, 3)
         with pytest.raises(ApiError):
             await publisher.publish_batch([Message("strand.evt.p.counter.d", b"d", {EXPECT: "0"}), messages[0]])
         assert await Reader(publisher, "EVENTS").position() == 3
