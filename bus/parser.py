@@ -7,10 +7,10 @@ copies (reference/jetstream-eventstore.md §3.7). What is no whole message - a l
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import structlog
-from nats.protocol.parser import AWAITING_CONTROL_LINE, Parser
+from nats.protocol.parser import AWAITING_CONTROL_LINE, MAX_CONTROL_LINE_SIZE, Parser
 
 log = structlog.get_logger(__name__)
 
@@ -19,16 +19,11 @@ Take: TypeAlias = Callable[[bytes, bytes, bytes, bytes | None], None]
 Process: TypeAlias = Callable[[int, bytes, bytes, bytes, Any], Awaitable[None]]
 
 _END: Final = b"\r\n"
+_BEGINS: Final = (b"MSG ", b"HMSG ")
 
 
-class _Line(NamedTuple):
-    """The line before a message. ``header`` and ``size`` are bytes; the headers are part of the size."""
-
-    subject: bytes
-    sid: int
-    reply: bytes
-    header: int
-    size: int
+_Line: TypeAlias = tuple[bytes, int, bytes, int, int]
+"""(subject, sid, reply, size of the headers, size of headers and data) of the line before a message."""
 
 
 def hand_over(take: Take, subject: bytes, reply: bytes, data: bytes, headers: bytes | None) -> None:
@@ -44,6 +39,8 @@ class MessageParser(Parser):
 
     def __init__(self, client: Any, direct: dict[int, Take], process: Process) -> None:
         self._resets = 0
+        self._begun = bytearray()
+        self._wanted = 0
         super().__init__(client)
         self._direct = direct
         self._process = process
@@ -51,17 +48,24 @@ class MessageParser(Parser):
     def reset(self) -> None:
         """Begin anew, on another socket."""
         self._resets += 1
+        self._begun.clear()
         super().reset()
 
     async def parse(self, data: bytes = b"") -> None:
         """What was read from the socket."""
+        if self._begun:
+            self._begun += data
+            if len(self._begun) < self._wanted:
+                return
+            data = bytes(self._begun)
+            self._begun.clear()
         if self.state == AWAITING_CONTROL_LINE:
             resets = self._resets
             data = await self._whole(bytes(self.buf) + data if self.buf else data)
             if self._resets != resets:
                 return  # what is left came on a socket that is gone
             self.buf.clear()
-        if data or self.buf:
+        if data and not self._is_begun(data):
             await super().parse(data)
 
     async def _whole(self, data: bytes) -> bytes:
@@ -69,30 +73,48 @@ class MessageParser(Parser):
         at, length = 0, len(data)
         while (end := data.find(_END, at)) > 0:
             line = _line(data[at:end])
-            if line is None or (stop := end + 2 + line.size) + 2 > length:
+            if line is None:
                 break
+            subject, sid, reply, header, size = line
             begin = end + 2
-            body = begin + line.header
-            headers = data[begin:body] if line.header else None
+            body, stop = begin + header, begin + size
+            if stop + 2 > length:
+                break
+            headers = data[begin:body] if header else None
             at = stop + 2
-            take = self._direct.get(line.sid)
+            take = self._direct.get(sid)
             if take is None:
-                await self._process(line.sid, line.subject, line.reply, data[body:stop], headers)
+                await self._process(sid, subject, reply, data[body:stop], headers)
             else:
-                hand_over(take, line.subject, line.reply, data[body:stop], headers)
+                hand_over(take, subject, reply, data[body:stop], headers)
         return data[at:] if at else data
+
+    def _is_begun(self, rest: bytes) -> bool:
+        """Keep the beginning of a message until the rest of it is there."""
+        if not rest.startswith(_BEGINS):
+            return False
+        end = rest.find(_END)
+        line = _line(rest[:end]) if end > 0 else None
+        if (end > 0 and line is None) or (end < 0 and len(rest) > MAX_CONTROL_LINE_SIZE):
+            return False  # nats-py's own way says what is wrong with it
+        self._wanted = 0 if line is None else end + 2 + line[4] + 2
+        self._begun += rest
+        return True
 
 
 def _line(line: bytes) -> _Line | None:
     """``MSG subject sid [reply] size`` or ``HMSG subject sid [reply] header size``; None: something else, or not as it should be."""
     words = line.split()
     try:
-        if words[0] == b"HMSG":
-            _, subject, sid, *reply, header, size = words
-            return _Line(subject, int(sid), reply[0] if reply else b"", int(header), int(size))
-        if words[0] == b"MSG":
-            _, subject, sid, *reply, size = words
-            return _Line(subject, int(sid), reply[0] if reply else b"", 0, int(size))
+        match words[0], len(words):
+            case b"HMSG", 6:
+                return words[1], int(words[2]), words[3], int(words[4]), int(words[5])
+            case b"HMSG", 5:
+                return words[1], int(words[2]), b"", int(words[3]), int(words[4])
+            case b"MSG", 5:
+                return words[1], int(words[2]), words[3], 0, int(words[4])
+            case b"MSG", 4:
+                return words[1], int(words[2]), b"", 0, int(words[3])
     except (ValueError, IndexError):
         pass
     return None

@@ -154,8 +154,10 @@ class Pull:
     def _take(self, subject: bytes, reply: bytes, data: bytes, headers: bytes | None) -> None:
         if self._gapless and self._ended.is_set():
             return
-        status = parse_headers(headers) if headers and not data else {}
-        backlog = self._on_status(subject, status) if "Status" in status else self._on_delivery(Delivered(subject, reply, data, headers))
+        if headers and not data and "Status" in (status := parse_headers(headers)):
+            backlog = self._on_status(subject, status)
+        else:
+            backlog = self._on_delivery(Delivered(subject, reply, data, headers))
         if backlog is not None and self._wants_more(backlog):
             self._asking = asyncio.create_task(self.ask(backlog))
 
@@ -177,7 +179,6 @@ class Pull:
             self._ended.set()
 
     def _on_delivery(self, message: Delivered) -> int | None:
-        self._heard = time.monotonic()
         # $JS.ACK.<stream>.<consumer>.<deliveries>.<stream seq>.<consumer seq>.<time>.<pending>
         _, seq, consumer_seq, _, pending = message.reply.rsplit(b".", 4)
         number = int(consumer_seq)
@@ -185,7 +186,9 @@ class Pull:
             self._end(f"delivery {self._consumer_seq + 1} is missing")
             return None
         self._consumer_seq = number
-        self._asked = max(self._asked - 1, 0)  # one of a lost pull only makes the next come early
+        self._heard = time.monotonic()
+        if self._asked:  # one of a lost pull only makes the next come early
+            self._asked -= 1
         return self._receive(message, int(seq), int(pending))
 
     def _on_status(self, subject: bytes, headers: Mapping[str, str]) -> int | None:

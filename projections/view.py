@@ -100,9 +100,9 @@ class View:
 
     def item(self, **values: Any) -> Item:
         """A new item: every public field has a value. Raises ``KeyError`` for a public field that was not declared."""
-        if not values.keys() <= self.fields.keys():
-            raise KeyError(f"view {self.name} has no fields {sorted(values.keys() - self.fields.keys())}")
         made = {**self.fields, **values}
+        if len(made) != len(self.fields):
+            raise KeyError(f"view {self.name} has no fields {sorted(values.keys() - self.fields.keys())}")
         for name, value in self._containers.items():
             if name not in values:
                 made[name] = value.copy()
