@@ -146,6 +146,7 @@ def _reap() -> None:
 
 def main() -> None:
     driver, directory, lower, *config = sys.argv[1:]
+    Path(directory).chmod(0o711)  # a runtime that has mapped its users walks to the root as nobody
     hostns.enter(Path(directory))
     become_subreaper()
     given = json.loads(Path(config[0]).read_text()) if config else {}
