@@ -89,8 +89,17 @@ size_t read_usage(char *text, size_t room);
 void put_file(uint32_t number, char *body, size_t size);
 void get_file(uint32_t number, char *body, size_t size);
 
+/* child.c */
+extern int report;
+__attribute__((format(printf, 2, 3))) void give_up(const char *code, const char *format, ...);
+void into_child(int in, int out, int err);
+void enter_group(const char *name);
+void make_root(void);
+void become(struct order *order);
+
 /* run.c */
 extern pid_t main_pid;
+void rehearse(void);
 void start_main(uint32_t number, struct order *order);
 void start_exec(uint32_t number, struct order *order);
 void give_input(uint32_t number, const char *body, size_t size);

@@ -121,6 +121,7 @@ int main(void) {
   sigset_t wanted;
   struct epoll_event events[32];
   boot();
+  rehearse();
   signal(SIGPIPE, SIG_IGN);
   sigemptyset(&wanted);
   sigaddset(&wanted, SIGCHLD);

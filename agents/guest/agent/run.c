@@ -5,10 +5,8 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <grp.h>
 #include <sched.h>
 #include <signal.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -16,7 +14,6 @@
 #include <sys/mount.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
-#include <sys/sysmacros.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -25,120 +22,7 @@ struct run { uint32_t number; pid_t pid; int in, out, err; size_t room[2]; int d
 
 static struct run runs[MAX_RUNS];
 pid_t main_pid;
-static int main_fd[2] = {-1, -1}, main_port[2] = {-1, -1}, own_pids = -1, oom_before;
-
-/* ------------------------------------------------------------------------------------------------------ in the child */
-
-static int report = -1; /* where a child says why it could not become the program */
-
-__attribute__((format(printf, 2, 3))) static void give_up(const char *code, const char *format, ...) {
-  char text[1024];
-  int used = snprintf(text, 64, "%s", code) + 1;
-  va_list rest;
-  va_start(rest, format);
-  vsnprintf(text + used, sizeof text - used, format, rest);
-  va_end(rest);
-  if (write(report, text, used + strlen(text + used)) < 0) _exit(125);
-  _exit(126);
-}
-
-static void make_devices(void) {
-  static const struct { const char *name; int minor, major; } devices[] = {{"null", 3, 1}, {"zero", 5, 1}, {"full", 7, 1}, {"random", 8, 1}, {"urandom", 9, 1}, {"tty", 0, 5}};
-  static const char *links[][2] = {{"fd", "/proc/self/fd"}, {"stdin", "/proc/self/fd/0"}, {"stdout", "/proc/self/fd/1"}, {"stderr", "/proc/self/fd/2"}, {"ptmx", "pts/ptmx"}};
-  char path[64];
-  umask(0);
-  for (size_t i = 0; i < sizeof devices / sizeof *devices; i++) {
-    snprintf(path, sizeof path, "dev/%s", devices[i].name);
-    mknod(path, S_IFCHR | 0666, makedev(devices[i].major, devices[i].minor));
-  }
-  for (size_t i = 0; i < sizeof links / sizeof *links; i++) {
-    snprintf(path, sizeof path, "dev/%s", links[i][0]);
-    if (symlink(links[i][1], path)) give_up("sandbox.start-failed", "/%s: %s", path, strerror(errno));
-  }
-  umask(022);
-}
-
-static void mount_in(const char *type, const char *target, unsigned long flags, const char *data) {
-  struct stat seen;
-  if (!lstat(target, &seen) && S_ISLNK(seen.st_mode)) give_up("sandbox.start-failed", "/%s of the image is a symbolic link", target);
-  mkdir(target, 0755);
-  if (mount(type, target, type, flags, data)) give_up("sandbox.start-failed", "/%s: %s", target, strerror(errno));
-}
-
-/* The disk becomes the root of a mount namespace of the sandbox's own. */
-static void make_root(void) {
-  if (mount(0, "/", 0, MS_REC | MS_PRIVATE, 0) || chdir(DISK)) give_up("sandbox.start-failed", "no disk: %s", strerror(errno));
-  mount_in("proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, 0);
-  mount_in("sysfs", "sys", MS_NOSUID | MS_NODEV | MS_NOEXEC | MS_RDONLY, 0);
-  mount_in("tmpfs", "dev", MS_NOSUID, "mode=755,size=64k");
-  make_devices();
-  mount_in("devpts", "dev/pts", MS_NOSUID | MS_NOEXEC, "newinstance,ptmxmode=0666,mode=620");
-  mount_in("tmpfs", "dev/shm", MS_NOSUID | MS_NODEV, "mode=1777");
-  if (mount(".", "/", 0, MS_MOVE, 0) || chroot(".") || chdir("/")) give_up("sandbox.start-failed", "root: %s", strerror(errno));
-}
-
-static void enter_group(const char *name) {
-  char path[128];
-  snprintf(path, sizeof path, SANDBOX "/%s", name);
-  mkdir(path, 0755);
-  snprintf(path, sizeof path, SANDBOX "/%s/cgroup.procs", name);
-  int fd = open(path, O_WRONLY | O_CLOEXEC);
-  if (fd < 0 || write(fd, "0", 1) != 1) give_up("sandbox.start-failed", "%s: %s", path, strerror(errno));
-  close(fd);
-}
-
-static const char *get(struct order *order, const char *name) {
-  size_t length = strlen(name);
-  for (int i = order->envc; i-- > 0;)
-    if (!strncmp(order->env[i], name, length) && order->env[i][length] == '=') return order->env[i] + length + 1;
-  return 0;
-}
-
-/* The file that a name means, as execvp would look; refused as a shell would say it when there is none. */
-static const char *program(struct order *order, char *path, size_t room) {
-  const char *name = order->argv[0];
-  struct stat seen;
-  int there = 0;
-  char *folders = strchr(name, '/') ? strdup("") : strdup(get(order, "PATH")), *rest = folders, *folder;
-  while ((folder = strsep(&rest, ":"))) {
-    if (strchr(name, '/')) snprintf(path, room, "%s", name);
-    else if (*folder) snprintf(path, room, "%s/%s", folder, name);
-    else continue;
-    if (stat(path, &seen)) continue;
-    there = 1;
-    if (S_ISREG(seen.st_mode) && seen.st_mode & 0111) return path;
-  }
-  if (there) give_up("sandbox.not-executable", "%s: not executable", name);
-  give_up("sandbox.no-such-program", "%s: not found", name);
-  return 0;
-}
-
-static void become(struct order *order) {
-  static char home[300], path[4200], default_path[] = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-  struct who who;
-  if (!resolve_user(order->user, &who)) give_up("user.unknown", "no user %s in the sandbox's files", order->user);
-  snprintf(home, sizeof home, "HOME=%s", who.home);
-  if (!get(order, "PATH")) order->env[order->envc++] = default_path;
-  if (!get(order, "HOME")) order->env[order->envc++] = home;
-  if (chdir(*order->cwd ? order->cwd : "/")) give_up("sandbox.not-executable", "%s: no such directory", order->cwd);
-  const char *file = program(order, path, sizeof path);
-  if (setgroups(who.count, who.groups) || setresgid(who.gid, who.gid, who.gid) || setresuid(who.uid, who.uid, who.uid))
-    give_up("sandbox.start-failed", "user %u: %s", who.uid, strerror(errno));
-  umask(022);
-  execve(file, order->argv, order->env);
-  give_up("sandbox.start-failed", "%s: %s", order->argv[0], strerror(errno));
-}
-
-static void into_child(int in, int out, int err) {
-  sigset_t none;
-  sigemptyset(&none);
-  sigprocmask(SIG_SETMASK, &none, 0);
-  signal(SIGPIPE, SIG_DFL);
-  setsid();
-  dup2(in, 0), dup2(out, 1), dup2(err, 2);
-}
-
-/* ----------------------------------------------------------------------------------------------------- in the agent */
+static int main_fd[2] = {-1, -1}, main_port[2] = {-1, -1}, status_port = -1, own_pids = -1, oom_before;
 
 struct pipes { int in[2], out[2], err[2], why[2]; };
 
@@ -158,11 +42,28 @@ static int became(struct pipes *p, uint32_t number) {
   return size <= 0;
 }
 
+/* Done once before the machine is saved: everything that the kernel does at the first time only - caches, patched branches - is done in
+ * every machine that goes on from there. */
+void rehearse(void) {
+  main_port[0] = port_open("strandline.stdout", O_WRONLY);
+  main_port[1] = port_open("strandline.stderr", O_WRONLY);
+  status_port = port_open("strandline.status", O_WRONLY);
+  set_limits("100000 67108864 64");
+  mkdir(DISK, 0755);
+  pid_t pid = syscall(SYS_clone, CLONE_NEWPID | CLONE_NEWNS | SIGCHLD, 0, 0, 0, 0);
+  if (pid == 0) {
+    enter_group("main");
+    if (mount("tmpfs", DISK, "tmpfs", 0, 0)) _exit(1);
+    make_root();
+    _exit(0);
+  }
+  waitpid(pid, 0, 0);
+}
+
 void start_main(uint32_t number, struct order *order) {
   struct pipes p;
   mount_disk();
   open_pipes(&p);
-  for (int i = 0; i < 2; i++) main_port[i] = main_port[i] < 0 ? port_open(i ? "strandline.stderr" : "strandline.stdout", O_WRONLY) : main_port[i];
   oom_before = read_number(SANDBOX "/memory.events", "oom_kill");
   main_pid = syscall(SYS_clone, CLONE_NEWPID | CLONE_NEWNS | SIGCHLD, 0, 0, 0, 0);
   if (main_pid == 0) {
@@ -254,7 +155,7 @@ void give_input(uint32_t number, const char *body, size_t size) {
 
 void input_writable(int index) {
   struct run *run = &runs[index];
-  if (run->in < 0) return;
+  if (!run->pid || run->in < 0) return;
   watch(run->in, 0, ON_INPUT, index);
   if (run->input) write_input(run);
 }
@@ -287,6 +188,7 @@ static int held;
 
 void run_readable(int index) {
   struct run *run = &runs[index / 2];
+  if (!run->pid) return; /* it ended earlier in the same round of events */
   if (frame_waiting() < MAX_FRAME) {
     pump(run, index % 2);
   } else { /* the host does not take what there is already */
@@ -317,7 +219,7 @@ static void end_exec(struct run *run, int code) {
   free(run->input);
   snprintf(path, sizeof path, SANDBOX "/x%u", run->number);
   rmdir(path); /* not while something that it has started lives on */
-  memset(run, 0, sizeof *run);
+  *run = (struct run){.in = -1, .out = -1, .err = -1};
 }
 
 int main_readable(int stream) {
@@ -339,7 +241,7 @@ static void end_main(int code) {
   int out_of_memory = code == 137 && read_number(SANDBOX "/memory.events", "oom_kill") > oom_before;
   int size = snprintf(text, sizeof text, "%d %s\n", code, out_of_memory ? "oom" : "exited");
   sync();
-  if (write(port_open("strandline.status", O_WRONLY), text, size) != size) fprintf(stderr, "strandline: status was not written\n");
+  if (write(status_port, text, size) != size) fprintf(stderr, "strandline: status was not written\n");
   switch_off();
 }
 
