@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -40,7 +41,9 @@ async def save(machine: Machine, origin: Memory, memory: Memory, disk: Path, *, 
 
 async def _disk(monitor: Monitor) -> Path | None:
     [found] = [device for device in await monitor.execute("query-block") if device["device"] == DISK]
-    file = found["inserted"]["file"]
+    file: str = found["inserted"]["file"]
+    if file.startswith("json:"):  # what QEMU calls a disk that lies over another one than its own header says, or says so differently
+        file = json.loads(file.removeprefix("json:"))["file"]["filename"]
     return None if file == OPENED else Path(file)
 
 

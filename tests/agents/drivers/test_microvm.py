@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from dataclasses import replace
@@ -117,6 +118,21 @@ def test_a_clone_of_a_clone_has_the_memory_of_both(bench: Bench) -> None:
         grandchild = await again.start("sb-3")
         assert await bench.said(grandchild, "cat /dev/shm/first /dev/shm/second /srv/second") == "first\nsecond\ndisk"
         await bench.said(grandchild, "cat /bin/busybox | md5sum")
+
+    run(scenario())
+
+
+def test_a_machine_is_saved_more_than_once(bench: Bench) -> None:
+    async def scenario() -> None:
+        handle = await bench.start()
+        disk, snapshots = bench.place("sb-1"), []
+        for n in range(3):
+            await bench.said(handle, f"echo {n} > /dev/shm/mind; echo {n} > /srv/disk")
+            snapshots.append(await Saved(bench, f"s{n}").take(handle, disk))
+            disk = bench.directory / f"s{n}.onward.qcow2"
+        for n, saved in enumerate(snapshots):
+            copy = await saved.start(f"sb-{n + 2}")
+            assert await bench.said(copy, "cat /dev/shm/mind /srv/disk") == f"{n}\n{n}"
 
     run(scenario())
 
@@ -269,5 +285,15 @@ def test_machines_that_wait_for_an_agent_that_died_are_ended_by_the_next(bench: 
         assert not processes.alive(pid, seen.started)
         assert await bench.said(handle, "echo on") == "on"
         assert not list((bench.directory / "driver").glob(".waiting-*"))
+
+    run(scenario())
+
+
+def test_processes_that_end_in_the_same_moment_do_not_stop_the_guest(bench: Bench) -> None:
+    async def scenario() -> None:
+        handle = await bench.start()
+        for _ in range(6):
+            said = await asyncio.gather(*(bench.said(handle, f"echo {n}; cat", stdin=b"in", timeout_s=20) for n in range(8)))
+            assert said == [f"{n}\nin" for n in range(8)]
 
     run(scenario())
