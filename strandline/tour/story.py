@@ -139,7 +139,9 @@ class Story:
     async def _past(self, s: Strandline, sandbox: str) -> None:
         self._screen.step("write a file and take a snapshot", "strand.v1.cmd.default.snapshot.create")
         await self._show(s, sandbox, f"mkdir -p /root; echo 'the tide was here' > {PATH}; cat {PATH}")
-        before = await self._start_counter(s, sandbox) if self._memory else 0
+        if self._memory:
+            self._screen.fact("a process in there begins to count, in memory alone")
+            await self._show(s, sandbox, f"({COUNTER}) >/dev/null 2>&1 & sleep 1; cat {COUNT}")
         taken = await s.snapshots.create(sandbox, name="before", wait_s=WAIT_S)
         snapshot = await s.snapshots.get(taken.snapshot_id)
         self._screen.facts(snapshot=snapshot.snapshot_id, bytes=snapshot.size_bytes, status=snapshot.status)
@@ -150,6 +152,7 @@ class Story:
             )
         self._screen.step("delete the file, roll back, and see it again", "strand.v1.cmd.default.sandbox.rollback")
         await self._show(s, sandbox, f"rm {PATH}; cat {PATH}")
+        before = await self._count(s, sandbox, after_s=3) if self._memory else 0
         back = await s.sandboxes.rollback(sandbox, snapshot.snapshot_id, wait_s=WAIT_S)
         self._screen.facts(generation=back.generation)
         if "tide" not in await self._show(s, sandbox, f"cat {PATH}"):
@@ -157,31 +160,23 @@ class Story:
         if self._memory:
             await self._counter_is_back(s, sandbox, before)
 
-    async def _start_counter(self, s: Strandline, sandbox: str) -> int:
-        """A process that counts, in memory alone; what it has counted to."""
-        self._screen.fact("a process in there begins to count, in memory alone")
-        await self._show(s, sandbox, f"({COUNTER}) >/dev/null 2>&1 & sleep 1; cat {COUNT}")
-        return await self._count(s, sandbox)
-
-    async def _count(self, s: Strandline, sandbox: str) -> int:
-        return int((await self._show(s, sandbox, f"cat {COUNT}")).strip() or 0)
+    async def _count(self, s: Strandline, sandbox: str, after_s: int = 0) -> int:
+        """What the process has counted to; 0 when there is none."""
+        return int((await self._show(s, sandbox, f"sleep {after_s}; cat {COUNT}")).strip() or 0)
 
     async def _counter_is_back(self, s: Strandline, sandbox: str, before: int) -> None:
         """It goes on from where it was at the snapshot."""
-        self._screen.fact(f"the process was at {before} before the snapshot; it is the same one again, and counts on:")
+        self._screen.fact(f"the process had come to {before}; it is back at where it was at the snapshot, and counts on from there:")
         now = await self._count(s, sandbox)
-        if await self._later(s, sandbox) <= now:
+        if await self._count(s, sandbox, after_s=1) <= now:
             raise RuntimeError("the rollback did not bring the process back")
-
-    async def _later(self, s: Strandline, sandbox: str) -> int:
-        return int((await self._show(s, sandbox, f"sleep 1; cat {COUNT}")).strip() or 0)
 
     async def _clones(self, s: Strandline, sandbox: str) -> list[str]:
         self._screen.step("clone the sandbox twice", "strand.v1.cmd.default.sandbox.clone")
         cloned = await s.sandboxes.clone(sandbox, 2, wait_s=WAIT_S)
         for clone in cloned.sandbox_ids:
             await self._show(s, clone, f"cat {PATH}")
-            if self._memory and await self._later(s, clone) == 0:
+            if self._memory and await self._count(s, clone, after_s=1) == 0:
                 raise RuntimeError("the process does not go on in the clone")
         return list(cloned.sandbox_ids)
 
