@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
+WORKERS ?= 2
 UV := $(shell command -v uv 2>/dev/null)
 
 .DEFAULT_GOAL := help
@@ -27,7 +28,7 @@ demo: setup  ## Run the main job, end to end, on an embedded server
 	@$(BIN)/strandline demo $(ARGS)
 
 test: setup packages  ## Run every test
-	@$(PYTEST) $(ARGS)
+	@$(PYTEST) -n $(WORKERS) --dist worksteal $(ARGS)
 
 quick: setup  ## Run the tests that need less than a minute altogether
 	@STRAND_EXAMPLES=quick $(PYTEST) -m "quick and not slow and not root" $(ARGS)

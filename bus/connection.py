@@ -35,6 +35,8 @@ WATCH_S: Final = 5.0
 """How often the read loop is checked, and how long it may take to answer."""
 PENDING_BYTES: Final = 64 << 20
 """Outgoing bytes kept while there is no server."""
+LOT: Final = 16
+"""As many writes do not wait for more: the server may begin with them."""
 TOGETHER: Final = 64
 """How many writes go out with others after one of a turn turned out not to be alone."""
 EXIT_CODE: Final = 75
@@ -69,10 +71,13 @@ class Connection(Client):
         False: left to nats-py's own task, which also waits for a socket that takes no more.
         """
         transport = self._transport
-        if self._together:
-            self._together -= 1
-            return False
-        if self._written or not self.is_connected or not isinstance(transport, TcpTransport) or transport._io_writer is None:  # noqa: SLF001
+        if len(self._pending) < LOT:
+            if self._together:
+                self._together -= 1
+                return False
+            if self._written:
+                return False
+        if not self.is_connected or not isinstance(transport, TcpTransport) or transport._io_writer is None:  # noqa: SLF001
             return False
         try:
             if transport._io_writer.transport.get_write_buffer_size():  # noqa: SLF001 - nats-py has no public name for it
