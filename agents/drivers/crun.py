@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
@@ -13,6 +14,8 @@ from agents.drivers.driver import RuntimeFault
 from agents.host import processes, spawn
 
 _START_S: Final = 30.0
+_LOOK_S: Final = 0.0003
+_LOOKS: Final = 1000
 _NOT_FOUND: Final = ("not found", "no such file or directory")
 _NOT_EXECUTABLE: Final = ("permission denied", "exec format error", "is a directory")
 
@@ -71,10 +74,36 @@ class Runtime:
 
     async def start(self, container: str, bundle: Path, pid: int) -> None:
         """Let the first process become the workload."""
-        done = await spawn.run(self._argv("start", container), timeout_s=_START_S)
+        excuse = "" if await self._released(container, pid) else await self._told_to_start(container)
         said = complaint(_text(bundle / "log"))  # the last step, execve, is the container's own, and may fail after ``start`` has ended
-        if done.code != 0 or (said and ((seen := processes.stat(pid)) is None or seen.state == "Z")):
-            raise RuntimeFault("sandbox.start-failed", said or done.complaint())
+        if excuse or (said and ((seen := processes.stat(pid)) is None or seen.state == "Z")):
+            raise RuntimeFault("sandbox.start-failed", said or excuse)
+
+    async def _told_to_start(self, container: str) -> str:
+        """Why ``crun start`` failed; empty when it did not."""
+        done = await spawn.run(self._argv("start", container), timeout_s=_START_S)
+        return done.complaint() if done.code != 0 else ""
+
+    async def _released(self, container: str, pid: int) -> bool:
+        """What ``crun start`` does, without a process for it (3 ms, reference/runtimes.md §1): a byte into the FIFO that is waited for.
+
+        False when nobody waits there, or not yet: then crun says why.
+        """
+        fifo, before = self.root / container / "exec.fifo", _program_of(pid)
+        try:
+            file = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            fifo.unlink()
+            os.write(file, b"\0")
+        finally:
+            os.close(file)
+        for _ in range(_LOOKS):  # until it is the workload, or has failed to become it
+            if _program_of(pid) != before:
+                break
+            await asyncio.sleep(_LOOK_S)
+        return True
 
     async def exec(
         self,
@@ -104,6 +133,14 @@ class Runtime:
     def forget(self, container: str) -> None:
         """Remove what the runtime remembers. With its processes and cgroups gone, ``delete`` would do no more, in 5 ms instead of 0.1."""
         shutil.rmtree(self.root / container, ignore_errors=True)
+
+
+def _program_of(pid: int) -> str | None:
+    """What a process executes; None when it has ended."""
+    try:
+        return str(Path(f"/proc/{pid}/exe").readlink())
+    except OSError:
+        return None
 
 
 def complaint(log: str) -> str:
