@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
 
-WINDOW: Final = 16_000
+WINDOW: Final = 8_000
 """Messages asked for ahead of the handler."""
 BATCH: Final = 1000
 ATTACH_S: Final = 5.0

@@ -16,6 +16,7 @@ from bus.fast import open_publisher
 from bus.store import Store
 from bus.subjects import ALL_EVENTS, event
 from bus.subscription import DurableReader, Tail
+from bus.tail import WINDOW
 from domain.kernel.errors import Refused
 
 
@@ -90,7 +91,7 @@ def test_a_tail_of_an_empty_log_is_caught_up_at_once(server):
 
 def test_a_slow_handler_gets_larger_batches_and_a_bounded_buffer(server):
     async def body(nc, store, seen) -> None:
-        await asyncio.gather(*[store.publisher.publish(f"strand.evt.p.x.c{i % 100}", b"%d" % i, timeout=20) for i in range(9000)])
+        await asyncio.gather(*[store.publisher.publish(f"strand.evt.p.x.c{i % 100}", b"%d" % i, timeout=20) for i in range(WINDOW + 1000)])
         gate, highest = asyncio.Event(), 0
 
         async def slow(batch) -> None:
@@ -100,12 +101,12 @@ def test_a_slow_handler_gets_larger_batches_and_a_bounded_buffer(server):
             await seen.batch(batch)
 
         tail = await Tail(nc, 0, [ALL_EVENTS], slow, decode=lambda _data, seq: seq).start()
-        await eventually(lambda: len(tail._buffer) >= 3000)
+        await eventually(lambda: len(tail._buffer) >= WINDOW * 3 // 4)
         gate.set()
         await asyncio.wait_for(tail.caught_up.wait(), 10)
-        assert seen.commits == list(range(1, 9001))
+        assert seen.commits == list(range(1, WINDOW + 1001))
         assert max(seen.sizes) == 1000
-        assert highest <= 4000
+        assert highest <= WINDOW
         await tail.stop()
 
     with_store(server, body)
