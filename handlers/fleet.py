@@ -89,6 +89,8 @@ class Fleet:
         self.users: dict[str, set[str]] = defaultdict(set)
         self.fences: dict[str, Fence] = {}
         self.late: dict[str, str] = {}
+        self.policies: dict[str, str] = {}
+        """Compat policies of templates, where they are not STRICT from the beginning."""
         self.open: dict[Key, datetime] = {}
         self._promised: dict[str, tuple[str, float, int]] = {}
         self.artifacts: set[str] = set()
@@ -152,11 +154,15 @@ class Fleet:
     # ------------------------------------------------------------------------------------------------------ folds
 
     def _template(self, commit: Commit, name: str, data: dict[str, Any]) -> None:
-        """Where a delete began. Kept of templates that are gone too: who has not heard of it yet may still create from them."""
+        """Compat policy, and where a delete began: also of templates that are gone, who has not heard of it may still create from them."""
         if name in {"template.delete-begun", "template.delete-requested"}:
             self.fences.setdefault(commit.id, Fence(commit.seq, commit.commit, data.get("command", "")))
         elif name in {"template.delete-refused", "template.delete-failed"}:
             self.fences.pop(commit.id, None)
+        elif name == "template.compat-policy-set":
+            self.policies[commit.id] = data["policy"]
+        elif name == "template.deleted":
+            self.policies.pop(commit.id, None)
 
     def _node(self, commit: Commit, name: str, data: dict[str, Any]) -> None:
         node = self.nodes.setdefault(commit.id, NodeEntry(commit.id))

@@ -61,6 +61,7 @@ HANDLERS: dict[type[Command], Handler] = {
     template_commands.TemplateCommit: templates.commit,
     template_commands.TemplateRedo: templates.redo,
     template_commands.TemplateAdoptBaseline: templates.adopt_baseline,
+    template_commands.TemplateSetCompatPolicy: templates.set_compat_policy,
     template_commands.TemplateDelete: templates.delete,
     template_commands.ArtifactCollect: artifacts.collect,
     template_commands.CompatRescan: nodes.rescan,

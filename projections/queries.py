@@ -11,6 +11,7 @@ import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
+from functools import partial
 from typing import Any, Final, Protocol, TypeAlias, TypeVar
 
 from bus.endpoints import Reply, Request
@@ -93,12 +94,13 @@ class Queries:
                 return await self._ask(self._views[name], verb, request)
 
     async def _ask(self, view: View, verb: str, request: Request) -> Reply:
-        question = parse(request.body, verb, [name for name, value in view.fields.items() if not isinstance(value, dict | list)])
+        own = view.asks.get(verb)
+        question = parse(request.body, verb, own.asked if own else [n for n, v in view.fields.items() if not isinstance(v, dict | list)])
         await self._behind(view, question)
         store, seq = await self._when(view, question.as_of)
         names = await self._template_names(view, question, request.project)
-        answer = _VERBS[verb]
-        present = self._present.get(view.name) if seq is None and verb != "summary" else None
+        answer = partial(_own, verb) if own else _VERBS[verb]
+        present = self._present.get(view.name) if seq is None and verb in {"list", "get"} else None
 
         def read() -> Reply:
             with store.read(view.name) as reader:
@@ -207,6 +209,11 @@ def _get(view: View, reader: Reader, project: str, question: Question, names: Ma
 
 def _summary(view: View, reader: Reader, project: str, _question: Question, _names: Mapping[str, str]) -> Answer:
     return [view.summary(reader, project)], None
+
+
+def _own(verb: str, view: View, reader: Reader, project: str, question: Question, _names: Mapping[str, str]) -> Answer:
+    page = view.asks[verb].answer(reader, project, question.where, question.after, question.limit)
+    return [item for _, item in page.items], encode_cursor(page.items[-1][0]) if page.more and page.items else None
 
 
 _VERBS: Final = {"list": _list, "get": _get, "summary": _summary}

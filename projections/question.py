@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final, TypeAlias
@@ -50,13 +50,13 @@ def read(body: bytes) -> Body:
     return value
 
 
-def parse(body: bytes, verb: str, filters: Sequence[str]) -> Question:
-    """The question in ``body``. ``filters``: the fields that a list can be narrowed by."""
+def parse(body: bytes, verb: str, filters: Collection[str]) -> Question:
+    """The question in ``body``. ``filters``: the fields that a list can be narrowed by, or that a verb of a view's own is asked by."""
     asked = read(body)
     said: Body = {"min_seq": number(asked, "min_seq", 0, 0, 1 << 62), "as_of": moment(asked.pop("as_of", None))}
     if verb == "get":
         said["id"] = text(asked, "id")
-    if verb == "list":
+    if verb not in {"get", "summary"}:
         said["limit"] = number(asked, "limit", DEFAULT_LIMIT, 1, MAX_LIMIT)
         said["after"] = decode_cursor(asked.pop("cursor", None))
         said["where"] = {name: scalar(name, asked.pop(name)) for name in list(asked) if name in filters}

@@ -34,12 +34,25 @@ class Page:
     more: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A verb of a view's own: the fields that it is ``asked`` by, and those that are ``shown``, both with values of their types.
+
+    ``answer``, of a reader, a project, what was asked, a key and a limit, finds at most so many behind the key. It may raise ``Refused``.
+    """
+
+    asked: Mapping[str, Any]
+    shown: Mapping[str, Any]
+    answer: Callable[[Reader, str, Mapping[str, Any], str, int], Page]
+
+
 class View:
     """Definition of one view. Queries use the methods; a view whose answers are computed overrides them.
 
     ``schema`` grows whenever code changes what the same events give: the projector then rebuilds the view by itself. ``shared``: items
     belong to the installation (project ``system``) and every project may read them. ``fields`` are the public fields with their initial
     values; names that begin with ``_`` are the view's own and are not returned. ``lookups`` are fields that apply functions search by.
+    ``asks``: verbs beside ``list``, ``get`` and ``summary``.
     """
 
     def __init__(
@@ -54,6 +67,7 @@ class View:
         indexed: Sequence[str] = (),
         lookups: Sequence[str] = (),
         counted: str | None = None,
+        asks: Mapping[str, Ask] | None = None,
     ) -> None:
         self.name = name
         self.noun = noun
@@ -64,13 +78,14 @@ class View:
         self.indexed = tuple(indexed)
         self.lookups = tuple(lookups)
         self.counted = counted
+        self.asks = dict(asks or {})
         self.routes: dict[str, Apply] = {}
         self._containers = {name: value for name, value in self.fields.items() if isinstance(value, dict | list)}
 
     @property
     def verbs(self) -> tuple[str, ...]:
         """Which queries it answers."""
-        return ("list", "get", "summary") if self.counted else ("list", "get")
+        return ("list", "get", *(("summary",) if self.counted else ()), *self.asks)
 
     def on(self, *types: str) -> Callable[[Apply], Apply]:
         """Say which events a function applies. Raises ``ValueError`` when another one has them already."""

@@ -125,10 +125,13 @@ def _add_command(name: str, command: type[Command], channels: Json, operations: 
 def _add_query(name: str, verb: str, view: View | None, channels: Json, operations: Json, messages: Json) -> None:
     key = f"qry-{name}-{verb}"
     shown = view.fields if view is not None else trail.FIELDS if name == "audit" else {}
-    fields = {field: _typed(value) for field, value in shown.items()}
-    items = {"type": "array", "items": _object(**fields) if verb in {"list", "get"} else {"type": "object"}}
+    own = view.asks.get(verb) if view is not None else None
+    fields = {field: _typed(value) for field, value in (own.shown if own else shown).items()}
+    items = {"type": "array", "items": _object(**fields) if own or verb in {"list", "get"} else {"type": "object"}}
     page = _object(ok={"const": True}, seq=WHOLE, items=items, next={"type": ["string", "integer", "null"]})
-    messages[key] = _message(f"{name}.{verb}", "A question.", _question(name, verb, fields))
+    messages[key] = _message(
+        f"{name}.{verb}", "A question.", _question(name, verb, {f: _typed(v) for f, v in own.asked.items()} if own else fields)
+    )
     messages[f"{key}-page"] = _message(f"{name}.{verb} page", "What was found, and the position it is true for.", page)
     channels[key] = _channel(f"strand.v1.qry.{{project}}.{name}.{verb}", {key: key}, "Request/reply.")
     channels["replies"]["messages"][f"{key}-page"] = _ref("components", "messages", f"{key}-page")
@@ -146,7 +149,7 @@ def _question(name: str, verb: str, fields: Json) -> Json:
         body |= {"view": TEXT} if verb == "digest" else {}
     elif verb == "get":
         body["id"] = TEXT
-    elif verb == "list":
+    elif verb != "summary":
         body |= {"event": TEXT} if name == "audit" else {}
         body |= {"limit": limit, "cursor": TEXT, **{f: t for f, t in fields.items() if t.get("type") not in {"array", "object"}}}
     return _object(**body)

@@ -10,6 +10,7 @@ from domain.kernel.aggregate import Record
 from domain.kernel.command import Command
 from domain.kernel.ids import ArtifactId, JobId, Name, NodeId, SandboxId, SnapshotId, TemplateId
 from domain.sandboxes.spec import Argv, DriverName, Env, Port, Ports
+from domain.templates.compat import Policy
 
 ImageText = Annotated[str, StringConstraints(min_length=1, max_length=512)]
 TemplateOrAlias = Annotated[str, StringConstraints(min_length=1, max_length=64)]
@@ -106,6 +107,25 @@ class TemplateAdoptBaseline(Command):
     RESULT: ClassVar[type[Record]] = BaselineAdopted
 
     template: TemplateOrAlias
+
+
+class CompatPolicySet(Record):
+    """The policy that the template has now."""
+
+    template_id: TemplateId
+    policy: Policy
+
+
+class TemplateSetCompatPolicy(Command):
+    """Say which versions of a node make the template's replicas stale: guest image and agent, or the guest image alone."""
+
+    NOUN: ClassVar[str] = "template"
+    VERB: ClassVar[str] = "set-compat-policy"
+    EXAMPLE: ClassVar[dict[str, Any]] = {"template": "base", "policy": "GUEST_ONLY"}
+    RESULT: ClassVar[type[Record]] = CompatPolicySet
+
+    template: TemplateOrAlias
+    policy: Policy
 
 
 class TemplateDelete(Command):

@@ -23,7 +23,7 @@ from domain.kernel.aggregate import Aggregate, CreatedEvent, Event
 from domain.kernel.lifecycle import Lifecycle
 from domain.kernel.text import ErrorText, Why, clip
 from domain.nodes.orders import Versions
-from domain.templates.compat import Compat, evaluate, known
+from domain.templates.compat import Compat, Policy, evaluate, known
 
 
 class ReplicaState(StrEnum):
@@ -265,14 +265,15 @@ class Replica(Aggregate):
         if LIFECYCLE.admits(row, self.state):
             self.record(ReplicaRedone, at, job_id=job_id, artifact_id=artifact_id, from_phase=LIFECYCLE.target(row, self.state))
 
-    def adopt_baseline(self, at: datetime, versions: Versions) -> bool:
+    def adopt_baseline(self, at: datetime, versions: Versions, policy: Policy = Policy.STRICT) -> bool:
         """Bind an UNKNOWN replica to what its node runs now; says whether it did. STALE is never adopted (reference/cubesandbox.md §6).
 
-        A kernel that the node does not report leaves the bound one alone.
+        ``policy``: its template's. The node has to report guest image and agent all the same. A kernel that it does not report leaves
+        the bound one alone.
         """
         if not LIFECYCLE.admits("adopt_baseline", self.state):
             return False
-        if evaluate(versions, versions) is not Compat.OK or evaluate(self.bound, versions) is not Compat.UNKNOWN:
+        if evaluate(versions, versions) is not Compat.OK or evaluate(self.bound, versions, policy) is not Compat.UNKNOWN:
             return False
         kernel = known(versions.kernel) or self.bound.kernel
         self.record(ReplicaBaselineAdopted, at, versions=versions.model_copy(update={"kernel": kernel}))

@@ -25,6 +25,7 @@ from domain.kernel.errors import Refused
 from domain.kernel.text import Why, clip
 from domain.sandboxes.spec import Recipe
 from domain.templates import template_events as events
+from domain.templates.compat import Policy
 from domain.templates.template_states import GONE, LIFECYCLE, TemplateRequest, TemplateState, settled_state
 
 __all__ = ["GONE", "Template", "TemplateRequest", "TemplateState", "settled_state"]
@@ -53,6 +54,8 @@ class Template(Aggregate):
     """Deletes that are begun and not judged: command id, and whether by force."""
     refused_deletes: dict[str, tuple[str, ...]]
     """Deletes that were refused after they had begun: command id, and the sandboxes that it was for."""
+    compat_policy: Policy
+    """By which its replicas are judged, wherever that is done (``compat.py``)."""
     created: datetime
 
     @classmethod
@@ -117,6 +120,11 @@ class Template(Aggregate):
         """Another template took the alias over."""
         if alias == self.alias and LIFECYCLE.admits("alias_lost", self.state):
             self.record(events.TemplateAliasLost, at, alias=alias)
+
+    def set_compat_policy(self, at: datetime, policy: Policy) -> None:
+        """Judge its replicas by ``policy`` from now on. Raises ``template.not-found`` for one that is going or gone."""
+        if LIFECYCLE.admits("set_compat_policy", self.state) and policy != self.compat_policy:
+            self.record(events.TemplateCompatPolicySet, at, policy=policy)
 
     def require_startable(self) -> None:
         """Raises ``template.not-found`` for one that is going or gone, ``template.deleting`` while it is decided whether it goes."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from domain.kernel.aggregate import CreatedEvent, Event
 from domain.kernel.text import ErrorText
 from domain.sandboxes.spec import Recipe
+from domain.templates.compat import Policy
 from domain.templates.template_states import TemplateRequest, TemplateState
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ class TemplateCreated(CreatedEvent):
         template.last_error = None
         template.pending_deletes = {}
         template.refused_deletes = {}
+        template.compat_policy = Policy.STRICT
         template.created = self.timestamp
 
 
@@ -118,6 +120,16 @@ class TemplateAliasLost(Event):
     def apply(self, template: Template) -> None:
         template.alias = None
         template.alias_held = False
+
+
+class TemplateCompatPolicySet(Event):
+    """Which versions of a node count from now on, when its replicas are judged."""
+
+    TOPIC = "template.compat-policy-set"
+    policy: Policy
+
+    def apply(self, template: Template) -> None:
+        template.compat_policy = self.policy
 
 
 class TemplateDeleteBegun(Event):

@@ -42,6 +42,7 @@ LIFECYCLE: Final = Lifecycle(
     replicas_changed:none   =                FAILED           FAILED           FAILED           =         =
     alias_claimed           PENDING          READY            PARTIALLY_READY  FAILED           =         =
     alias_lost              PENDING          READY            PARTIALLY_READY  FAILED           DELETING  =
+    set_compat_policy       PENDING          READY            PARTIALLY_READY  FAILED           !template.not-found  !template.not-found
     require_startable       =                =                =                =                !template.not-found  !template.not-found
     begin_delete            !template.attempt-in-progress  READY  PARTIALLY_READY  FAILED    =         !template.not-found
     begin_delete:force      PENDING          READY            PARTIALLY_READY  FAILED           =         !template.not-found

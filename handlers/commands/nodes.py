@@ -11,7 +11,7 @@ from domain.nodes.node import Node
 from domain.nodes.orders import Verb
 from domain.nodes.placement import require_known
 from domain.templates.commands import CompatRescan
-from domain.templates.compat import Compat, evaluate
+from domain.templates.compat import Compat, Policy, evaluate
 from handlers.control import Control
 from handlers.dispatch import Asked
 
@@ -90,7 +90,7 @@ def _order_id(asked: Asked, node_id: str) -> str:
 def _compat(control: Control, nodes: list[str]) -> dict[tuple[str, str], Compat]:
     fleet = control.fleet
     return {
-        key: evaluate(replica.bound, fleet.nodes[key[1]].versions)
+        key: evaluate(replica.bound, fleet.nodes[key[1]].versions, fleet.policies.get(key[0], Policy.STRICT))
         for key, replica in fleet.replicas.items()
         if key[1] in nodes and replica.state == "READY"
     }

@@ -142,7 +142,7 @@ def _place(control: Control, template: Template, need: Need) -> str:
     for node in control.fleet.nodes.values():
         replica = replicas.get(node.node_id)
         ready = replica is not None and replica.state == "READY"
-        compat = evaluate(replica.bound, node.versions) if ready and replica is not None else Compat.MISSING
+        compat = evaluate(replica.bound, node.versions, template.compat_policy) if ready and replica is not None else Compat.MISSING
         candidates.append(_candidate(node, compat, replica=ready))
     return choose(candidates, need)
 

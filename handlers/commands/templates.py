@@ -1,4 +1,7 @@
-"""``template.*``: create, redo, adopt-baseline, delete. The work itself is a job's (handlers/processes/template_build.py)."""
+"""``template.*``: create, redo, adopt-baseline, set-compat-policy, delete.
+
+The work itself is a job's (handlers/processes/template_build.py).
+"""
 
 from __future__ import annotations
 
@@ -107,11 +110,20 @@ async def adopt_baseline(control: Control, asked: Asked, command: c.TemplateAdop
         node = control.fleet.nodes.get(node_id)
         if node is None or not node.healthy:
             continue
-        adopt = partial(Replica.adopt_baseline, at=asked.cause.at, versions=node.versions)
+        adopt = partial(Replica.adopt_baseline, at=asked.cause.at, versions=node.versions, policy=template.compat_policy)
         done = await control.change(Replica, asked.project, ids.replica_id(template.id, node_id), asked.cause, adopt)
         updated += done.changed or done.replayed
         seq = max(seq, done.seq)
     return Reply({"updated": updated}, template.id, seq)
+
+
+async def set_compat_policy(control: Control, asked: Asked, command: c.TemplateSetCompatPolicy) -> Reply:
+    """Judge its replicas otherwise from now on; what is placed after the reply is placed by it, here at least."""
+    template = await acted_on(control, asked.project, command.template, asked.command_id)
+    template = template or await resolve_template(control, asked.project, command.template)
+    change = partial(Template.set_compat_policy, at=asked.cause.at, policy=command.policy)
+    done = await control.change(Template, asked.project, template.id, asked.cause, change)
+    return Reply({"template_id": template.id, "policy": command.policy.value}, template.id, done.seq)
 
 
 async def delete(control: Control, asked: Asked, command: c.TemplateDelete) -> Reply:

@@ -13,14 +13,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from domain.kernel.errors import Refused
+from domain.kernel.errors import Refused, not_found
 from domain.kernel.ids import SYSTEM_PROJECT
 from domain.nodes.orders import Versions
-from domain.templates.compat import Compat, judge, overall
+from domain.templates.compat import Compat, Policy, judge, overall
 from projections.facts import Fact
+from projections.question import invalid
 from projections.state import EVERYTHING, State
 from projections.store import ITEMS, Item, Reader
-from projections.view import Page, View
+from projections.view import Ask, Page, View
 
 CELL: Final = "cell"
 """Kind: a ready replica, by replica id."""
@@ -32,6 +33,9 @@ COUNTS: Final = "counts"
 """Kind: a project's counters under ``summary``; the installation's online nodes under ``nodes``."""
 AFFECTED: Final = "affected"
 """Kind: how many stale cells a node has in a project, by node id."""
+
+WHAT_IF: Final = "what-if"
+"""What would become of a node's replicas if it ran other versions: asked of the view, no event. A version that is not given stays."""
 
 PAGE_CELLS: Final = 20_000
 """Cells per answer: about 4 MB. A page ends early rather than growing beyond what the bus carries."""
@@ -85,13 +89,58 @@ _SUMMARY: Final = {
     "_ready_online": 0,
 }
 
+
+def _what_if(reader: Reader, project: str, where: Mapping[str, Any], after: str, limit: int) -> Page:
+    """Every ready replica of a node, judged as now and as if the node, heard, ran the given versions.
+
+    ``what_if`` leaves those that would be that. Raises ``node.not-found`` and ``query.invalid``.
+    """
+    node_id, current, supposed = _supposed(reader, where)
+    wanted = where.get("what_if")
+    found: list[tuple[str, Item]] = []
+    while True:
+        page = reader.scan(CELL, project, {"node_id": node_id}, after, SCAN)
+        for _, replica_id, cell in page:
+            row = reader.get(ITEMS, project, cell["template_id"])
+            then = None if row is None else judge(Versions(**cell["bound"]), supposed, online=True, policy=row["policy"]).value
+            if row is None or wanted not in {None, then}:
+                continue
+            if len(found) == limit:
+                return Page(found, more=True)
+            made = {**cell, "policy": row["policy"], "what_if": then, "current": current, "supposed": supposed.model_dump()}
+            found.append((replica_id, made))
+        if len(page) < SCAN:
+            return Page(found, more=False)
+        after = page[-1][1]
+
+
+def _supposed(reader: Reader, where: Mapping[str, Any]) -> tuple[str, Item, Versions]:
+    """The node that is asked about, what it runs, and what it is supposed to run."""
+    bad = {name: "must be a string" for name, value in where.items() if not isinstance(value, str)}
+    given = {name: where[name] for name in Versions.model_fields if name in where}
+    if bad or "node_id" not in where or not given:
+        raise invalid(**(bad or {"node_id": "must be given, and one of guest_image, agent and kernel"}))
+    node = reader.get(NODE, SYSTEM_PROJECT, where["node_id"])
+    if node is None or node["state"] == _EVICTED:
+        raise not_found("node", where["node_id"])
+    return where["node_id"], node["versions"], Versions(**{**node["versions"], **given})
+
+
 VIEW: Final = CompatMatrix(
     "compat-matrix",
     noun="template",
     key="template_id",
     counted="overall",
     lookups=("node_id", "template_id"),
-    fields={"template_id": "", "overall": Compat.OK.value, "nodes": []},
+    asks={
+        WHAT_IF: Ask(
+            asked={"node_id": "", "guest_image": "", "agent": "", "kernel": "", "what_if": ""},
+            shown={"template_id": "", "node_id": "", "policy": "", "compat": "", "what_if": "", "bound": {}, "current": {}, "supposed": {}},
+            answer=_what_if,
+        )
+    },
+    fields={"template_id": "", "policy": Policy.STRICT.value, "overall": Compat.OK.value, "nodes": []},
+    schema=2,
 )
 
 
@@ -135,7 +184,7 @@ def _assemble(reader: Reader, project: str, row: Item, nodes: Mapping[str, Item]
         elif node["state"] == _ONLINE:
             made.append({"node_id": node_id, "compat": Compat.MISSING.value, "bound": None, "current": node["versions"]})
     word = overall(Compat(cell["compat"]) for cell in made)
-    return {"template_id": row["template_id"], "overall": word.value, "nodes": made}
+    return {"template_id": row["template_id"], "policy": row["policy"], "overall": word.value, "nodes": made}
 
 
 # --------------------------------------------------------------------------------------------------------------- applying
@@ -143,13 +192,26 @@ def _assemble(reader: Reader, project: str, row: Item, nodes: Mapping[str, Item]
 
 @VIEW.on("template.created")
 def template_created(state: State, fact: Fact) -> None:
-    row = {"template_id": fact.id, "_stale": 0, "_unknown": 0, "_ready_online": 0}
+    row = {"template_id": fact.id, "policy": Policy.STRICT.value, "_stale": 0, "_unknown": 0, "_ready_online": 0}
     state.put(fact.project, fact.id, row)
     _summary(state, fact.project)["templates"] += 1
     for project, replica_id in state.find({"template_id": fact.id}, kind=CELL, project=fact.project):
         cell = state.get(project, replica_id, kind=CELL)
         if cell is not None:
             _count(state, project, cell, _node(state, cell["node_id"]), 1)
+
+
+@VIEW.on("template.compat-policy-set")
+def template_compat_policy_set(state: State, fact: Fact) -> None:
+    row = state.edit(fact.project, fact.id)
+    if row is None:
+        return
+    row["policy"] = fact.data["policy"]
+    for project, replica_id in state.find({"template_id": fact.id}, kind=CELL, project=fact.project):
+        cell = state.get(project, replica_id, kind=CELL)
+        if cell is not None:
+            node = _node(state, cell["node_id"])
+            _rejudge(state, project, replica_id, cell, node, node)
 
 
 @VIEW.on("template.deleted")
@@ -175,7 +237,8 @@ def replica_bound(state: State, fact: Fact) -> None:
     _drop_cell(state, fact.project, fact.id)
     node = _node(state, replica["node"])
     bound = fact.data["versions"]
-    cell = {"template_id": replica["template"], "node_id": replica["node"], "bound": bound, "compat": _word(bound, node)}
+    cell = {"template_id": replica["template"], "node_id": replica["node"], "bound": bound, "compat": ""}
+    cell["compat"] = _word(state, fact.project, cell, node)
     state.put(fact.project, fact.id, cell, kind=CELL)
     _count(state, fact.project, cell, node, 1)
 
@@ -221,18 +284,28 @@ def _change_node(state: State, node_id: str, *, state_: str | None = None, versi
         counts["online"] += moved
     for project, replica_id in state.find({"node_id": node_id}, kind=CELL):
         cell = state.get(project, replica_id, kind=CELL)
-        if cell is not None and (after["state"] != before["state"] or _word(cell["bound"], after) != cell["compat"]):
-            _count(state, project, cell, before, -1)
-            changed = state.put(project, replica_id, {**cell, "compat": _word(cell["bound"], after)}, kind=CELL)
-            _count(state, project, changed, after, 1)
+        if cell is not None:
+            _rejudge(state, project, replica_id, cell, before, after)
+
+
+def _rejudge(state: State, project: str, replica_id: str, cell: Item, before: Item, after: Item) -> None:
+    """Judge a cell again, whose node was ``before`` and is ``after``, and count it where it belongs now."""
+    word = _word(state, project, cell, after)
+    if after["state"] == before["state"] and word == cell["compat"]:
+        return
+    _count(state, project, cell, before, -1)
+    _count(state, project, state.put(project, replica_id, {**cell, "compat": word}, kind=CELL), after, 1)
 
 
 def _node(state: State, node_id: str) -> Item:
     return state.get(SYSTEM_PROJECT, node_id, kind=NODE) or _NO_NODE
 
 
-def _word(bound: Mapping[str, str], node: Item) -> str:
-    return judge(Versions(**bound), Versions(**node["versions"]), node["state"] == _ONLINE).value
+def _word(state: State, project: str, cell: Item, node: Item) -> str:
+    """The cell's judgement by its template's policy; strict where there is no such template (yet)."""
+    row = state.get(project, cell["template_id"])
+    policy = Policy.STRICT if row is None else row["policy"]
+    return judge(Versions(**cell["bound"]), Versions(**node["versions"]), node["state"] == _ONLINE, policy).value
 
 
 def _drop_cell(state: State, project: str, replica_id: str) -> None:

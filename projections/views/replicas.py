@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from domain.kernel.ids import SYSTEM_PROJECT
 from domain.nodes.orders import Versions
-from domain.templates.compat import Compat, judge
+from domain.templates.compat import Compat, Policy, judge
 from projections.facts import Fact
 from projections.state import State
 from projections.store import Item
@@ -14,6 +14,9 @@ from projections.view import View
 
 NODE: Final = "node"
 """Kind of the notes that say what a node runs, and whether it is heard."""
+
+POLICY: Final = "policy"
+"""Kind of the notes that say by which compat policy a template's replicas are judged, where that is not the strict one."""
 
 REMOVED: Final = "removed"
 """Kind of replicas that nothing is left of: a redo makes the same one again."""
@@ -47,11 +50,10 @@ VIEW: Final = View(
 )
 
 
-def _judge(item: Item, node: Item | None) -> str:
+def _judge(state: State, project: str, item: Item, node: Item) -> str:
     bound = Versions(guest_image=item["guest_image_version"], agent=item["agent_version"], kernel=item["kernel_version"])
-    if node is None:
-        return Compat.UNKNOWN.value
-    return judge(bound, Versions(**node["versions"]), node["online"]).value
+    note = state.get(project, item["template_id"], kind=POLICY)
+    return judge(bound, Versions(**node["versions"]), node["online"], Policy.STRICT if note is None else note["policy"]).value
 
 
 def _node(state: State, node_id: str) -> Item:
@@ -64,7 +66,7 @@ def _rejudge(state: State, fact: Fact, **changed: Any) -> None:
     state.put(SYSTEM_PROJECT, fact.id, node, kind=NODE)
     for project, replica_id in state.find({"node_id": fact.id}):
         item = state.get(project, replica_id)
-        if item is not None and (compat := _judge(item, node)) != item["compat"]:
+        if item is not None and (compat := _judge(state, project, item, node)) != item["compat"]:
             state.put(project, replica_id, {**item, "compat": compat, "updated_at": fact.time})
 
 
@@ -81,6 +83,22 @@ def came_online(state: State, fact: Fact) -> None:
 @VIEW.on("node.went-offline", "node.evicted", "node.re-enrolled")
 def went_offline(state: State, fact: Fact) -> None:
     _rejudge(state, fact, online=False)
+
+
+@VIEW.on("template.compat-policy-set")
+def policy_set(state: State, fact: Fact) -> None:
+    """Judged otherwise: everything of that template, and what comes of it later."""
+    state.put(fact.project, fact.id, {"policy": fact.data["policy"]}, kind=POLICY)
+    for project, replica_id in state.find({"template_id": fact.id}, project=fact.project):
+        item = state.get(project, replica_id)
+        if item is not None and (compat := _judge(state, project, item, _node(state, item["node_id"]))) != item["compat"]:
+            state.put(project, replica_id, {**item, "compat": compat, "updated_at": fact.time})
+
+
+@VIEW.on("template.deleted")
+def template_deleted(state: State, fact: Fact) -> None:
+    if state.get(fact.project, fact.id, kind=POLICY) is not None:
+        state.delete(fact.project, fact.id, kind=POLICY)
 
 
 @VIEW.on("replica.created")
@@ -126,7 +144,7 @@ def ready(state: State, fact: Fact) -> None:
             last_error_phase=None,
             updated_at=fact.time,
         )
-        _bind(state, item, fact.data["versions"])
+        _bind(state, fact.project, item, fact.data["versions"])
 
 
 @VIEW.on("replica.baseline-adopted")
@@ -134,12 +152,12 @@ def baseline_adopted(state: State, fact: Fact) -> None:
     item = state.edit(fact.project, fact.id)
     if item is not None:
         item["updated_at"] = fact.time
-        _bind(state, item, fact.data["versions"])
+        _bind(state, fact.project, item, fact.data["versions"])
 
 
-def _bind(state: State, item: Item, versions: dict[str, str]) -> None:
+def _bind(state: State, project: str, item: Item, versions: dict[str, str]) -> None:
     item.update(guest_image_version=versions["guest_image"], agent_version=versions["agent"], kernel_version=versions["kernel"])
-    item["compat"] = _judge(item, _node(state, item["node_id"]))
+    item["compat"] = _judge(state, project, item, _node(state, item["node_id"]))
 
 
 @VIEW.update("replica.failed")
@@ -161,7 +179,7 @@ def redone(state: State, fact: Fact) -> None:
     removed_one = state.get(fact.project, fact.id, kind=REMOVED)
     if removed_one is not None:
         state.delete(fact.project, fact.id, kind=REMOVED)
-        compat = _judge(removed_one, _node(state, removed_one["node_id"]))
+        compat = _judge(state, fact.project, removed_one, _node(state, removed_one["node_id"]))
         state.put(fact.project, fact.id, {**removed_one, "compat": compat})
     item = state.edit(fact.project, fact.id)
     if item is not None:

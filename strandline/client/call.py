@@ -79,21 +79,21 @@ class Calls:
         return item.model_validate(found)
 
     async def each(
-        self, view: str, item: type[I], filters: Mapping[str, Any], *, page: int = PAGE, limit: int | None = None
+        self, view: str, item: type[I], filters: Mapping[str, Any], *, page: int = PAGE, limit: int | None = None, verb: str = "list"
     ) -> AsyncIterator[I]:
         """Every item that the filters leave, page by page, at most ``limit``."""
-        async for found in self.rows(view, filters, page=page, limit=limit):
+        async for found in self.rows(view, filters, page=page, limit=limit, verb=verb):
             yield item.model_validate(found)
 
     async def rows(
-        self, view: str, filters: Mapping[str, Any], *, page: int = PAGE, limit: int | None = None
+        self, view: str, filters: Mapping[str, Any], *, page: int = PAGE, limit: int | None = None, verb: str = "list"
     ) -> AsyncIterator[dict[str, Any]]:
         """The same, as the plain objects of the replies."""
         left, cursor = limit, None
         where = {name: value for name, value in filters.items() if name != "as_of" or value is not None}
         while left is None or left > 0:
             size = page if left is None else min(page, left)
-            reply = await self.query(view, "list", {**where, **given(limit=size, cursor=cursor)})
+            reply = await self.query(view, verb, {**where, **given(limit=size, cursor=cursor)})
             for found in reply.get("items", ()):
                 yield found
             cursor = reply.get("next")

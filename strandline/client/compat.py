@@ -7,7 +7,7 @@ from typing import Any, Unpack
 
 from domain.templates.commands import CompatRescan
 from strandline.client.call import Call, item_of
-from strandline.client.items import CompatRow, CompatSummary
+from strandline.client.items import CompatRow, CompatSummary, WhatIf
 from strandline.client.noun import Noun
 from strandline.client.replies import CompatRescanned
 
@@ -27,6 +27,14 @@ class Compat(Noun):
     async def get(self, template: str, *, as_of: int | str | None = None) -> CompatRow:
         """One template's row. Raises ``template.not-found``."""
         return await self._calls.one("compat-matrix", CompatRow, "template", template, as_of)
+
+    def what_if(self, node_id: str, *, as_of: int | str | None = None, limit: int | None = None, **asked: Any) -> AsyncIterator[WhatIf]:
+        """What would become of a node's replicas if it ran other versions: ``guest_image``, ``agent``, ``kernel``; ``what_if`` filters.
+
+        Nothing changes by asking. Raises ``node.not-found``.
+        """
+        where = {name: value for name, value in asked.items() if value is not None}
+        return self._calls.each("compat-matrix", WhatIf, {**where, "node_id": node_id, "as_of": as_of}, limit=limit, verb="what-if")
 
     async def summary(self) -> CompatSummary:
         """How much is stale, missing or unknown."""

@@ -145,8 +145,22 @@ class CompatCell(Item):
 
 class CompatRow(Item):
     template_id: str
+    policy: str = "STRICT"
     overall: str
     nodes: list[CompatCell] = []
+
+
+class WhatIf(Item):
+    """A replica as it is judged now (``compat``), and as it would be if its node ran ``supposed`` (``what_if``)."""
+
+    template_id: str
+    node_id: str
+    policy: str
+    compat: str
+    what_if: str
+    bound: Versions
+    current: Versions
+    supposed: Versions
 
 
 class CompatSummary(Item):

@@ -38,6 +38,11 @@ class BaselineAdopted(Accepted):
     updated: int
 
 
+class CompatPolicy(Accepted):
+    template_id: str
+    policy: str
+
+
 class ArtifactsCollected(Accepted):
     deleted: list[Any] | int = 0
     kept: list[Any] | int = 0

@@ -7,14 +7,22 @@ from typing import Any, Literal, Unpack
 
 from bus import sealed
 from domain.kernel.errors import Refused
-from domain.templates.commands import TemplateAdoptBaseline, TemplateCommit, TemplateCreate, TemplateDelete, TemplateRedo
+from domain.templates.commands import (
+    TemplateAdoptBaseline,
+    TemplateCommit,
+    TemplateCreate,
+    TemplateDelete,
+    TemplateRedo,
+    TemplateSetCompatPolicy,
+)
 from domain.templates.image_ref import parse_image
 from strandline.client.call import Call, given
 from strandline.client.items import Node, Replica, Template
 from strandline.client.noun import Noun
-from strandline.client.replies import Accepted, BaselineAdopted, JobAccepted, TemplateAccepted
+from strandline.client.replies import Accepted, BaselineAdopted, CompatPolicy, JobAccepted, TemplateAccepted
 
 RedoMode = Literal["ALL", "NODES", "FAILED_ONLY", "FAILED_NODES"]
+CompatPolicyName = Literal["STRICT", "GUEST_ONLY"]
 
 
 class Templates(Noun):
@@ -85,6 +93,10 @@ class Templates(Noun):
     async def adopt_baseline(self, template: str, **call: Unpack[Call]) -> BaselineAdopted:
         """Declare that replicas of unknown origin fit what their nodes run now."""
         return await self._calls.command(TemplateAdoptBaseline, BaselineAdopted, call, template=template)
+
+    async def set_compat_policy(self, template: str, policy: CompatPolicyName, **call: Unpack[Call]) -> CompatPolicy:
+        """Say whether a node's agent counts beside its guest image (STRICT), or the guest image alone does (GUEST_ONLY)."""
+        return await self._calls.command(TemplateSetCompatPolicy, CompatPolicy, call, template=template, policy=policy)
 
     async def delete(self, template: str, *, force: bool = False, **call: Unpack[Call]) -> Accepted:
         """Delete it. Refused as ``template.in-use`` while sandboxes of it live; ``force`` ends a running job first."""

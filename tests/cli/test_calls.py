@@ -188,6 +188,7 @@ def test_other_verbs_reach_their_commands(cli: Cli, fleet: Scripted) -> None:
         "snapshot.delete": {"settled": True},
         "template.redo": {"job_id": JOB},
         "template.adopt-baseline": {"updated": 3},
+        "template.set-compat-policy": {"template_id": TPL, "policy": "GUEST_ONLY"},
         "artifact.collect": {"deleted": [], "kept": 4},
         "compat.rescan": {"changed": 1},
         "view.rebuild": {"generation": 2, "settled": True},
@@ -207,6 +208,11 @@ def test_other_verbs_reach_their_commands(cli: Cli, fleet: Scripted) -> None:
         ("template redo python", "template.redo", {"template": TPL, "mode": "ALL"}),
         ("template redo python --nodes n1,n2", "template.redo", {"template": TPL, "mode": "NODES", "nodes": ["n1", "n2"]}),
         ("template adopt-baseline python", "template.adopt-baseline", {"template": TPL}),
+        (
+            "template set-compat-policy python GUEST_ONLY",
+            "template.set-compat-policy",
+            {"template": TPL, "policy": "GUEST_ONLY"},
+        ),
         ("template delete python --force", "template.delete", {"template": TPL, "force": True, "wait_s": 60}),
         ("artifact collect --dry-run", "artifact.collect", {"dry_run": True}),
         ("compat rescan", "compat.rescan", {"all": True, "wait_s": 30}),
@@ -224,6 +230,9 @@ def test_other_verbs_reach_their_commands(cli: Cli, fleet: Scripted) -> None:
         assert (fleet.commands[-1].name, fleet.commands[-1].body) == (name, body)
         assert json.loads(result.stdout)
     assert json.loads(cli("compat", "summary", "-o", "json").stdout)["stale_replicas"] == 2
+    assert cli("compat", "what-if", "n1", "--guest-image", "2", "what_if=STALE", "--as-of", "12").exit_code == 0
+    asked = {"node_id": "n1", "guest_image": "2", "what_if": "STALE", "as_of": 12, "limit": 1000}
+    assert (fleet.asked[-1].name, fleet.asked[-1].body) == ("compat-matrix.what-if", asked)
 
 
 def test_raw_calls_pass_bodies_and_replies_through(cli: Cli, fleet: Scripted) -> None:

@@ -28,6 +28,7 @@ CONTRACT = {
     "template.commit": "sandbox_id alias",
     "template.redo": "template mode nodes",
     "template.adopt-baseline": "template",
+    "template.set-compat-policy": "template policy",
     "template.delete": "template force",
     "artifact.collect": "dry_run",
     "compat.rescan": "nodes all",

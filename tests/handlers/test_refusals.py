@@ -37,6 +37,7 @@ NOBODY: dict[str, tuple[dict[str, Any], str, bool]] = {
     "template.commit": ({"sandbox_id": SB}, "sandbox.not-found", False),
     "template.redo": ({"template": TPL, "mode": "ALL"}, "template.not-found", False),
     "template.adopt-baseline": ({"template": "no-such-alias"}, "template.not-found", False),
+    "template.set-compat-policy": ({"template": TPL, "policy": "STRICT"}, "template.not-found", False),
     "template.delete": ({"template": TPL}, "template.not-found", False),
     "compat.rescan": ({"nodes": ["nowhere"]}, "node.not-found", False),
     "snapshot.create": ({"sandbox_id": SB}, "sandbox.not-found", False),

@@ -137,7 +137,7 @@ def test_the_compat_matrix_equals_the_rules_applied_to_everything(seed, steps):
         rows = {}
         for (cls, where, template_id), template in history.aggregates.items():
             if cls is Template and where == project and template.state is not TemplateState.DELETED:
-                rows[template_id] = matrix_row(history, project, template_id, nodes)
+                rows[template_id] = matrix_row(history, project, template, nodes)
         with store.read("compat-matrix") as reader:
             listed = view.list(reader, project, {}, "", 100).items
             summary = view.summary(reader, project)
@@ -150,16 +150,16 @@ def test_the_compat_matrix_equals_the_rules_applied_to_everything(seed, steps):
                 assert found == sorted(id_ for id_, row in rows.items() if overall(row.values()) == word)
 
 
-def matrix_row(history, project, template_id, nodes):
+def matrix_row(history, project, template, nodes):
     row = {}
     for node_id in NODES:
         node = nodes.get(node_id)
         if node is None:
             continue
-        replica = history.aggregates.get((Replica, project, f"{template_id}_{node_id}"))
+        replica = history.aggregates.get((Replica, project, f"{template.id}_{node_id}"))
         online = node.liveness is Liveness.ONLINE
         if replica is not None and replica.state is ReplicaState.READY:
-            row[node_id] = judge(replica.bound, node.versions, online)
+            row[node_id] = judge(replica.bound, node.versions, online, template.compat_policy)
         elif online:
             row[node_id] = Compat.MISSING
     return row

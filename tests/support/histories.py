@@ -8,6 +8,7 @@ import base64
 import inspect
 from datetime import UTC, datetime, timedelta
 from functools import cache
+from itertools import count
 from random import Random
 
 import orjson
@@ -26,6 +27,7 @@ from domain.sandboxes.spec import ArtifactRef, Recipe, SandboxSpec
 from domain.sandboxes.states import Ttl
 from domain.templates.alias import Alias
 from domain.templates.artifact import Artifact
+from domain.templates.compat import Policy
 from domain.templates.fingerprint import ArtifactSpec, fingerprint
 from domain.templates.job import Job
 from domain.templates.progress import Operation, Phase, PullProgress
@@ -201,6 +203,17 @@ class History:
         self.messages.append((len(self.messages) + 1, data))
 
 
+def with_nodes(*liveness):
+    """The first history that ends with nodes that are all of these, those that are online with a storage mode."""
+    for seed in count():
+        history = History(seed)
+        history.walk(1000)
+        nodes = [a for (cls, _, _), a in history.aggregates.items() if cls is Node]
+        if {n.liveness.value for n in nodes if n.liveness.value != "ONLINE" or n.storage.value != "unknown"} >= set(liveness):
+            return history
+    raise AssertionError
+
+
 POOLS = {
     "note": ("", "rack 1"),
     "boot": ("b1", "b2"),
@@ -234,6 +247,7 @@ POOLS = {
     "lease_s": (60.0,),
     "result": (None, {"a": 1}),
     "mode": (None, "ALL"),
+    "policy": tuple(Policy),
     "image_digest": ("sha256:" + "0" * 64,),
     "image_config": ({}, {"Cmd": ["x"]}),
     "sha256": ("0" * 64,),

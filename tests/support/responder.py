@@ -85,7 +85,8 @@ class Scripted:
     async def _start(self) -> None:
         self._nc = await connect(self.url, name="scripted", on_closed=lambda: None)
         await ensure_streams(self._nc)
-        verbs = dict.fromkeys(KEYS, ("list", "get", "summary")) | {"events": ("read", "verify"), "views": ("list", "digest")}
+        asked = dict.fromkeys(KEYS, ("list", "get", "summary")) | {"compat-matrix": ("list", "get", "summary", "what-if")}
+        verbs = asked | {"events": ("read", "verify"), "views": ("list", "digest")}
         self._served = [await serve_commands(self._nc, COMMANDS, self._command), await serve_queries(self._nc, verbs, self._query)]
 
     async def _stop(self) -> None:

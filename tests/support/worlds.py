@@ -21,6 +21,7 @@ from domain.sandboxes.sandbox import Sandbox, Ttl
 from domain.sandboxes.spec import ArtifactRef, Recipe, SandboxSpec
 from domain.templates.alias import Alias
 from domain.templates.artifact import Artifact
+from domain.templates.compat import Policy
 from domain.templates.fingerprint import ArtifactSpec, fingerprint
 from domain.templates.job import Job, PullProgress
 from domain.templates.replica import Replica
@@ -259,6 +260,7 @@ TEMPLATES = World(
         "replicas_changed:none": _changed(0, 4),
         "alias_claimed": Row(did("alias_claimed", "base")),
         "alias_lost": Row(did("alias_lost", "base")),
+        "set_compat_policy": Row(did("set_compat_policy", Policy.GUEST_ONLY)),
         "require_startable": Row(did("require_startable")),
         "begin_delete": Row(BEGUN),
         "begin_delete:force": Row(did("begin_delete", "c1", force=True)),

@@ -54,7 +54,10 @@ def _across(row: dict[str, Any]) -> dict[str, Any]:
 
 def _shape(nodes: list[str]) -> Shape:
     across = [Column(node, f"cell.{node}", _cell, state=True) for node in nodes]
-    return Shape("template_id", (Column("TEMPLATE", "template_id"), Column("OVERALL", "overall", state=True), *across))
+    return Shape(
+        "template_id",
+        (Column("TEMPLATE", "template_id"), Column("POLICY", "policy", wide=True), Column("OVERALL", "overall", state=True), *across),
+    )
 
 
 def _cell(value: Any) -> str:
@@ -95,6 +98,51 @@ async def get(run: Run, template: args.Template) -> None:
 async def summary(run: Run) -> None:
     """How many replicas are stale, missing or unknown."""
     run.out.one(await run.s.compat.summary(), shapes.SUMMARY)
+
+
+@verb(
+    app,
+    "what-if",
+    lists=True,
+    examples="""
+    strandline compat what-if n1 --guest-image 2026.12
+    strandline compat what-if n1 --agent 2.0 what_if=STALE
+    """,
+)
+async def what_if(
+    run: Run,
+    node: args.Node,
+    guest_image: Annotated[str | None, typer.Option("--guest-image", help="Its guest image.", show_default=False)] = None,
+    agent: Annotated[str | None, typer.Option("--agent", help="Its agent.", show_default=False)] = None,
+    kernel: Annotated[
+        str | None, typer.Option("--kernel", help="Its kernel, which never makes anything stale.", show_default=False)
+    ] = None,
+    as_of: args.AsOf = None,
+) -> None:
+    """What would be stale if a node ran other versions. Nothing changes by asking."""
+    rows = run.s.compat.what_if(
+        await run.id("node", node),
+        as_of=parse.moment(as_of) if as_of else None,
+        limit=run.limit,
+        guest_image=guest_image,
+        agent=agent,
+        kernel=kernel,
+        **run.filters,
+    )
+    await run.out.rows(rows, WHAT_IF)
+
+
+WHAT_IF = Shape(
+    "template_id",
+    (
+        Column("TEMPLATE", "template_id"),
+        Column("NOW", "compat", state=True),
+        Column("WHAT IF", "what_if", state=True),
+        Column("POLICY", "policy", wide=True),
+        Column("BOUND", "bound"),
+        Column("SUPPOSED", "supposed"),
+    ),
+)
 
 
 @verb(

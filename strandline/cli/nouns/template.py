@@ -262,6 +262,26 @@ async def adopt_baseline(run: Run, template: args.Template) -> None:
 
 @verb(
     app,
+    "set-compat-policy",
+    mutates=True,
+    examples="""
+    strandline template set-compat-policy python GUEST_ONLY
+    strandline template set-compat-policy python STRICT
+    """,
+)
+async def set_compat_policy(
+    run: Run,
+    template: args.Template,
+    policy: Annotated[Literal["STRICT", "GUEST_ONLY"], typer.Argument(metavar="STRICT|GUEST_ONLY", help="Which versions count.")],
+) -> None:
+    """Say whether another agent on a node makes replicas stale (STRICT), or only another guest image does (GUEST_ONLY)."""
+    identifier = await run.id("template", template)
+    reply = await run.s.templates.set_compat_policy(identifier, policy, **run.call)
+    run.out.one(reply, shapes.fields("template_id", "policy"))
+
+
+@verb(
+    app,
     "delete",
     aliases=("rm",),
     mutates=True,
