@@ -16,6 +16,7 @@ from domain.kernel.registry import AGGREGATES
 MODULES: Final = (
     "domain.nodes.commands",
     "domain.nodes.node",
+    "domain.nodes.rollout",
     "domain.sandboxes.commands",
     "domain.sandboxes.provisioning",
     "domain.sandboxes.sandbox",

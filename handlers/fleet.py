@@ -89,8 +89,7 @@ class Fleet:
         self.users: dict[str, set[str]] = defaultdict(set)
         self.fences: dict[str, Fence] = {}
         self.late: dict[str, str] = {}
-        self.policies: dict[str, str] = {}
-        """Compat policies of templates, where they are not STRICT from the beginning."""
+        self.policies: dict[str, str] = {}  # compat policies of templates, where somebody has set one
         self.open: dict[Key, datetime] = {}
         self._promised: dict[str, tuple[str, float, int]] = {}
         self.artifacts: set[str] = set()
@@ -309,6 +308,7 @@ OPENING = frozenset(
         "template.delete-requested",
         "artifact.cleanup-requested",
         "snapshot.deleted",
+        "rollout.begun",
     }
 )
 CLOSING = frozenset(
@@ -331,6 +331,7 @@ CLOSING = frozenset(
         "artifact.deleted",
         "artifact.claimed",
         "snapshot.removed",
+        *("rollout.completed", "rollout.cancelled", "rollout.failed"),
     }
 )
 _FOLDS: dict[str, Callable[[Fleet, Commit, str, dict[str, Any]], None]] = {

@@ -38,7 +38,7 @@ from domain.sandboxes import commands as sandbox_commands
 from domain.templates import commands as template_commands
 from domain.views.commands import ViewRebuild
 from handlers import reports
-from handlers.commands import artifacts, execution, nodes, sandboxes, snapshots, templates
+from handlers.commands import artifacts, execution, nodes, rollouts, sandboxes, snapshots, templates
 from handlers.control import Because, Control, Deadlines, because
 from handlers.dispatch import Dispatcher, Handler
 from handlers.duty import Duty, Work
@@ -48,6 +48,7 @@ from handlers.liveness import Liveness
 from handlers.membership import Membership
 from handlers.processes import jobs, removal, undoing
 from handlers.processes import nodes as node_process
+from handlers.processes import rollouts as rollout_process
 from handlers.processes import sandboxes as sandbox_process
 from handlers.processes.concerns import concerns
 from handlers.processes.runner import Processes
@@ -82,6 +83,8 @@ HANDLERS: dict[type[Command], Handler] = {
     node_commands.NodeCordon: nodes.cordon,
     node_commands.NodeUncordon: nodes.uncordon,
     node_commands.NodeDrain: nodes.drain,
+    node_commands.RolloutStart: rollouts.start,
+    node_commands.RolloutCancel: rollouts.cancel,
 }
 
 
@@ -133,6 +136,7 @@ class ControlPlane:
             "artifact": removal.artifact_pump(self._delete_bytes),
             "snapshot": removal.pump_snapshot,
             "node": node_process.pump,
+            "rollout": rollout_process.pump,
         }
         self.processes = Processes(self.control, pumps, concerns)
         self._receipts = Receipts(nc)

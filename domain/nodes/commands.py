@@ -2,12 +2,62 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import Field, StringConstraints
+from pydantic import Field, StringConstraints, model_validator
 
+from domain.kernel.aggregate import Record
 from domain.kernel.command import Command
-from domain.kernel.ids import NodeId
+from domain.kernel.ids import NodeId, RolloutId
+
+Version = Annotated[str, StringConstraints(max_length=128, pattern=r"^[^\x00-\x1f\x7f]*$", strip_whitespace=True)]
+
+
+class RolloutAccepted(Record):
+    """``settled``: did it end within ``wait_s``? ``state``: how."""
+
+    rollout_id: str
+    state: str
+    settled: bool = False
+
+
+class RolloutStart(Command):
+    """Have nodes upgraded, a few at a time, so that every template keeps a ready replica: drain, upgrade, make again what is stale, open.
+
+    One of ``nodes`` and ``all``; one or more of the versions that they shall run. Upgrading the machine itself is somebody else's: now is
+    the time when the view ``rollouts`` says UPGRADING. Of several rollouts the oldest is moved.
+    """
+
+    NOUN: ClassVar[str] = "rollout"
+    VERB: ClassVar[str] = "start"
+    EXAMPLE: ClassVar[dict[str, Any]] = {"all": True, "guest_image": "2026.12", "at_once": 2, "stop_after_s": 3600}
+    RESULT: ClassVar[type[Record]] = RolloutAccepted
+
+    nodes: Annotated[tuple[NodeId, ...], Field(max_length=1024)] = ()
+    all: bool = False
+    guest_image: Version = ""
+    agent: Version = ""
+    kernel: Version = ""
+    at_once: Annotated[int, Field(ge=1, le=64)] = 1
+    stop_after_s: Annotated[float, Field(ge=0, le=31 * 86_400)] | None = None
+
+    @model_validator(mode="after")
+    def _something_to_do(self) -> Self:
+        if self.all == bool(self.nodes):
+            raise ValueError("give either nodes or all: true")
+        if not (self.guest_image or self.agent or self.kernel):
+            raise ValueError("say which guest_image, agent or kernel the nodes shall run")
+        return self
+
+
+class RolloutCancel(Command):
+    """Take up no further node, and open again the ones that are at work."""
+
+    NOUN: ClassVar[str] = "rollout"
+    VERB: ClassVar[str] = "cancel"
+    EXAMPLE: ClassVar[dict[str, Any]] = {"rollout_id": "ro-000000000000000000000000"}
+
+    rollout_id: RolloutId
 
 
 class _OnNode(Command):

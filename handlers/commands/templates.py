@@ -17,15 +17,15 @@ from domain.sandboxes.sandbox import Sandbox
 from domain.templates import commands as c
 from domain.templates.image_ref import parse_image
 from domain.templates.job import Job, Operation
-from domain.templates.redo import ReplicaView
 from domain.templates.replica import Replica
 from domain.templates.targets import select_targets
 from domain.templates.template import Template, TemplateRequest, TemplateState
 from handlers.commands.aliases import acted_on, resolve_template
 from handlers.commands.jobs import job_reply, once
-from handlers.control import Control, Parts, part
+from handlers.control import Control, Parts
 from handlers.dispatch import Asked
 from handlers.processes import removal
+from handlers.processes.attempts import another_attempt
 
 CREATE_FIELDS = set(TemplateRequest.model_fields)
 
@@ -69,37 +69,13 @@ async def redo(control: Control, asked: Asked, command: c.TemplateRedo) -> Reply
 
 async def _another_attempt(control: Control, asked: Asked, command: c.TemplateRedo, job_id: str) -> Parts:
     template = await resolve_template(control, asked.project, command.template)
-    last = await control.get(Job, asked.project, template.last_job)
-    replicas = await _replicas(control, asked.project, template.id)
-    healthy = [n.node_id for n in control.fleet.healthy_nodes()]
-    at = asked.cause.at
-    job = partial(Job.redo, job_id, at, template.id, last, command.mode, command.nodes, replicas, healthy)
-    return [
-        part(Template, asked.project, template.id, lambda t: t.begin_job(at, job_id, command.mode)),
-        Part(Job, asked.project, job_id, lambda known: known or job()),
-    ]
+    return await another_attempt(control, asked.project, template, asked.cause.at, job_id, command.mode, command.nodes)
 
 
 async def commit(control: Control, asked: Asked, command: c.TemplateCommit) -> Reply:
     """Not possible yet: no driver can hand a running sandbox's disk to the builder. Said plainly, and nothing is recorded."""
     await control.get(Sandbox, asked.project, command.sandbox_id)
     raise Refused("template.commit-unsupported", "templates cannot be made from sandboxes yet")
-
-
-async def _replicas(control: Control, project: str, template_id: str) -> list[ReplicaView]:
-    views = []
-    for node_id in sorted(control.fleet.by_template.get(template_id, {})):
-        replica = await control.find(Replica, project, ids.replica_id(template_id, node_id))
-        if replica is not None:
-            views.append(
-                ReplicaView(
-                    node_id=node_id,
-                    state=replica.state.value,
-                    cleanup_required=replica.cleanup_required,
-                    last_error_phase=replica.last_error_phase,
-                )
-            )
-    return views
 
 
 async def adopt_baseline(control: Control, asked: Asked, command: c.TemplateAdoptBaseline) -> Reply:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Final
 
 from bus.commit import Commit
 from domain.kernel.ids import SYSTEM_PROJECT
@@ -13,7 +14,9 @@ from handlers.fleet import Key
 def concerns(control: Control, commit: Commit) -> Iterator[Key]:
     """The keys of processes that wait for what this commit says."""
     find = _BY_TYPE.get(commit.type)
-    return iter(()) if find is None else find(control, commit)
+    if find is not None:
+        yield from find(control, commit)
+    yield from _rollouts(control, commit)
 
 
 def _artifact(control: Control, commit: Commit) -> Iterator[Key]:
@@ -42,6 +45,21 @@ def _sandbox(control: Control, commit: Commit) -> Iterator[Key]:
         yield ("node", SYSTEM_PROJECT, node.node_id)
     if commit.id in control.fleet.late:
         yield ("template", commit.project, control.fleet.late[commit.id])
+
+
+def _rollouts(control: Control, commit: Commit) -> Iterator[Key]:
+    """Rollouts that wait for a node, for it to be empty, or for a replica or a job."""
+    if any(event["type"] in MOVING for event in commit.events):
+        yield from [key for key in control.fleet.open if key[0] == "rollout"]
+
+
+MOVING: Final = frozenset(
+    {
+        *("node.came-online", "node.versions-changed", "node.evicted", "node.uncordoned"),
+        *("sandbox.destroyed", "sandbox.start-failed", "replica.ready", "replica.removed", "job.succeeded", "job.failed"),
+        *("rollout.completed", "rollout.cancelled", "rollout.failed"),
+    }
+)
 
 
 def _node(control: Control, commit: Commit) -> Iterator[Key]:

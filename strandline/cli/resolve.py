@@ -41,6 +41,7 @@ NOUNS: Final = {
         Named("snapshot", "snapshots", "snapshot_id", ids.SNAPSHOT_PATTERN, "name", "status"),
         Named("job", "jobs", "job_id", ids.JOB_PATTERN, None, "status"),
         Named("artifact", "artifacts", "artifact_id", ids.ARTIFACT_PATTERN, None, "status"),
+        Named("rollout", "rollouts", "rollout_id", ids.ROLLOUT_PATTERN, None, "state"),
         Named("node", "nodes", "node_id", r"(?!)", None, "status"),
     )
 }

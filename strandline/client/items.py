@@ -171,6 +171,23 @@ class CompatSummary(Item):
     unknown_replicas: int = 0
 
 
+class Rollout(Item):
+    """``nodes``: node id → step. ``held_by``: templates that would be left without a ready replica."""
+
+    rollout_id: str
+    state: str
+    versions: Versions = Versions()
+    at_once: int = 1
+    stop_after_s: float | None = None
+    nodes: dict[str, str] = {}
+    done: int = 0
+    total: int = 0
+    held_by: list[str] = []
+    error: str | None = None
+    created_at: When = None
+    updated_at: When = None
+
+
 class Amounts(Item):
     """Cores, MiB, MiB, sandboxes."""
 

@@ -52,6 +52,11 @@ class CompatRescanned(Accepted):
     changed: int
 
 
+class RolloutAccepted(Accepted):
+    rollout_id: str
+    state: str
+
+
 class SnapshotAccepted(Accepted):
     snapshot_id: str
     job_id: str

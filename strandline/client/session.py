@@ -15,6 +15,7 @@ from strandline.client.events import Events
 from strandline.client.jobs import Jobs
 from strandline.client.logs import Logs
 from strandline.client.nodes import Nodes
+from strandline.client.rollouts import Rollouts
 from strandline.client.sandboxes import Sandboxes
 from strandline.client.snapshots import Snapshots
 from strandline.client.templates import Templates
@@ -37,6 +38,7 @@ class Strandline:
         self.sandboxes = Sandboxes(self._calls)
         self.nodes = Nodes(self._calls)
         self.compat = Compat(self._calls)
+        self.rollouts = Rollouts(self._calls)
         self.events = Events(self._calls)
         self.logs = Logs(self._calls)
         self.views = Views(self._calls)

@@ -25,6 +25,7 @@ NAMES = (
     "sandboxes",
     "endpoints",
     "nodes",
+    "rollouts",
     "disks",
     "usage",
 )

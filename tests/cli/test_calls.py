@@ -16,6 +16,8 @@ from strandline.cli.main import app
 
 pytestmark = pytest.mark.quick
 
+ROLLOUT = "ro-" + "a" * 24
+
 
 @pytest.fixture
 def fleet(control: Scripted) -> Scripted:
@@ -191,9 +193,12 @@ def test_other_verbs_reach_their_commands(cli: Cli, fleet: Scripted) -> None:
         "template.set-compat-policy": {"template_id": TPL, "policy": "GUEST_ONLY"},
         "artifact.collect": {"deleted": [], "kept": 4},
         "compat.rescan": {"changed": 1},
+        "rollout.start": {"rollout_id": ROLLOUT, "state": "COMPLETED", "settled": True},
+        "rollout.cancel": {"rollout_id": ROLLOUT},
         "view.rebuild": {"generation": 2, "settled": True},
         "sandbox.abandon": {"uncompensated": ["veth"]},
     }
+    fleet.views["rollouts"] = [{"rollout_id": ROLLOUT, "state": "RUNNING", "nodes": {"n1": "DRAINING"}}]
     fleet.summaries["compat-matrix"] = {"stale_templates": 1, "stale_replicas": 2}
     for words, name, body in (
         ("sandbox pause web", "sandbox.pause", {"sandbox_id": SB, "wait_s": 60}),
@@ -217,6 +222,13 @@ def test_other_verbs_reach_their_commands(cli: Cli, fleet: Scripted) -> None:
         ("artifact collect --dry-run", "artifact.collect", {"dry_run": True}),
         ("compat rescan", "compat.rescan", {"all": True, "wait_s": 30}),
         ("compat rescan n1", "compat.rescan", {"nodes": ["n1"], "wait_s": 30}),
+        ("rollout start --guest-image 2 --no-wait", "rollout.start", {"all": True, "guest_image": "2"}),
+        (
+            "rollout start n1 n2 --agent 2 --at-once 2 --stop-after 1h",
+            "rollout.start",
+            {"nodes": ["n1", "n2"], "agent": "2", "at_once": 2, "stop_after_s": 3600, "wait_s": 600},
+        ),
+        (f"rollout cancel {ROLLOUT[:7]}", "rollout.cancel", {"rollout_id": ROLLOUT}),
         ("node enroll n2", "node.enroll", {"node_id": "n2"}),
         ("node cordon n1", "node.cordon", {"node_id": "n1"}),
         ("node uncordon n1", "node.uncordon", {"node_id": "n1"}),
@@ -230,6 +242,8 @@ def test_other_verbs_reach_their_commands(cli: Cli, fleet: Scripted) -> None:
         assert (fleet.commands[-1].name, fleet.commands[-1].body) == (name, body)
         assert json.loads(result.stdout)
     assert json.loads(cli("compat", "summary", "-o", "json").stdout)["stale_replicas"] == 2
+    assert cli("rollout", "list", "-o", "name").stdout == f"{ROLLOUT}\n"
+    assert json.loads(cli("rollout", "get", ROLLOUT, "-o", "json").stdout)["nodes"] == {"n1": "DRAINING"}
     assert cli("compat", "what-if", "n1", "--guest-image", "2", "what_if=STALE", "--as-of", "12").exit_code == 0
     asked = {"node_id": "n1", "guest_image": "2", "what_if": "STALE", "as_of": 12, "limit": 1000}
     assert (fleet.asked[-1].name, fleet.asked[-1].body) == ("compat-matrix.what-if", asked)

@@ -44,6 +44,8 @@ CONTRACT = {
     "sandbox.set-ttl": "sandbox_id ttl_s ttl_kind",
     "sandbox.exec": "sandbox_id cmd env cwd user stdin timeout_s",
     "sandbox.abandon": "sandbox_id",
+    "rollout.start": "nodes all guest_image agent kernel at_once stop_after_s",
+    "rollout.cancel": "rollout_id",
     "node.enroll": "node_id",
     "node.evict": "node_id",
     "node.cordon": "node_id",

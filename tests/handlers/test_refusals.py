@@ -52,6 +52,8 @@ NOBODY: dict[str, tuple[dict[str, Any], str, bool]] = {
     "sandbox.set-ttl": ({"sandbox_id": SB, "ttl_s": 5}, "sandbox.not-found", False),
     "sandbox.exec": ({"sandbox_id": SB, "cmd": ["x"]}, "sandbox.not-found", False),
     "sandbox.abandon": ({"sandbox_id": SB}, "sandbox.not-found", False),
+    "rollout.start": ({"nodes": ["nowhere"], "agent": "2"}, "node.not-found", False),
+    "rollout.cancel": ({"rollout_id": "ro-" + "0" * 24}, "rollout.not-found", False),
     "node.evict": ({"node_id": "nowhere"}, "node.not-found", False),
     "node.cordon": ({"node_id": "nowhere"}, "node.not-found", False),
     "node.uncordon": ({"node_id": "nowhere"}, "node.not-found", False),

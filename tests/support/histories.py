@@ -21,6 +21,7 @@ from domain.kernel.errors import Refused
 from domain.kernel.ids import SYSTEM_PROJECT, artifact_id, replica_id
 from domain.nodes.node import Node
 from domain.nodes.orders import Capacity, DriverInfo, Failure, PortStatus, StepReport, StepState, Versions
+from domain.nodes.rollout import NodeStep, Rollout
 from domain.sandboxes.provisioning import Provisioning
 from domain.sandboxes.sandbox import Sandbox
 from domain.sandboxes.spec import ArtifactRef, Recipe, SandboxSpec
@@ -43,13 +44,14 @@ NODES = ("n1", "n2", "n3")
 TEMPLATES = tuple(f"tpl-{i:024x}" for i in range(4))
 SNAPSHOTS = tuple(f"snap-{i:024x}" for i in range(4))
 SANDBOXES = tuple("sb-" + letter * 20 for letter in "abcde")
+ROLLOUTS = tuple(f"ro-{i:024x}" for i in range(2))
 JOBS = tuple(f"00000000-0000-4000-8000-{i:012d}" for i in range(4))
 COMMANDS = ("c1", "c2")
 ALIASES = ("web", "api")
 SPECS = tuple(ArtifactSpec(image_digest="sha256:" + f"{i:064x}", disk_mb=64) for i in range(2))
 VERSIONS = tuple(Versions(guest_image=g, agent=a, kernel=k) for g in ("g1", "g2", "") for a in ("a1", "a2", "") for k in ("k1",))
-SYSTEM_KINDS = (Node, Artifact)
-KINDS = (Node, Artifact, Template, Alias, Replica, Replica, Job, Snapshot, Provisioning, *(Sandbox,) * 6)
+SYSTEM_KINDS = (Node, Artifact, Rollout)
+KINDS = (Node, Artifact, Rollout, Template, Alias, Replica, Replica, Job, Snapshot, Provisioning, *(Sandbox,) * 6)
 ENDINGS = (
     *("evict", "go_offline", "fail", "fail_build", "expire_build", "lost", "request_cleanup", "begin_remove", "removed", "expire"),
     *("succeed", "fail_start", "request_stop", "request_delete", "exited", "destroyed", "supersede", "rollback_failed", "complete"),
@@ -108,6 +110,7 @@ class History:
             Snapshot: SNAPSHOTS,
             Alias: ALIASES,
             Job: JOBS,
+            Rollout: ROLLOUTS,
             Artifact: [artifact_id(fingerprint(spec)) for spec in SPECS],
             Replica: [replica_id(t, n) for t in TEMPLATES for n in NODES],
         }
@@ -248,6 +251,9 @@ POOLS = {
     "result": (None, {"a": 1}),
     "mode": (None, "ALL"),
     "policy": tuple(Policy),
+    "step": tuple(NodeStep),
+    "at_once": (1, 2),
+    "templates": ((), TEMPLATES[:1], TEMPLATES),
     "image_digest": ("sha256:" + "0" * 64,),
     "image_config": ({}, {"Cmd": ["x"]}),
     "sha256": ("0" * 64,),

@@ -35,6 +35,7 @@ KEYS = {
     "snapshots": "snapshot_id",
     "sandboxes": "sandbox_id",
     "nodes": "node_id",
+    "rollouts": "rollout_id",
     "compat-matrix": "template_id",
     "usage": "sandbox_id",
 }

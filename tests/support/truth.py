@@ -22,6 +22,7 @@ VIEWS = (
     "jobs",
     "nodes",
     "replicas",
+    "rollouts",
     "runtime-refs",
     "sandboxes",
     "snapshots",

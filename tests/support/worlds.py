@@ -16,6 +16,7 @@ from domain.kernel.aggregate import Aggregate
 from domain.kernel.ids import artifact_id, replica_id
 from domain.nodes.node import Node
 from domain.nodes.orders import Capacity, DriverInfo, Failure, StepReport, StepState, Versions
+from domain.nodes.rollout import NodeStep, Rollout
 from domain.sandboxes.provisioning import Provisioning
 from domain.sandboxes.sandbox import Sandbox, Ttl
 from domain.sandboxes.spec import ArtifactRef, Recipe, SandboxSpec
@@ -87,6 +88,10 @@ def job(operation: str = "CREATE") -> Job:
 
 def snapshot() -> Snapshot:
     return Snapshot.create(SNAPSHOT, T0, "before", SANDBOX, "n1", TEMPLATE, REF, Recipe(), JOB)
+
+
+def rollout() -> Rollout:
+    return Rollout.create("ro-" + "4" * 24, T0, ("n1", "n2"), Versions(guest_image="g2"))
 
 
 Path = tuple[Step, ...]
@@ -398,6 +403,26 @@ SNAPSHOTS = World(
     },
 )
 
+ALL_DONE = (did("move", "n1", NodeStep.DONE), did("move", "n2", NodeStep.SKIPPED))
+ROLLOUTS = World(
+    rollout,
+    {
+        "state": {
+            "RUNNING": (),
+            "COMPLETED": (*ALL_DONE, did("complete")),
+            "CANCELLED": (did("cancel"),),
+            "FAILED": (did("fail", "n1", TEMPLATE, "no space"),),
+        }
+    },
+    {
+        "move": Row(did("move", "n1", NodeStep.DRAINING)),
+        "hold": Row(did("hold", (TEMPLATE,))),
+        "complete": Row(did("complete"), {"RUNNING": ALL_DONE}),
+        "fail": Row(did("fail", "n1", TEMPLATE, "no space")),
+        "cancel": Row(did("cancel")),
+    },
+)
+
 WORLDS: dict[str, World] = {
     "alias": ALIASES,
     "artifact": ARTIFACTS,
@@ -405,6 +430,7 @@ WORLDS: dict[str, World] = {
     "node": NODES,
     "provisioning": PROVISIONINGS,
     "replica": REPLICAS,
+    "rollout": ROLLOUTS,
     "sandbox": SANDBOXES,
     "snapshot": SNAPSHOTS,
     "template": TEMPLATES,
