@@ -21,6 +21,7 @@ from agents.drivers.driver import Driver
 from agents.fingerprint import Fingerprint, storage_pct, used
 from agents.journal import Journal
 from agents.logs import LogShipper
+from agents.metrics import metrics
 from agents.network.netns import NoNetwork, choose_network
 from agents.node import Drivers, LocalNode
 from agents.options import Options
@@ -34,6 +35,7 @@ from agents.sweeping import sweeping
 from agents.uplink import Uplink
 from agents.work import Work
 from bus.lanes import LaneReader
+from bus.metrics import serving
 from domain.nodes.orders import NodeHello, Observation
 
 log = structlog.get_logger(__name__)
@@ -74,6 +76,9 @@ class Agent:
         self._lane = await self.uplink.lane(self.work.handle, self.work.arrived)
         await self._lane.start()
         await self._stack.enter_async_context(await self.uplink.beating(self._heartbeat))
+        if self.options.metrics_port is not None:
+            counted = metrics(self._heartbeat, self.node.memory.sandboxes)
+            await self._stack.enter_async_context(serving(counted, self.options.metrics_port))
         log.info("agent.ready", node=self.options.node, boot=self.boot, drivers=list(drivers), adopted=len(self.node.memory.sandboxes))
 
     def _build(self, drivers: dict[str, Driver]) -> None:

@@ -27,6 +27,7 @@ class Options:
     stop_sandboxes: bool = False
     purge: bool = False
     egress: bool = False
+    metrics_port: int | None = None
     trust: Trust = field(default_factory=Trust)
     promise: Promise = field(default_factory=Promise)
     settings: Settings = field(default_factory=Settings)
@@ -55,6 +56,7 @@ def parse(argv: Sequence[str] | None = None) -> Options:
     parser.add_argument(
         "--registry-insecure", action="append", default=[], metavar="HOST[:PORT]", help="speak plain HTTP with this registry; repeatable"
     )
+    parser.add_argument("--metrics-port", type=int, metavar="PORT", help="serve Prometheus metrics on this port of 127.0.0.1")
     parser.add_argument("--stop-sandboxes", action="store_true", help="when told to end, end all sandboxes too")
     parser.add_argument("--purge", action="store_true", help="remove every trace of this node from the host, and exit")
     said = parser.parse_args(argv)
@@ -72,6 +74,7 @@ def parse(argv: Sequence[str] | None = None) -> Options:
         stop_sandboxes=said.stop_sandboxes,
         purge=said.purge,
         egress=said.egress,
+        metrics_port=said.metrics_port,
         trust=Trust(said.registry_ca and said.registry_ca.absolute(), frozenset(said.registry_insecure)),
         promise=Promise(cpu=said.cpu, memory_mb=said.memory_mb, sandboxes=said.max_sandboxes, roles=roles),
         settings=Settings(port_wait_s=said.port_wait, heartbeat_s=said.heartbeat),

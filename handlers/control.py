@@ -15,6 +15,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from bus import lanes, timers
+from bus.metrics import Metrics
 from bus.store import Committed, Part, Store
 from domain.kernel.aggregate import Aggregate
 from domain.kernel.command import Cause, canonical
@@ -86,6 +87,8 @@ class Control:
     shards: int = 1
     """Over how many streams the installation's lanes are spread."""
     clock: Callable[[], datetime] = lambda: datetime.now(UTC)
+    metrics: Metrics | None = None
+    """None: nobody wants to know."""
 
     def own_cause(self, project: str, *parts: str | int) -> Cause:
         """A cause for something the system asks of itself: the same parts give the same command id (design.md §5)."""

@@ -46,6 +46,7 @@ from handlers.fleet import Fleet
 from handlers.housekeeping import Housekeeping
 from handlers.liveness import Liveness
 from handlers.membership import Membership
+from handlers.metrics import ControlMetrics
 from handlers.processes import jobs, removal, undoing
 from handlers.processes import nodes as node_process
 from handlers.processes import rollouts as rollout_process
@@ -103,15 +104,25 @@ class ControlPlane:
 
     @classmethod
     async def open(
-        cls, nc: Client, *, deadlines: Deadlines | None = None, keys: Path | None = None, name: str = "control", places: int = PLACES
+        cls,
+        nc: Client,
+        *,
+        deadlines: Deadlines | None = None,
+        keys: Path | None = None,
+        name: str = "control",
+        places: int = PLACES,
+        measured: bool = False,
     ) -> Self:
         """A control plane with a store of its own; not started yet.
 
         ``keys``: where the installation's authority is, if here. ``name`` tells control planes of one cluster apart. ``places``: how many
-        commands work at one time; those that wait for something do not count.
+        commands work at one time; those that wait for something do not count. ``measured``: count what happens (``metrics``).
         """
         shards = await lane_shards(nc)
-        return cls(nc, await Store.open(nc), deadlines or Deadlines(), Membership(nc, keys, shards), name, shards, places)
+        plane = cls(nc, await Store.open(nc), deadlines or Deadlines(), Membership(nc, keys, shards), name, shards, places)
+        if measured:
+            plane.metrics = plane.control.metrics = ControlMetrics(plane.control.fleet)
+        return plane
 
     def __init__(
         self, nc: Client, store: Store, deadlines: Deadlines, membership: Membership, name: str, shards: int = 1, places: int = PLACES
@@ -119,6 +130,7 @@ class ControlPlane:
         self._nc = nc
         self._name = name
         self._places = places
+        self.metrics: ControlMetrics | None = None
         self.control = Control(
             nc=nc,
             store=store,
@@ -157,7 +169,8 @@ class ControlPlane:
         await run(LaneKeeper(self._nc, self._admits, shards=self.control.shards))
         await run(Duty(Leases(self._nc), self._name, self._duties()))
         dispatcher = self._dispatcher
-        endpoints = await serve_commands(self._nc, dispatcher.commands, dispatcher.handle, limit=self._places, elsewhere=ELSEWHERE)
+        handle = dispatcher.handle if self.metrics is None else self.metrics.timed(dispatcher.handle)
+        endpoints = await serve_commands(self._nc, dispatcher.commands, handle, limit=self._places, elsewhere=ELSEWHERE)
         self._running.push_async_callback(endpoints.close)
         log.info("control.ready", seq=self.control.fleet.seq)
 
@@ -211,6 +224,8 @@ class ControlPlane:
                 raise Corrupt(f"messages {self.control.fleet.seq + 1} to {commit.seq - 1} of the log are missing: strandline event verify")
             self.control.store.saw(commit)
             self.control.fleet.apply(commit)
+            if self.metrics is not None:
+                self.metrics.count(commit)
             self.control.waiting.notify(commit)
 
     async def _on_commit(self, commit: Commit) -> None:

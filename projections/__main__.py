@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import gc
 import signal
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Final
 
@@ -14,8 +15,10 @@ import uvloop
 
 from bus.connection import connect_from
 from bus.logging import configure
+from bus.metrics import serving
 from domain import catalogue
 from projections.buslog import BusLog
+from projections.metrics import metrics
 from projections.projector import Projector
 from projections.settings import open_store, store_url
 from projections.views import VIEWS
@@ -26,14 +29,16 @@ GARBAGE: Final = (50_000, 20, 50)
 """Thresholds of the collector: items are many small objects without cycles, and looking for some costs a third of a replay."""
 
 
-async def run(directory: Path, url: str) -> None:
+async def run(directory: Path, url: str, metrics_port: int | None = None) -> None:
     """Connect, bring the views up to date and serve until told to stop."""
     stopping = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     store = open_store(url)
     connection = await connect_from(directory, "projector", timeout=None)
-    async with connection, Projector(connection, store, BusLog(connection), VIEWS):
+    async with connection, Projector(connection, store, BusLog(connection), VIEWS) as projector, AsyncExitStack() as more:
+        if metrics_port is not None:
+            await more.enter_async_context(serving(metrics(projector.states), metrics_port))
         log.info("projector.serving")
         await stopping.wait()
         log.info("projector.stopping")
@@ -45,12 +50,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m projections", description=__doc__)
     parser.add_argument("--dir", type=Path, required=True, help="data directory with connect.json")
     parser.add_argument("--views", help="sqlite:<path> or postgresql://…; default: STRAND_VIEWS, else views.db in the data directory")
+    parser.add_argument("--metrics-port", type=int, metavar="PORT", help="serve Prometheus metrics on this port of 127.0.0.1")
     arguments = parser.parse_args()
     configure()
     catalogue.load()
     gc.freeze()
     gc.set_threshold(*GARBAGE)
-    uvloop.run(run(arguments.dir, arguments.views or store_url(arguments.dir)))
+    uvloop.run(run(arguments.dir, arguments.views or store_url(arguments.dir), arguments.metrics_port))
 
 
 if __name__ == "__main__":

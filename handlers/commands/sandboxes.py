@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import timedelta
 from typing import Any
 
@@ -42,7 +43,7 @@ async def create(control: Control, asked: Asked, command: c.SandboxCreate) -> Re
 
 
 async def _request(control: Control, asked: Asked, command: c.SandboxCreate, sandbox_id: str) -> Committed[Sandbox]:
-    spec, node_id = await _plan(control, asked.project, command)
+    spec, node_id = await (_plan if control.metrics is None else _measured_plan)(control, asked.project, command)
     control.fleet.promise(sandbox_id, node_id, spec.recipe.cpu, spec.recipe.memory_mb)
     try:
         done = await _record(control, asked, sandbox_id, spec, node_id, _ttl(command))
@@ -89,6 +90,18 @@ async def _plan(control: Control, project: str, command: c.SandboxCreate) -> tup
         raise no_ready_replica(f"template {template.id} is {template.state.value}", [], at_work=template.active_job is not None)
     spec = _spec(command, template.id, None, artifact.ref, template.recipe, template.request.driver)
     return spec, _place(control, template, _need(spec, command.node, command, at_work=template.active_job is not None))
+
+
+async def _measured_plan(control: Control, project: str, command: c.SandboxCreate) -> tuple[SandboxSpec, str]:
+    began, code = time.perf_counter(), "ok"
+    try:
+        return await _plan(control, project, command)
+    except Refused as refused:
+        code = refused.code
+        raise
+    finally:
+        if control.metrics is not None:
+            control.metrics.observe("strandline_template_resolve_seconds", time.perf_counter() - began, code=code)
 
 
 async def _plan_from_snapshot(control: Control, project: str, command: c.SandboxCreate) -> tuple[SandboxSpec, str]:
