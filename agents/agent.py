@@ -36,6 +36,7 @@ from agents.uplink import Uplink
 from agents.work import Work
 from bus.lanes import LaneReader
 from bus.metrics import serving
+from bus.tracing import Tracing
 from domain.nodes.orders import NodeHello, Observation
 
 log = structlog.get_logger(__name__)
@@ -54,6 +55,7 @@ class Agent:
         self.boot = secrets.token_hex(8)
         self.directory = options.own
         self.uplink = Uplink(options)
+        self._tracing = Tracing.configured("strandline-agent")
         self._built = False
         self._stack = contextlib.AsyncExitStack()
         self._loops: list[asyncio.Task[Any]] = []
@@ -113,7 +115,7 @@ class Agent:
             drain_logs=self.logs.drain,
             settings=options.settings,
         )
-        self.work = Work(self.node)
+        self.work = Work(self.node, self._tracing)
         self._built = True
 
     def _loop(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
@@ -147,6 +149,8 @@ class Agent:
             await self._hand_over()
         await self._stack.aclose()
         await self.uplink.close()
+        if self._tracing is not None:
+            await asyncio.to_thread(self._tracing.close)
 
     async def _hand_over(self) -> None:
         await self.work.close(FINISH_S)

@@ -21,6 +21,7 @@ from agents.records import Trail, order_entry
 from agents.task import Task
 from agents.verbs import execute, images, inspect, power, provision, replicas, snapshots
 from agents.watching import ensure_watched
+from bus.tracing import Tracing
 from domain.kernel.aggregate import Record
 from domain.nodes.orders import BODIES, Order, Report, ReportKind, Steps, Verb
 
@@ -72,8 +73,9 @@ class Ack(Protocol):
 class Work:
     """The node's work. ``handle`` is given to the lane; ``resume`` takes up what an earlier process began."""
 
-    def __init__(self, node: LocalNode) -> None:
+    def __init__(self, node: LocalNode, tracing: Tracing | None = None) -> None:
         self._node = node
+        self._tracing = tracing
         self._keys = KeyedLocks()
         self._running: dict[str, asyncio.Task[Report]] = {}
 
@@ -114,7 +116,9 @@ class Work:
         return report.model_copy(update={"id": f"{report.id}:again-{self._node.clock().timestamp():.6f}"})
 
     def _begin(self, order: Order) -> asyncio.Task[Report]:
-        task = asyncio.create_task(self._carry_out(order), name=f"{order.verb} {order.id}")
+        task = asyncio.create_task(
+            self._traced(order) if self._tracing is not None else self._carry_out(order), name=f"{order.verb} {order.id}"
+        )
         self._running[order.id] = task
         task.add_done_callback(lambda done: self._forget(order, done))
         return task
@@ -143,6 +147,13 @@ class Work:
         await asyncio.gather(*left.values(), return_exceptions=True)
 
     # ------------------------------------------------------------------------------------------------------------ orders
+
+    async def _traced(self, order: Order) -> Report:
+        """The same, in a span of the trace that the order belongs to; its reports are below that."""
+        if self._tracing is None or order.trace is None:
+            return await self._carry_out(order)
+        with self._tracing.span(f"order {order.verb}", order.trace, node=self._node.name, order=order.id) as trace:
+            return await self._carry_out(order.model_copy(update={"trace": trace}))
 
     async def _carry_out(self, order: Order) -> Report:
         if order.verb is Verb.SANDBOX_EXEC:  # holds nobody back

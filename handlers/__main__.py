@@ -15,6 +15,7 @@ from bus.connection import connect_from
 from bus.logging import configure
 from bus.metrics import serving
 from bus.streams import Settings, ensure_streams
+from bus.tracing import Tracing
 from domain import catalogue
 from handlers.plane import ControlPlane
 
@@ -29,7 +30,8 @@ async def run(directory: Path, settings: Settings, name: str, metrics_port: int 
     connection = await connect_from(directory, "control", timeout=None)
     async with connection:
         await ensure_streams(connection, settings=settings)
-        plane = await ControlPlane.open(connection, keys=directory / "keys", name=name, measured=metrics_port is not None)
+        tracing = Tracing.configured("strandline-control")
+        plane = await ControlPlane.open(connection, keys=directory / "keys", name=name, measured=metrics_port is not None, spans=tracing)
         metrics = AsyncExitStack()
         if plane.metrics is not None and metrics_port is not None:
             await metrics.enter_async_context(serving(plane.metrics, metrics_port))
@@ -45,6 +47,8 @@ async def run(directory: Path, settings: Settings, name: str, metrics_port: int 
             log.info("control.stopping")
             await metrics.aclose()
             await plane.close()
+            if tracing is not None:
+                await asyncio.to_thread(tracing.close)
 
 
 def main() -> None:

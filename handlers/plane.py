@@ -31,13 +31,14 @@ from bus.subjects import ALL_EVENTS, ARTIFACTS_BUCKET
 from bus.submit import SubmitWorker
 from bus.subscription import DurableReader, Tail
 from bus.timers import Due, DueReader
+from bus.tracing import Tracing
 from domain.kernel.command import Command
 from domain.nodes import commands as node_commands
 from domain.nodes.orders import Report
 from domain.sandboxes import commands as sandbox_commands
 from domain.templates import commands as template_commands
 from domain.views.commands import ViewRebuild
-from handlers import reports
+from handlers import reports, tracing
 from handlers.commands import artifacts, execution, nodes, rollouts, sandboxes, snapshots, templates
 from handlers.control import Because, Control, Deadlines, because
 from handlers.dispatch import Dispatcher, Handler
@@ -112,16 +113,19 @@ class ControlPlane:
         name: str = "control",
         places: int = PLACES,
         measured: bool = False,
+        spans: Tracing | None = None,
     ) -> Self:
         """A control plane with a store of its own; not started yet.
 
         ``keys``: where the installation's authority is, if here. ``name`` tells control planes of one cluster apart. ``places``: how many
         commands work at one time; those that wait for something do not count. ``measured``: count what happens (``metrics``).
+        ``spans``: make spans of commands and reports.
         """
         shards = await lane_shards(nc)
         plane = cls(nc, await Store.open(nc), deadlines or Deadlines(), Membership(nc, keys, shards), name, shards, places)
         if measured:
             plane.metrics = plane.control.metrics = ControlMetrics(plane.control.fleet)
+        plane.tracing = spans
         return plane
 
     def __init__(
@@ -131,6 +135,7 @@ class ControlPlane:
         self._name = name
         self._places = places
         self.metrics: ControlMetrics | None = None
+        self.tracing: Tracing | None = None
         self.control = Control(
             nc=nc,
             store=store,
@@ -169,7 +174,8 @@ class ControlPlane:
         await run(LaneKeeper(self._nc, self._admits, shards=self.control.shards))
         await run(Duty(Leases(self._nc), self._name, self._duties()))
         dispatcher = self._dispatcher
-        handle = dispatcher.handle if self.metrics is None else self.metrics.timed(dispatcher.handle)
+        handle = dispatcher.handle if self.tracing is None else tracing.commands(self.tracing, dispatcher.handle)
+        handle = handle if self.metrics is None else self.metrics.timed(handle)
         endpoints = await serve_commands(self._nc, dispatcher.commands, handle, limit=self._places, elsewhere=ELSEWHERE)
         self._running.push_async_callback(endpoints.close)
         log.info("control.ready", seq=self.control.fleet.seq)
@@ -235,7 +241,10 @@ class ControlPlane:
         await self._membership.on_commit(commit)
 
     async def _on_report(self, report: Report) -> None:
-        await reports.take(self.control, report)
+        if self.tracing is None or report.trace is None:
+            await reports.take(self.control, report)
+        else:
+            await tracing.report(self.tracing, self.control, report)
 
     async def _submitted(self, request: Request) -> Reply:
         """A submitted command; one that another process serves is passed on to it."""

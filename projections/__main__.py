@@ -16,6 +16,7 @@ import uvloop
 from bus.connection import connect_from
 from bus.logging import configure
 from bus.metrics import serving
+from bus.tracing import Tracing
 from domain import catalogue
 from projections.buslog import BusLog
 from projections.metrics import metrics
@@ -34,15 +35,17 @@ async def run(directory: Path, url: str, metrics_port: int | None = None) -> Non
     stopping = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
-    store = open_store(url)
+    store, tracing = open_store(url), Tracing.configured("strandline-projector")
     connection = await connect_from(directory, "projector", timeout=None)
-    async with connection, Projector(connection, store, BusLog(connection), VIEWS) as projector, AsyncExitStack() as more:
+    async with connection, Projector(connection, store, BusLog(connection), VIEWS, tracing) as projector, AsyncExitStack() as more:
         if metrics_port is not None:
             await more.enter_async_context(serving(metrics(projector.states), metrics_port))
         log.info("projector.serving")
         await stopping.wait()
         log.info("projector.stopping")
     store.close()
+    if tracing is not None:
+        await asyncio.to_thread(tracing.close)
 
 
 def main() -> None:

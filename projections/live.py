@@ -15,9 +15,11 @@ from typing import Any, Final, TypeVar
 
 import structlog
 
+from bus.tracing import Tracing
 from projections.engine import Engine, Message, Target
 from projections.log import Batch, Log
 from projections.store import Generation, Overtaken, Store
+from projections.tracing import shown
 from projections.view import View
 
 log = structlog.get_logger(__name__)
@@ -36,7 +38,8 @@ PAUSES_S: Final = (0.05, 0.2, 1.0, 5.0)
 class Live:
     """Moves the live generations. ``lock`` guards the engine and the store's writing side."""
 
-    def __init__(self, store: Store, views: Iterable[View], log_: Log) -> None:
+    def __init__(self, store: Store, views: Iterable[View], log_: Log, tracing: Tracing | None = None) -> None:
+        self._tracing = tracing
         self.store = store
         self.engine = Engine(store, views)
         self.lock = asyncio.Lock()
@@ -110,9 +113,12 @@ class Live:
             await self.blocking(self.store.adopt, identity)
 
     async def _take(self, batch: Batch) -> None:
+        began = time.time_ns()
         async with self.lock:
             due = not batch.more or time.monotonic() - self._saved_at >= BULK_S
             await self._work(batch.messages, due=due)
+        if self._tracing is not None and due and self.caught_up.is_set():
+            shown(self._tracing, batch.messages, began)
         if not batch.more and not self.caught_up.is_set():
             await self._index()
             self.caught_up.set()

@@ -17,6 +17,7 @@ import structlog
 from bus.connection import Client
 from bus.endpoints import Reply, Request, serve_commands, serve_queries
 from bus.receipts import Receipts
+from bus.tracing import Tracing
 from domain.kernel.command import canonical
 from domain.kernel.errors import Invalid, Refused
 from domain.views.commands import ViewRebuild, ViewRebuilt
@@ -38,12 +39,12 @@ GROUP: Final = "views"
 class Projector:
     """Everything the process does. ``async with`` it: it serves when the block is entered, whether or not it has caught up."""
 
-    def __init__(self, nc: Client, store: Store, log_: Log, views: Iterable[View]) -> None:
+    def __init__(self, nc: Client, store: Store, log_: Log, views: Iterable[View], tracing: Tracing | None = None) -> None:
         self._nc = nc
         self._views: Mapping[str, View] = {view.name: view for view in views}
         self._log = log_
         self.store = store
-        self.live = Live(store, self._views.values(), log_)
+        self.live = Live(store, self._views.values(), log_, tracing)
         self.rebuilder = Rebuilder(store, self._views, log_, self.live)
         self.presence = Presence()
         self.queries = Queries(store, self._views, log_, self, {"nodes": self.presence.of_node, "storage": self.presence.of_storage})
