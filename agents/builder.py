@@ -20,7 +20,9 @@ from agents import images
 from agents.cache import Cache
 from agents.failures import fail
 from agents.sealing import SealingKey
-from domain.nodes.orders import ArtifactBuild, ArtifactBuilt, BuildProgress, ImageResolve, ImageResolved
+from domain.kernel.ids import artifact_id
+from domain.nodes.orders import ArtifactBuild, ArtifactBuilt, BuildProgress, ImageResolve, ImageResolved, SandboxCommitted
+from domain.templates.fingerprint import ArtifactSpec, fingerprint
 from domain.templates.image_ref import parse_image
 
 log = structlog.get_logger(__name__)
@@ -82,7 +84,12 @@ class Builder:
         return ImageResolved(digest=found.digest, size_bytes=found.size_bytes, layers=found.layers, config=found.config, egress_ca=baked)
 
     async def build(self, body: ArtifactBuild, order_id: str, tell: Callable[[BuildProgress], None]) -> ArtifactBuilt:
-        """Raises ``ImageFault``, ``Refused`` of the bus, ``egress-ca.missing``, ``egress-ca.changed``, ``registry.secret-unreadable``."""
+        """Raises ``ImageFault``, ``Refused`` of the bus, ``egress-ca.missing``, ``egress-ca.changed``, ``registry.secret-unreadable``.
+
+        And ``template.origin-gone`` for a committed one that is neither stored nor here.
+        """
+        if body.committed:
+            return await self._store_committed(body.artifact_id)
         known = await self._stored(body)
         if known is not None:
             log.info("build.reused", artifact=body.artifact_id)
@@ -111,6 +118,28 @@ class Builder:
         result = ArtifactBuilt(sha256=built.sha256, size_bytes=built.size_bytes, image_config=built.image_config)
         self._cache.note(body.artifact_id).write_text(result.model_dump_json())
         return result
+
+    async def pack(self, root: Path, disk_mb: int, order_id: str, tell: Callable[[BuildProgress], None]) -> SandboxCommitted:
+        """Make a file of a sandbox's root directory, and keep it in the cache under the id that follows. Raises ``ImageFault``."""
+        work = self._work / order_id
+        work.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            packed = await images.pack(root, disk_mb, work, work / "rootfs.ext4", tell)
+            identifier = artifact_id(fingerprint(ArtifactSpec(image_digest=packed.digest, disk_mb=disk_mb)))
+            await self._cache.adopt(identifier, work / "rootfs.ext4", packed.sha256)
+        finally:
+            await asyncio.to_thread(shutil.rmtree, work, ignore_errors=True)
+        return SandboxCommitted(digest=packed.digest, sha256=packed.sha256, size_bytes=packed.size_bytes)
+
+    async def _store_committed(self, identifier: str) -> ArtifactBuilt:
+        stat = await self._shelf.stat(identifier)
+        if stat is not None and await self._shelf.check(identifier, stat.sha256):
+            return ArtifactBuilt(sha256=stat.sha256, size_bytes=stat.size)
+        held = await self._cache.held(identifier)
+        if held is None:
+            raise fail("template.origin-gone", f"this node has no copy of {identifier} any more", artifact=identifier)
+        await self._shelf.put(identifier, self._cache.path(identifier), held.sha256)
+        return ArtifactBuilt(sha256=held.sha256, size_bytes=held.size_bytes)
 
     async def _stored(self, body: ArtifactBuild) -> ArtifactBuilt | None:
         """What a build would give, if every byte of it is in the store."""

@@ -83,6 +83,16 @@ class Cache:
             self._vouch(artifact_id, sha256)
             return path
 
+    async def held(self, artifact_id: str) -> ArtifactRef | None:
+        """What is here under this id, every byte of it read and as it was when it was made; None when nothing is."""
+        async with self._lock(artifact_id):
+            path = self.path(artifact_id)
+            with contextlib.suppress(OSError, ValueError, KeyError):
+                sha256 = orjson.loads(self._proof(artifact_id).read_bytes())["sha256"]
+                if await asyncio.to_thread(_sha256, path) == sha256:
+                    return ArtifactRef(artifact_id=artifact_id, sha256=sha256, size_bytes=path.stat().st_size)
+            return None
+
     async def remove(self, artifact_id: str) -> None:
         async with self._lock(artifact_id):
             await asyncio.to_thread(self._drop, artifact_id)

@@ -19,7 +19,17 @@ from agents.journal import Journal
 from agents.ports import Network, Roots
 from agents.records import Memory, SandboxRecord, box_entry, gone_entry
 from agents.reporting import Reporter
-from domain.nodes.orders import ArtifactBuild, ArtifactBuilt, BuildProgress, ImageResolve, ImageResolved, NodeHello, Order, Versions
+from domain.nodes.orders import (
+    ArtifactBuild,
+    ArtifactBuilt,
+    BuildProgress,
+    ImageResolve,
+    ImageResolved,
+    NodeHello,
+    Order,
+    SandboxCommitted,
+    Versions,
+)
 
 
 class Images(Protocol):
@@ -27,6 +37,7 @@ class Images(Protocol):
 
     async def resolve(self, body: ImageResolve) -> ImageResolved: ...
     async def build(self, body: ArtifactBuild, order_id: str, tell: Callable[[BuildProgress], None]) -> ArtifactBuilt: ...
+    async def pack(self, root: Path, disk_mb: int, order_id: str, tell: Callable[[BuildProgress], None]) -> SandboxCommitted: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from agents.keyed import KeyedLocks
 from agents.node import LocalNode
 from agents.records import Trail, order_entry
 from agents.task import Task
-from agents.verbs import execute, images, inspect, power, provision, replicas, snapshots
+from agents.verbs import commits, execute, images, inspect, power, provision, replicas, snapshots
 from agents.watching import ensure_watched
 from bus.tracing import Tracing
 from domain.kernel.aggregate import Record
@@ -44,6 +44,7 @@ VERBS: Final[dict[Verb, Perform]] = {
     Verb.SANDBOX_EXEC: execute.execute,
     Verb.SANDBOX_SNAPSHOT: snapshots.snapshot,
     Verb.SANDBOX_ROLLBACK: snapshots.rollback,
+    Verb.SANDBOX_COMMIT: commits.commit,
     Verb.SNAPSHOT_REMOVE: snapshots.remove,
     Verb.NODE_INSPECT: inspect.inspect,
 }

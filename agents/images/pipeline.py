@@ -101,13 +101,13 @@ async def build(
     its data. ``egress_ca``: a PEM certificate to trust. ``progress`` is called on the caller's event loop.
     """
     loop = asyncio.get_running_loop()
-    meter = Meter((lambda told: _tell(loop, progress, told)) if progress else None)
+    meter = Meter((lambda told: tell_on(loop, progress, told)) if progress else None)
 
     def run(stop: Stop) -> Built:
         for tool in ("mke2fs", "debugfs"):  # before anything is pulled in vain
             find(tool)
         source = _source(image, auth, base, trust, limits, stop)
-        with _workplace(work) as place, Contents(place / "contents") as contents, _appearing(out) as partial:
+        with workplace(work) as place, Contents(place / "contents") as contents, appearing(out) as partial:
             job = _Build(source, place, contents, limits, meter, stop)
             found = job.pull(digest)
             tree = job.unpack(found)
@@ -128,7 +128,7 @@ def sweep(work: Path) -> list[Path]:
     return left
 
 
-def _tell(loop: asyncio.AbstractEventLoop, progress: Tell | None, told: Any) -> None:
+def tell_on(loop: asyncio.AbstractEventLoop, progress: Tell | None, told: Any) -> None:
     if progress and not loop.is_closed():
         loop.call_soon_threadsafe(progress, told)
 
@@ -139,7 +139,7 @@ def _source(image: str, auth: Auth | None, base: Path | None, trust: Trust, limi
 
 
 @contextmanager
-def _workplace(work: Path) -> Iterator[Path]:
+def workplace(work: Path) -> Iterator[Path]:
     """A folder of this build's own, removed at the end."""
     try:
         work.mkdir(parents=True, exist_ok=True)
@@ -153,7 +153,7 @@ def _workplace(work: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _appearing(out: Path) -> Iterator[Path]:
+def appearing(out: Path) -> Iterator[Path]:
     """A path to write to; what is there in the end becomes ``out`` at once and durably, unless an error goes through."""
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f".{out.name}.{secrets.token_hex(4)}{_PARTIAL}")
@@ -232,18 +232,26 @@ class _Build:
 
     def file_system(self, found: Image, tree: Tree, disk_mb: int, partial: Path) -> str:
         """BUILDING_EXT4: stage, make, describe, digest. The SHA-256 of the file, hex."""
-        geometry = measure(tree, disk_mb)
-        self._meter.phase(BUILDING_EXT4, geometry.blocks * BLOCK, len(found.layers))
-        staged = stage(tree, self._contents, self._place / "root", self._stop.check)
-        builder = Builder(self._place, self._stop, seed=found.digest, epoch=found.epoch)
-        builder.build(staged, geometry, partial, lambda: self._meter.reach(_allocated(partial)))
-        hasher = hashlib.sha256()
-        with partial.open("rb", buffering=0) as file:
-            while chunk := file.read(4 * CHUNK):
-                self._stop.check()
-                hasher.update(chunk)
-        self._meter.done()
-        return hasher.hexdigest()
+        source = (found.digest, found.epoch, len(found.layers))
+        return file_system(tree, self._contents, self._place, source, disk_mb, partial, self._meter, self._stop)
+
+
+def file_system(
+    tree: Tree, contents: Contents, place: Path, source: tuple[str, int, int], disk_mb: int, partial: Path, meter: Meter, stop: Stop
+) -> str:
+    """Stage a tree, make the file ``partial`` of it, describe it; its SHA-256, hex. ``source``: digest, epoch (s), number of layers."""
+    digest, epoch, layers = source
+    geometry = measure(tree, disk_mb)
+    meter.phase(BUILDING_EXT4, geometry.blocks * BLOCK, layers)
+    staged = stage(tree, contents, place / "root", stop.check)
+    Builder(place, stop, seed=digest, epoch=epoch).build(staged, geometry, partial, lambda: meter.reach(_allocated(partial)))
+    hasher = hashlib.sha256()
+    with partial.open("rb", buffering=0) as file:
+        while chunk := file.read(4 * CHUNK):
+            stop.check()
+            hasher.update(chunk)
+    meter.done()
+    return hasher.hexdigest()
 
 
 def _allocated(path: Path) -> int:

@@ -24,10 +24,10 @@ _AUFS: Final = b".wh..wh."
 """Other names that begin so are bookkeeping of the aufs file system, which Docker ignores as well."""
 
 _XATTR: Final = "SCHILY.xattr."
-_KEPT: Final = ("user.", "security.capability", "system.posix_acl_access", "system.posix_acl_default")
+KEPT: Final = ("user.", "security.capability", "system.posix_acl_access", "system.posix_acl_default")
 """Attributes that belong to the image. Labels (SELinux, IMA) belong to the host it was built on and are left out."""
-_OVERLAY: Final = ("trusted.overlay.", "user.overlay.")
-_MAX_XATTRS: Final = 3072
+OVERLAY: Final = ("trusted.overlay.", "user.overlay.")
+MAX_XATTRS: Final = 3072
 """Bytes per node: they have to fit into one block of the file system (4,096 less its own headers)."""
 
 _MAX_NAME: Final = 255
@@ -134,12 +134,12 @@ def node_of(member: tarfile.TarInfo, kind: Kind) -> Node:
     for key, value in member.pax_headers.items():
         if key.startswith(_XATTR):
             name = key.removeprefix(_XATTR)
-            if name.startswith(_OVERLAY):
+            if name.startswith(OVERLAY):
                 raise ImageFault("image.unsafe-xattr", f"{member.name[:300]!r} has {name[:100]!r}: it would reach into overlay mounts")
-            if name.startswith(_KEPT) and name.isprintable():
+            if name.startswith(KEPT) and name.isprintable():
                 node.xattrs[name] = value.encode("utf-8", "surrogateescape")
-    if sum(len(name) + len(value) for name, value in node.xattrs.items()) > _MAX_XATTRS:
-        raise ImageFault("image.too-large", f"{member.name[:300]!r} has more than {_MAX_XATTRS} bytes of extended attributes")
+    if sum(len(name) + len(value) for name, value in node.xattrs.items()) > MAX_XATTRS:
+        raise ImageFault("image.too-large", f"{member.name[:300]!r} has more than {MAX_XATTRS} bytes of extended attributes")
     return node
 
 

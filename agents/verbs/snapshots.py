@@ -40,7 +40,7 @@ async def snapshot(task: Task, body: SandboxSnapshot) -> SnapshotTaken:
     async def take() -> int:
         if isinstance(driver, CanSnapshot):
             return await node.roots.snapshot(record.id, body.snapshot_id, partial(driver.snapshot, node.handle(record)))
-        async with _frozen(node, record):
+        async with frozen(node, record):
             return await node.roots.snapshot(record.id, body.snapshot_id)
 
     try:
@@ -54,7 +54,7 @@ async def snapshot(task: Task, body: SandboxSnapshot) -> SnapshotTaken:
 
 
 @asynccontextmanager
-async def _frozen(node: LocalNode, record: SandboxRecord) -> AsyncIterator[None]:
+async def frozen(node: LocalNode, record: SandboxRecord) -> AsyncIterator[None]:
     """Frozen inside the block, if it can be; as before afterwards, whatever happens to the block."""
     driver = node.drivers.pick(record.driver)
     if record.condition == "paused" or not isinstance(driver, CanPause) or "pause" not in driver.flags:

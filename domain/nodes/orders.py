@@ -38,6 +38,7 @@ class Verb(StrEnum):
     SANDBOX_EXEC = "sandbox-exec"
     SANDBOX_SNAPSHOT = "sandbox-snapshot"
     SANDBOX_ROLLBACK = "sandbox-rollback"
+    SANDBOX_COMMIT = "sandbox-commit"
     SNAPSHOT_REMOVE = "snapshot-remove"
     NODE_INSPECT = "node-inspect"
 
@@ -135,6 +136,8 @@ class ImageResolved(Record):
 class ArtifactBuild(Record):
     """Pull, unpack, make the ext4 file and put it into the object store under its artifact id.
 
+    ``committed``: there is no image; the node has the file already, by a ``sandbox-commit``, and only stores it.
+
     ``egress_ca``: bake the node's egress CA in, which must be the one with ``egress_ca_sha256``: the artifact id follows from that.
     """
 
@@ -142,6 +145,7 @@ class ArtifactBuild(Record):
     image: str
     digest: str
     disk_mb: int
+    committed: bool = False
     egress_ca: bool = False
     egress_ca_sha256: str = ""
     registry_user: str | None = None
@@ -331,6 +335,22 @@ class SandboxRollback(Record):
     generation: int
 
 
+class SandboxCommit(Record):
+    """Make an ext4 file of the sandbox's disk as it is at one moment, and keep it on the node. ``disk_mb``: the template's."""
+
+    sandbox_id: SandboxId
+    generation: int = 0
+    disk_mb: int
+
+
+class SandboxCommitted(Record):
+    """``digest``: of all that is in the file system; the artifact's id follows from it. ``sha256`` and size are the file's."""
+
+    digest: Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
+    sha256: Sha256
+    size_bytes: int
+
+
 class SnapshotRemove(Record):
     snapshot_id: SnapshotId
 
@@ -409,6 +429,7 @@ BODIES: Final[dict[Verb, type[Record]]] = {
     Verb.SANDBOX_EXEC: SandboxExec,
     Verb.SANDBOX_SNAPSHOT: SandboxSnapshot,
     Verb.SANDBOX_ROLLBACK: SandboxRollback,
+    Verb.SANDBOX_COMMIT: SandboxCommit,
     Verb.SNAPSHOT_REMOVE: SnapshotRemove,
     Verb.NODE_INSPECT: NodeInspect,
 }
@@ -428,6 +449,7 @@ RESULTS: Final[dict[Verb, type[Record] | None]] = {
     Verb.SANDBOX_EXEC: SandboxExecuted,
     Verb.SANDBOX_SNAPSHOT: SnapshotTaken,
     Verb.SANDBOX_ROLLBACK: SandboxRunning,
+    Verb.SANDBOX_COMMIT: SandboxCommitted,
     Verb.SNAPSHOT_REMOVE: None,
     Verb.NODE_INSPECT: NodeHello,
 }

@@ -247,6 +247,10 @@ class Sandbox(Aggregate):
         """Raises ``sandbox.illegal-state`` unless a command can be run inside now."""
         LIFECYCLE.admits("require_exec", self.state)
 
+    def require_disk(self) -> None:
+        """Raises ``sandbox.illegal-state`` unless it has a disk that something can be made of now."""
+        LIFECYCLE.admits("require_disk", self.state)
+
     def executed(
         self, at: datetime, command_id: str, exit_code: int, duration_ms: float, argv0: str, bytes_out: int = 0, bytes_err: int = 0
     ) -> None:

@@ -59,6 +59,7 @@ LIFECYCLE: Final = Lifecycle(
     exited             STOPPED    STOPPED    STOPPED  STOPPED  =        =
     destroyed          DEAD       DEAD       DEAD     DEAD     DEAD     =
     require_exec       !          !          =        !        !        !
+    require_disk       !          !          =        =        !        !
     executed           =          =          RUNNING  PAUSED   STOPPED  =
     set_ttl            PENDING    NOT_READY  RUNNING  PAUSED   !        !
     ttl_due            =          =          RUNNING  =        =        =

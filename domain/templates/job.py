@@ -250,7 +250,7 @@ class Job(Aggregate):
         Raises what they raise.
         """
         targets = redo_targets(mode, scope, replicas, healthy)
-        resume = resume_phase(last.phase, last.state, replicas)
+        resume = resume_phase(last.phase, last.state, replicas, last.operation)
         attempt = next_attempt(last.attempt)
         return cls.create(id, at, Operation.REDO, "template", template_id, {"mode": mode}, attempt, last.id, targets, resume)
 

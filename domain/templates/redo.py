@@ -7,7 +7,7 @@ from enum import StrEnum
 
 from domain.kernel.aggregate import Record
 from domain.kernel.errors import Refused
-from domain.templates.progress import Phase
+from domain.templates.progress import Operation, Phase
 from domain.templates.targets import select_targets
 
 
@@ -52,8 +52,8 @@ def redo_targets(mode: str, scope: Sequence[str], replicas: Sequence[ReplicaView
     return chosen
 
 
-def resume_phase(last_phase: str, last_state: str, replicas: Sequence[ReplicaView]) -> Phase:
-    """From where a redo goes on, given the template's latest job.
+def resume_phase(last_phase: str, last_state: str, replicas: Sequence[ReplicaView], operation: str = "CREATE") -> Phase:
+    """From where a redo goes on, given the template's latest job, which was an ``operation``.
 
     Raises ``template.attempt-in-progress`` while that job is at work, and ``template.not-pulled`` when it did not even get the image: then
     there is nothing to take up, and the template has to be created anew.
@@ -61,6 +61,8 @@ def resume_phase(last_phase: str, last_state: str, replicas: Sequence[ReplicaVie
     if last_state in {"PENDING", "RUNNING"}:
         raise Refused("template.attempt-in-progress", "a job is at work on the template", retryable=True)
     match Phase(last_phase):
+        case Phase.SNAPSHOTTING if operation == Operation.COMMIT:  # the sandbox's disk was not copied yet
+            return Phase.BUILDING_EXT4
         case Phase.PULLING:
             raise Refused("template.not-pulled", "the last attempt never got the image; create the template anew")
         case Phase.UNPACKING | Phase.BUILDING_EXT4 | Phase.GENERATING_JSON:

@@ -63,6 +63,11 @@ class Template(Aggregate):
         return cls.begin(events.TemplateCreated, id, at, request=request, alias=alias, job_id=job_id)
 
     @property
+    def committed(self) -> bool:
+        """Was it made of a sandbox? Then there is no image to build it from again."""
+        return self.request.origin_sandbox_id is not None
+
+    @property
     def status(self) -> str:
         """The contract's word."""
         return self.state.value

@@ -1,4 +1,4 @@
-"""``template.*``: create, redo, adopt-baseline, set-compat-policy, delete.
+"""``template.*``: create, commit, redo, adopt-baseline, set-compat-policy, delete.
 
 The work itself is a job's (handlers/processes/template_build.py).
 """
@@ -22,9 +22,10 @@ from domain.templates.targets import select_targets
 from domain.templates.template import Template, TemplateRequest, TemplateState
 from handlers.commands.aliases import acted_on, resolve_template
 from handlers.commands.jobs import job_reply, once
+from handlers.commands.snapshots import storage_gate
 from handlers.control import Control, Parts
 from handlers.dispatch import Asked
-from handlers.processes import removal
+from handlers.processes import commits, removal
 from handlers.processes.attempts import another_attempt
 
 CREATE_FIELDS = set(TemplateRequest.model_fields)
@@ -73,9 +74,35 @@ async def _another_attempt(control: Control, asked: Asked, command: c.TemplateRe
 
 
 async def commit(control: Control, asked: Asked, command: c.TemplateCommit) -> Reply:
-    """Not possible yet: no driver can hand a running sandbox's disk to the builder. Said plainly, and nothing is recorded."""
-    await control.get(Sandbox, asked.project, command.sandbox_id)
-    raise Refused("template.commit-unsupported", "templates cannot be made from sandboxes yet")
+    """A template of what a sandbox's disk is now, and the job that makes it, in one commit (reference/cubesandbox.md §4.2)."""
+    template_id = ids.template_id(asked.project, asked.command_id)
+    job_id = ids.job_id(asked.project, asked.command_id)
+    result = {"template_id": template_id, "job_id": job_id}
+    await once(control, asked, Template, template_id, partial(_committing, control, asked, command, template_id, job_id))
+    return await job_reply(control, asked, job_id, result, template_id, command.wait_s)
+
+
+async def _committing(control: Control, asked: Asked, command: c.TemplateCommit, template_id: str, job_id: str) -> Parts:
+    sandbox = await control.get(Sandbox, asked.project, command.sandbox_id)
+    sandbox.require_disk()
+    storage_gate(control, sandbox.node_id)
+    source = await control.get(Template, asked.project, sandbox.spec.template_id)
+    request = commits.request_of(sandbox, source)
+    at, targets, result = asked.cause.at, commits.targets(control, request), {"template_id": template_id, "job_id": job_id}
+
+    def job(known: Job | None) -> Job:
+        return known or Job.create(job_id, at, Operation.COMMIT, "template", template_id, targets=targets, sandbox_id=sandbox.id)
+
+    return [
+        Part(
+            Template,
+            asked.project,
+            template_id,
+            lambda t: t or Template.create(template_id, at, request, command.alias, job_id),
+            lambda _: result,
+        ),
+        Part(Job, asked.project, job_id, job),
+    ]
 
 
 async def adopt_baseline(control: Control, asked: Asked, command: c.TemplateAdoptBaseline) -> Reply:

@@ -20,7 +20,7 @@ async def pump(control: Control, project: str, job_id: str) -> None:
         await _expire(control, project, job)
         return
     match job.operation:
-        case Operation.CREATE | Operation.REDO:
+        case Operation.CREATE | Operation.REDO | Operation.COMMIT:
             await template_build.pump(control, project, job)
         case Operation.CLONE:
             await clones.pump(control, project, job)
@@ -36,7 +36,7 @@ async def _start(control: Control, project: str, job: Job) -> Job:
 
 async def _expire(control: Control, project: str, job: Job) -> None:
     """End a job of which nothing was heard for the length of its lease, and what waits for it; unless it has been heard just now."""
-    if job.operation in {Operation.CREATE, Operation.REDO}:
+    if job.operation in {Operation.CREATE, Operation.REDO, Operation.COMMIT}:
         await template_build.expire(control, project, job)
         return
     cause = control.own_cause(project, "job", job.id, "expire", job.lease_until.isoformat())

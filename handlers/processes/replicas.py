@@ -136,7 +136,7 @@ async def _due_alias(control: Control, project: str, job: Job, template: Templat
         return None
     holder = await control.find(Alias, project, template.alias)
     free = holder is None or holder.template_id is None
-    return template.alias if free or job.operation is Operation.CREATE else None
+    return template.alias if free or job.operation in {Operation.CREATE, Operation.COMMIT} else None
 
 
 async def _alias(control: Control, project: str, name: str, template_id: str, at: datetime) -> Parts:

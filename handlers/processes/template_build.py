@@ -1,4 +1,4 @@
-"""Template from image: resolve, build once per specification, distribute, prepare, register (reference/cubesandbox.md §3.3).
+"""Template from image or sandbox: resolve, build once per specification, distribute, prepare, register (reference/cubesandbox.md §3.3).
 
 Read top to bottom it is the pipeline; each ``_step`` returns True when the next one may look.
 """
@@ -14,16 +14,16 @@ from domain.kernel.ids import SYSTEM_PROJECT, artifact_id
 from domain.nodes.orders import ArtifactBuild, Failure, ImageResolve, Verb
 from domain.templates.artifact import Artifact, ArtifactState
 from domain.templates.fingerprint import ArtifactSpec, fingerprint
-from domain.templates.job import Job, Phase
+from domain.templates.job import Job, Operation, Phase
 from domain.templates.progress import rank
 from domain.templates.recipe import recipe_of
 from domain.templates.template import Template
 from handlers.control import Control, Parts, part
-from handlers.processes import replicas, stored
+from handlers.processes import commits, replicas, stored
 
 
 async def pump(control: Control, project: str, job: Job) -> None:
-    """Do what comes next for a CREATE or REDO job; a refusal for good ends it."""
+    """Do what comes next for a CREATE, COMMIT or REDO job; a refusal for good ends it."""
     try:
         await _next(control, project, job)
     except Refused as refusal:
@@ -53,6 +53,9 @@ async def _resolved(control: Control, project: str, job: Job, template: Template
         baked = "" if known is None else known.spec.egress_ca
         await note(control, project, job.id, "resolved", digest=template.image_digest, config=template.image_config, egress_ca=baked)
         return True
+    if template.committed:
+        await commits.order(control, project, job, template)
+        return False
     builder = await _builder(control, project, job, template)
     if builder is None:
         return False
@@ -110,16 +113,16 @@ async def _built(control: Control, project: str, job: Job, template: Template) -
         artifact = await control.get(Artifact, SYSTEM_PROJECT, identifier)
     if _built_by_another(artifact, job) and not await _abandoned(control, artifact, project, job):
         return None
-    claimed = await _claimed(control, project, job, identifier, spec, artifact)
-    if claimed is None or claimed.state is ArtifactState.READY:
-        return claimed
-    builder = await _builder(control, project, job, template)
+    claim = await claimed(control, project, job, identifier, spec, artifact)
+    if claim is None or claim.state is ArtifactState.READY:
+        return claim
+    builder = commits.holder(control, claim) if template.committed else await _builder(control, project, job, template)
     if builder is not None:
-        await _order_build(control, project, job, template, claimed, builder)
+        await _order_build(control, project, job, template, claim, builder)
     return None
 
 
-async def _claimed(
+async def claimed(
     control: Control, project: str, job: Job, identifier: str, spec: ArtifactSpec, artifact: Artifact | None
 ) -> Artifact | None:
     """The artifact that is this job's to build now, or that has become READY meanwhile; None while another job builds it."""
@@ -143,7 +146,7 @@ async def _claimed(
 
 def _distributes(job: Job) -> bool:
     """Has it begun to hand the bytes out? From then on it is the nodes who find out whether they are right."""
-    begins = job.resume_phase or Phase.GENERATING_JSON
+    begins = job.resume_phase or (Phase.BUILDING_EXT4 if job.operation is Operation.COMMIT else Phase.GENERATING_JSON)
     return rank(job.operation, job.phase) > rank(job.operation, begins)
 
 
@@ -176,6 +179,7 @@ async def _order_build(control: Control, project: str, job: Job, template: Templ
         image=request.image,
         digest=job.facts["digest"],
         disk_mb=request.disk_mb,
+        committed=template.committed,
         egress_ca=bool(job.facts.get("egress_ca")),
         egress_ca_sha256=job.facts.get("egress_ca", ""),
         registry_user=request.registry_user,
@@ -203,7 +207,7 @@ async def _bound(control: Control, project: str, job: Job, template: Template, a
     await control.change(Artifact, SYSTEM_PROJECT, artifact.id, own, lambda a: a.add_owner(own.at, f"{project}/{template.id}"))
     cause = control.own_cause(project, "template", template.id, "bind", job.id)
     config = job.facts.get("config") or artifact.image_config
-    recipe = recipe_of(config, template.request)
+    recipe = await commits.recipe(control, project, template) or recipe_of(config, template.request)
 
     def bind(t: Template) -> None:
         t.bind_artifact(cause.at, job.id, artifact.id, job.facts["digest"], config)

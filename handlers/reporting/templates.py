@@ -6,14 +6,14 @@ from typing import Final
 
 from domain.kernel.command import Cause
 from domain.kernel.ids import SYSTEM_PROJECT
-from domain.nodes.orders import ArtifactBuilt, BuildProgress, ImageResolved, ReplicaPrepared, Report, ReportKind, Verb
+from domain.nodes.orders import ArtifactBuilt, BuildProgress, ImageResolved, ReplicaPrepared, Report, ReportKind, SandboxCommitted, Verb
 from domain.templates.artifact import Artifact, ArtifactState
 from domain.templates.job import Job, Phase, PullProgress
 from domain.templates.progress import PROGRESS, progress_of
 from domain.templates.replica import Replica
 from domain.templates.template import Template
 from handlers.control import Control
-from handlers.processes import replicas, stored, template_build
+from handlers.processes import commits, replicas, stored, template_build
 from handlers.reporting.taking import Taker, failure_of
 
 MAX_TRIES: Final = 3
@@ -34,6 +34,17 @@ async def _image_resolved(control: Control, report: Report, cause: Cause) -> Non
     resolved = ImageResolved.model_validate(report.body)
     facts = resolved.model_dump(include={"digest", "egress_ca"}, exclude_defaults=True)
     await control.change(Job, report.project, report.process_id, cause, lambda j: j.note(cause.at, config=resolved.config, **facts))
+
+
+async def _sandbox_committed(control: Control, report: Report, cause: Cause) -> None:
+    if report.kind is ReportKind.PROGRESS:
+        await _build_progress(control, report, cause)
+        return
+    if report.kind is ReportKind.FAILED:
+        await _build_failed(control, report, cause)
+        return
+    await _alive(control, report, report.process_id)
+    await commits.kept(control, report.project, report.process_id, report.node, SandboxCommitted.model_validate(report.body).digest)
 
 
 async def _artifact_built(control: Control, report: Report, cause: Cause) -> None:
@@ -80,6 +91,10 @@ async def _build_failed(control: Control, report: Report, cause: Cause) -> None:
     job = await control.get(Job, report.project, report.process_id)
     tries = template_build.tries(job)
     if report.attempt < tries:
+        return
+    if failure.code == "template.origin-gone":
+        await commits.forgotten(control, job, report.node)
+        await control.change(Job, report.project, job.id, cause, lambda j: j.note(cause.at, tries=tries + 1))
         return
     if failure.code == "registry.secret-unreadable" and await _given_to_another(control, report, cause, job):
         return
@@ -154,4 +169,5 @@ TAKERS: Final[dict[str, Taker]] = {
     Verb.REPLICA_DISTRIBUTE: _replica_distributed,
     Verb.REPLICA_PREPARE: _replica_prepared,
     Verb.REPLICA_REMOVE: _replica_removed,
+    Verb.SANDBOX_COMMIT: _sandbox_committed,
 }

@@ -219,3 +219,26 @@ def test_root_of_a_container_is_nobody_on_the_host(running: Running, driver: str
             await s.sandboxes.delete(sandbox.sandbox_id)
 
     asyncio.run(scenario())
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("driver", [OCI, PROCESS])
+def test_a_template_of_a_sandbox_holds_what_was_done_in_it(running: Running, driver: str) -> None:
+    """Files, their modes, links and owners as the sandbox sees them; what was removed is not there; the sandbox goes on."""
+    prepare = "cd /etc; echo installed > tool; chmod 4750 tool; ln tool same; ln -s tool sign; rm passwd; mkdir -p /opt/deep"
+    look = "cd /etc; cat same; readlink sign; stat -c '%a %u %h' tool; test -e passwd || echo removed; test -d /opt/deep && echo deep"
+
+    async def scenario() -> None:
+        async with Strandline.connect(running.dir) as s:
+            sandbox = await created(s, driver, "/bin/sleep", "1000")
+            assert (await s.sandboxes.exec(sandbox.sandbox_id, ["/bin/sh", "-c", prepare])).exit_code == 0
+            made = await s.templates.commit(sandbox.sandbox_id, alias=f"{driver}-warm")
+            await s.jobs.wait(made.job_id)
+            assert (await s.sandboxes.exec(sandbox.sandbox_id, ["/bin/true"])).exit_code == 0, "it goes on"
+            await s.sandboxes.delete(sandbox.sandbox_id, wait_s=20)
+            copy = await created(s, f"{driver}-warm", "/bin/sleep", "1000")
+            seen = await s.sandboxes.exec(copy.sandbox_id, ["/bin/sh", "-c", look])
+            assert base64.b64decode(seen.stdout).decode().split("\n")[:5] == ["installed", "tool", "4750 0 2", "removed", "deep"], seen
+            await s.sandboxes.delete(copy.sandbox_id)
+
+    asyncio.run(scenario())

@@ -76,7 +76,7 @@ NOW: list[tuple[str, str, str, bool]] = [
     ("template.redo", "template=failed mode=ALL", "template.not-pulled", False),
     ("template.delete", "template=pending", "template.attempt-in-progress", True),
     ("template.delete", "template=base", "template.in-use", False),
-    ("template.commit", "sandbox_id=running", "template.commit-unsupported", False),
+    ("template.commit", "sandbox_id=dead", "sandbox.illegal-state", False),
     ("sandbox.pause", "sandbox_id=dead", "sandbox.illegal-state", False),
     ("sandbox.resume", "sandbox_id=dead", "sandbox.illegal-state", False),
     ("sandbox.rollback", "sandbox_id=dead snapshot_id=snapshot", "sandbox.illegal-state", False),
@@ -100,6 +100,7 @@ FULL = [
     ("snapshot.create", "sandbox_id=running", "storage.blocked", True),
     ("sandbox.rollback", "sandbox_id=running snapshot_id=snapshot", "storage.blocked", True),
     ("sandbox.clone", "sandbox_id=running count=1", "storage.blocked", True),
+    ("template.commit", "sandbox_id=running", "storage.blocked", True),
 ]
 """On a node whose disk is nearly full (reference/cubesandbox.md §5.7)."""
 

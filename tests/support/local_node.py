@@ -63,6 +63,9 @@ class NoImages:
     async def build(self, body: Any, order_id: str, tell: Any) -> Any:
         raise AssertionError(body)
 
+    async def pack(self, root: Any, disk_mb: int, order_id: str, tell: Any) -> Any:
+        raise AssertionError(root)
+
 
 class NoAck:
     """The lane's end of an order; remembers why it was terminated."""

@@ -31,10 +31,16 @@ from domain.nodes.orders import (
 )
 
 DIGEST = "sha256:" + "1" * 64
+DISK = "sha256:" + "2" * 64
+"""What a scripted node says of every disk that it commits."""
 BYTES = b"ext4" * 1024
 """What every artifact of a scripted node consists of."""
 
-PHASES = {Verb.ARTIFACT_BUILD: ("PULLING", "UNPACKING", "BUILDING_EXT4"), Verb.REPLICA_PREPARE: ("SNAPSHOTTING",)}
+PHASES = {
+    Verb.ARTIFACT_BUILD: ("PULLING", "UNPACKING", "BUILDING_EXT4"),
+    Verb.REPLICA_PREPARE: ("SNAPSHOTTING",),
+    Verb.SANDBOX_COMMIT: ("BUILDING_EXT4",),
+}
 """What an honest node tells of its long orders on the way."""
 
 
@@ -48,6 +54,8 @@ def done(node: ScriptedNode, order: Order) -> dict[str, Any]:
             return {"digest": DIGEST, "size_bytes": 1000, "layers": 2, "config": config, "egress_ca": baked}
         case Verb.ARTIFACT_BUILD:
             return {"sha256": hashlib.sha256(BYTES).hexdigest(), "size_bytes": len(BYTES), "image_config": {"Cmd": ["/bin/sh"]}}
+        case Verb.SANDBOX_COMMIT:
+            return {"digest": DISK, "sha256": hashlib.sha256(BYTES).hexdigest(), "size_bytes": len(BYTES)}
         case Verb.REPLICA_PREPARE:
             return {"versions": node.versions.model_dump(), "driver": "sim"}
         case Verb.SANDBOX_PROVISION | Verb.SANDBOX_ROLLBACK | Verb.SANDBOX_RESUME:

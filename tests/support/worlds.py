@@ -168,6 +168,7 @@ SANDBOXES = World(
         "exited": Row(did("exited", 0, 3)),
         "destroyed": Row(did("destroyed", 0)),
         "require_exec": Row(did("require_exec")),
+        "require_disk": Row(did("require_disk")),
         "executed": Row(did("executed", "exec", 0, 1.5, "ls"), again=True),
         "set_ttl": Row(did("set_ttl", 600)),
         "ttl_due": Row(lambda s: did("ttl_due", s.ttl_generation, after=61)),
