@@ -15,6 +15,7 @@ from typing import Any
 
 from bus.commit import Commit
 from domain.nodes.orders import Capacity, Versions
+from handlers.wants import Wants
 
 Key = tuple[str, str, str]
 """(aggregate type, project, id)."""
@@ -85,6 +86,7 @@ class Fleet:
         self.nodes: dict[str, NodeEntry] = {}
         self.replicas: dict[tuple[str, str], ReplicaEntry] = {}
         self.by_template: dict[str, dict[str, ReplicaEntry]] = defaultdict(dict)
+        self.wants = Wants()
         self.sandboxes: dict[str, SandboxEntry] = {}
         self.users: dict[str, set[str]] = defaultdict(set)
         self.fences: dict[str, Fence] = {}
@@ -103,6 +105,7 @@ class Fleet:
         if commit.seq <= self.seq:
             return
         self.seq = commit.seq
+        self.wants.apply(commit)
         fold = _FOLDS.get(commit.type)
         for event in commit.events:
             if fold is not None:
@@ -136,6 +139,10 @@ class Fleet:
         return sorted(
             (n for n in self.healthy_nodes() if "builder" in n.roles), key=lambda n: (n.scheduling != "OPEN", n.sandboxes, n.node_id)
         )
+
+    def burden(self, node_id: str) -> tuple[bool, int]:
+        """Is the node closed to sandboxes, and how many replicas has it?"""
+        return self.nodes[node_id].scheduling != "OPEN", sum(node == node_id for _, node in self.replicas)
 
     def users_of(self, template_or_snapshot: str) -> list[str]:
         """Live sandboxes that were created from it, by id."""
@@ -251,7 +258,8 @@ class Fleet:
     def _job(self, commit: Commit, name: str, data: dict[str, Any]) -> None:
         key = ("job", commit.project, commit.id)
         if name == "job.created":
-            self._index(key, self.jobs_of_resource, data["resource_id"])
+            on = f"_{data['targets'][0]}" if data["operation"] == "CONVERGE" else ""
+            self._index(key, self.jobs_of_resource, data["resource_id"] + on)
             for clone in data.get("request", {}).get("clones", ()):
                 self._index(key, self.jobs_of_clone, clone)
         elif name == "job.noted" and "artifact_id" in data["facts"]:

@@ -1,10 +1,10 @@
-"""Housekeeping of the control plane on duty: what writers that died have left in the object store goes."""
+"""Housekeeping of the control plane on duty: what nobody needs any more goes, and what is lacking and nobody reports is looked for."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import timedelta
 
 import structlog
@@ -19,10 +19,14 @@ log = structlog.get_logger(__name__)
 
 
 class Housekeeping:
-    """Sweeps at the beginning of a duty and every ``collect_s`` seconds. Nodes have no right to purge: what they abandon waits for this."""
+    """Sweeps at the beginning of a duty and every ``collect_s`` seconds, and does each of ``rounds`` then.
 
-    def __init__(self, control: Control) -> None:
+    Nodes have no right to purge: what they abandon waits for this.
+    """
+
+    def __init__(self, control: Control, rounds: Sequence[Callable[[], Awaitable[None]]] = ()) -> None:
         self._control = control
+        self._rounds = (self._sweep, *rounds)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -35,14 +39,17 @@ class Housekeeping:
             await asyncio.gather(task, return_exceptions=True)
 
     async def _run(self) -> None:
-        deadlines = self._control.deadlines
         while True:
-            try:
-                swept = await objects.sweep(self._control.nc, ARTIFACTS_BUCKET, timedelta(seconds=deadlines.abandoned_s))
-                if swept:
-                    log.info("objects.swept", files=swept)
-            except (Refused, ApiError) as error:
-                log.info("objects.not-swept", error=repr(error)[:300])
-            except Exception:
-                log.exception("housekeeping.failed")
-            await asyncio.sleep(deadlines.collect_s)
+            for work in self._rounds:
+                try:
+                    await work()
+                except (Refused, ApiError) as error:
+                    log.info("housekeeping.refused", error=repr(error)[:300])
+                except Exception:
+                    log.exception("housekeeping.failed")
+            await asyncio.sleep(self._control.deadlines.collect_s)
+
+    async def _sweep(self) -> None:
+        swept = await objects.sweep(self._control.nc, ARTIFACTS_BUCKET, timedelta(seconds=self._control.deadlines.abandoned_s))
+        if swept:
+            log.info("objects.swept", files=swept)

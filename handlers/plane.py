@@ -48,7 +48,7 @@ from handlers.housekeeping import Housekeeping
 from handlers.liveness import Liveness
 from handlers.membership import Membership
 from handlers.metrics import ControlMetrics
-from handlers.processes import jobs, removal, undoing
+from handlers.processes import collection, convergence, jobs, removal, undoing
 from handlers.processes import nodes as node_process
 from handlers.processes import rollouts as rollout_process
 from handlers.processes import sandboxes as sandbox_process
@@ -154,12 +154,13 @@ class ControlPlane:
             "snapshot": removal.pump_snapshot,
             "node": node_process.pump,
             "rollout": rollout_process.pump,
+            convergence.KIND: convergence.pump,
         }
         self.processes = Processes(self.control, pumps, concerns)
         self._receipts = Receipts(nc)
         self._dispatcher = Dispatcher(self.control, self._receipts, HANDLERS)
         self._liveness = Liveness(self.control)
-        self._housekeeping = Housekeeping(self.control)
+        self._housekeeping = Housekeeping(self.control, (self._converge, self._collect))
         self._membership = membership
         self._tail: Tail[Commit] = Tail(nc, 0, [ALL_EVENTS], self._fold)
         self._running = contextlib.AsyncExitStack()
@@ -263,6 +264,13 @@ class ControlPlane:
     async def _admits(self, node_id: str) -> bool:
         node = self.control.fleet.nodes.get(node_id)
         return node is not None and not node.evicted
+
+    async def _converge(self) -> None:
+        for key in convergence.keys(self.control):
+            await self.processes.pump(key)
+
+    async def _collect(self) -> None:
+        await collection.collect(self.control, f"{self._name}-{self.control.clock().timestamp():.0f}", most=collection.PER_ROUND)
 
     async def _delete_bytes(self, artifact_id: str) -> None:
         await objects.delete(self._nc, ARTIFACTS_BUCKET, artifact_id)

@@ -35,6 +35,9 @@ class JobAccepted(Record):
 class TemplateCreate(Command):
     """Make a template from an image. ``nodes``: only there, all or nothing; absent: everywhere.
 
+    Nodes that come later, or come back, get it too: ``max_replicas`` bounds on how many nodes it is, ``min_replicas`` is how many should
+    have it before others get theirs, and of the rest the greater ``priority`` comes first.
+
     ``registry_secret`` is sealed to nodes that build (``bus/sealed.py``); anything else is refused as ``template.unsealed-secret``.
     """
 
@@ -54,10 +57,20 @@ class TemplateCreate(Command):
     probe_port: Port | None = None
     driver: DriverName | None = None
     nodes: Nodes = ()
+    min_replicas: Annotated[int, Field(ge=0, le=10_000)] = 0
+    max_replicas: Annotated[int, Field(ge=1, le=10_000)] | None = Field(default=None, validate_default=True)
+    priority: Annotated[int, Field(ge=-1000, le=1000)] = 0
     egress_ca: bool = False
     registry_user: RegistryUser | None = None
     registry_secret: Annotated[Sealed | None, Field(exclude=True)] = None
     """Left out of what tells one body from another: the same secret sealed twice is two texts."""
+
+    @field_validator("max_replicas")
+    @classmethod
+    def _at_least_the_minimum(cls, most: int | None, info: ValidationInfo) -> int | None:
+        if most is not None and most < info.data.get("min_replicas", 0):
+            raise ValueError("at most is less than at least")
+        return most
 
 
 class TemplateCommit(Command):

@@ -14,6 +14,7 @@ class Operation(StrEnum):
     CREATE = "CREATE"
     REDO = "REDO"
     COMMIT = "COMMIT"
+    CONVERGE = "CONVERGE"
     DELETE = "DELETE"
     SNAPSHOT_CREATE = "SNAPSHOT_CREATE"
     SNAPSHOT_ROLLBACK = "SNAPSHOT_ROLLBACK"
@@ -59,6 +60,13 @@ PROGRESS: Final[dict[Operation, dict[Phase, int]]] = {
         Phase.DISTRIBUTING: 50,
         Phase.CREATING_TEMPLATE: 60,
         Phase.REGISTERING: 70,
+        Phase.READY: 100,
+    },
+    Operation.CONVERGE: {
+        Phase.DISTRIBUTING: 10,
+        Phase.CREATING_TEMPLATE: 50,
+        Phase.SNAPSHOTTING: 75,
+        Phase.REGISTERING: 90,
         Phase.READY: 100,
     },
     Operation.SNAPSHOT_CREATE: {Phase.SNAPSHOTTING: 10, Phase.REGISTERING: 85, Phase.READY: 100},

@@ -5,7 +5,7 @@ Cordoned nodes are targets too: cordoning only stops new sandboxes. A scope is t
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from domain.kernel.errors import Refused
 
@@ -22,3 +22,8 @@ def select_targets(scope: Sequence[str], healthy: Collection[str]) -> tuple[str,
     if not chosen:
         raise Refused("template.no-nodes", "no node is healthy", retryable=True)
     return tuple(chosen)
+
+
+def first_targets(targets: Sequence[str], most: int | None, burden: Callable[[str], tuple[bool, int]]) -> tuple[str, ...]:
+    """At most ``most`` of them, sorted: those with the smallest ``burden`` (closed to sandboxes?, number of replicas)."""
+    return tuple(sorted(sorted(targets, key=lambda node: (*burden(node), node))[:most]))

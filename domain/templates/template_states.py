@@ -64,7 +64,8 @@ def settled_state(ready: int, total: int) -> TemplateState:
 class TemplateRequest(Record):
     """What its creator wanted. ``origin_sandbox_id``: it was committed from this sandbox, so that there is no image to build from again.
 
-    ``nodes`` limits where it is made ready; empty: everywhere. ``registry_secret`` is sealed before it gets here.
+    ``nodes`` limits where it is made ready; empty: everywhere. ``min_replicas``, ``max_replicas`` (None: no bound), ``priority``: on how
+    many nodes it should and may be, and what comes first (``convergence.py``). ``registry_secret`` is sealed before it gets here.
     """
 
     image: Annotated[str, StringConstraints(max_length=512)] = ""
@@ -80,4 +81,7 @@ class TemplateRequest(Record):
     egress_ca: bool = False
     registry_user: str | None = None
     registry_secret: str | None = None
+    min_replicas: int = 0
+    max_replicas: int | None = None
+    priority: int = 0
     origin_sandbox_id: SandboxId | None = None

@@ -18,7 +18,7 @@ from domain.templates import commands as c
 from domain.templates.image_ref import parse_image
 from domain.templates.job import Job, Operation
 from domain.templates.replica import Replica
-from domain.templates.targets import select_targets
+from domain.templates.targets import first_targets, select_targets
 from domain.templates.template import Template, TemplateRequest, TemplateState
 from handlers.commands.aliases import acted_on, resolve_template
 from handlers.commands.jobs import job_reply, once
@@ -45,6 +45,7 @@ async def _creation(control: Control, asked: Asked, command: c.TemplateCreate, t
     if command.registry_secret is not None:
         sealed.recipients(command.registry_secret)
     targets = select_targets(command.nodes, [n.node_id for n in control.fleet.healthy_nodes()])
+    targets = first_targets(targets, command.max_replicas, control.fleet.burden)
     wanted = {k: v for k, v in command.model_dump(exclude_none=True).items() if k in CREATE_FIELDS}
     request = TemplateRequest(**wanted, registry_secret=command.registry_secret)
     at, result = asked.cause.at, {"template_id": template_id, "job_id": job_id}

@@ -9,6 +9,10 @@ from bus.commit import Commit
 from domain.kernel.ids import SYSTEM_PROJECT
 from handlers.control import Control
 from handlers.fleet import Key
+from handlers.processes import convergence
+
+SETTLED = frozenset({"replica.ready", "replica.failed", "replica.removed"})
+SPREADS = frozenset({"template.settled", "template.failed", "template.delete-refused"})
 
 
 def concerns(control: Control, commit: Commit) -> Iterator[Key]:
@@ -25,10 +29,27 @@ def _artifact(control: Control, commit: Commit) -> Iterator[Key]:
 
 
 def _replica(control: Control, commit: Commit) -> Iterator[Key]:
-    """The template that is being deleted, and the job that makes it ready."""
-    template, _, _ = commit.id.partition("_")
+    """The template that is being deleted, and the job that makes it ready; what its node still lacks."""
+    template, _, node = commit.id.partition("_")
     yield ("template", commit.project, template)
     yield from list(control.fleet.jobs_of_resource.get(template, ()))
+    yield from list(control.fleet.jobs_of_resource.get(commit.id, ()))
+    if any(event["type"] in SETTLED for event in commit.events):
+        yield convergence.key(node)
+
+
+def _job(control: Control, commit: Commit) -> Iterator[Key]:
+    """The end of a job of convergence makes room for the next one."""
+    node = control.fleet.wants.node_of_job.get(commit.id)
+    if node is not None and any(event["type"] in {"job.succeeded", "job.failed"} for event in commit.events):
+        yield convergence.key(node)
+
+
+def _template(control: Control, commit: Commit) -> Iterator[Key]:
+    """A template that can be used is wanted on every node."""
+    entry = control.fleet.wants.templates.get(commit.id)
+    if entry is not None and entry.spreads and any(event["type"] in SPREADS for event in commit.events):
+        yield from convergence.keys(control)
 
 
 def _snapshot(control: Control, commit: Commit) -> Iterator[Key]:
@@ -65,6 +86,7 @@ MOVING: Final = frozenset(
 def _node(control: Control, commit: Commit) -> Iterator[Key]:
     """Jobs that wait for a node to come or to be given up; after an eviction, everything that was placed there."""
     yield from [key for key in control.fleet.open if key[0] == "job"]
+    yield convergence.key(commit.id)
     if any(event["type"] == "node.evicted" for event in commit.events):
         yield from [("sandbox", e.project, e.sandbox_id) for e in control.fleet.sandboxes.values() if e.node_id == commit.id]
         yield from [key for key in control.fleet.open if key[0] == "provisioning"]
@@ -72,6 +94,8 @@ def _node(control: Control, commit: Commit) -> Iterator[Key]:
 
 _BY_TYPE: dict[str, Callable[[Control, Commit], Iterator[Key]]] = {
     "artifact": _artifact,
+    "template": _template,
+    "job": _job,
     "replica": _replica,
     "snapshot": _snapshot,
     "sandbox": _sandbox,

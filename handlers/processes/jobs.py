@@ -7,6 +7,8 @@ from handlers.control import Control
 from handlers.processes import clones, template_build
 
 HOLDER = "control-plane"
+MAKING = frozenset({Operation.CREATE, Operation.REDO, Operation.COMMIT, Operation.CONVERGE})
+"""Jobs that make a template ready somewhere."""
 
 
 async def pump(control: Control, project: str, job_id: str) -> None:
@@ -20,7 +22,7 @@ async def pump(control: Control, project: str, job_id: str) -> None:
         await _expire(control, project, job)
         return
     match job.operation:
-        case Operation.CREATE | Operation.REDO | Operation.COMMIT:
+        case op if op in MAKING:
             await template_build.pump(control, project, job)
         case Operation.CLONE:
             await clones.pump(control, project, job)
@@ -36,7 +38,7 @@ async def _start(control: Control, project: str, job: Job) -> Job:
 
 async def _expire(control: Control, project: str, job: Job) -> None:
     """End a job of which nothing was heard for the length of its lease, and what waits for it; unless it has been heard just now."""
-    if job.operation in {Operation.CREATE, Operation.REDO, Operation.COMMIT}:
+    if job.operation in MAKING:
         await template_build.expire(control, project, job)
         return
     cause = control.own_cause(project, "job", job.id, "expire", job.lease_until.isoformat())

@@ -28,11 +28,11 @@ DeleteBytes = Callable[[str], Awaitable[None]]
 async def pump_template(control: Control, project: str, template_id: str) -> None:
     """Replicas first, then the owner's mark on the artifact and the alias, then the template itself."""
     template = await judge_delete(control, project, template_id)
-    if template is None or template.state is not TemplateState.DELETING or _any_healthy(control, template_id):
+    if template is None or template.state not in GONE or _any_healthy(control, template_id):
         return
     await _end_job(control, project, template)
     left = [await _remove_replica(control, project, template, node) for node in sorted(control.fleet.by_template.get(template_id, {}))]
-    if any(left):
+    if any(left) or template.state is not TemplateState.DELETING:
         return
     if template.artifact_id is not None:
         await disown(control, template.artifact_id, f"{project}/{template_id}")
@@ -107,16 +107,17 @@ async def _remove_replica(control: Control, project: str, template: Template, no
     replica = await control.find(Replica, project, identifier)
     if replica is None or replica.state is ReplicaState.REMOVED:
         return False
-    begin = control.own_cause(project, "replica", identifier, "remove")
-    await control.change(Replica, project, identifier, begin, lambda r: r.begin_remove(begin.at, template.last_job))
+    begin = control.own_cause(project, "replica", identifier, "remove", replica.version)
+    decide = partial(Replica.begin_remove, at=begin.at, job_id=template.last_job)
+    replica = (await control.change(Replica, project, identifier, begin, decide)).aggregate
     node = control.fleet.nodes.get(node_id)
     if node is not None and not node.evicted:
         body = ReplicaRemove(template_id=template.id).model_dump(mode="json")
-        order = control.new_order(Verb.REPLICA_REMOVE, project, ("replica", identifier), body, key=template.id)
+        order = control.new_order(Verb.REPLICA_REMOVE, project, ("replica", identifier), body, key=template.id, salt=str(replica.version))
         await control.order(node_id, order)
     if node is not None and node.healthy:
         return True
-    cause = control.own_cause(project, "replica", identifier, "removed")
+    cause = control.own_cause(project, "replica", identifier, "removed", replica.version)
     await control.change(Replica, project, identifier, cause, lambda r: r.removed(cause.at))
     return False
 
@@ -143,6 +144,8 @@ def artifact_pump(delete_bytes: DeleteBytes) -> Callable[[Control, str, str], Aw
         waiting = [await _remove_placement(control, artifact, node) for node in sorted(artifact.placements)]
         if any(waiting):
             return
+        if (await control.get(Artifact, project, identifier)).generation != artifact.generation:
+            return  # a build has claimed it: what is stored now is that one's (reference/cubesandbox.md §11, 12)
         await delete_bytes(identifier)
         cause = control.own_cause(project, "artifact", identifier, "deleted", artifact.generation)
         await control.change(Artifact, project, identifier, cause, lambda a: a.finish_cleanup(cause.at, artifact.generation))
@@ -154,15 +157,19 @@ async def _remove_placement(control: Control, artifact: Artifact, node_id: str) 
     node = control.fleet.nodes.get(node_id)
     if node is not None and not node.evicted:
         body = ArtifactRemove(artifact_id=artifact.id).model_dump(mode="json")
-        order = control.new_order(
-            Verb.ARTIFACT_REMOVE, SYSTEM_PROJECT, ("artifact", artifact.id), body, key=artifact.id, salt=f"{node_id}-{artifact.generation}"
-        )
+        salt = f"{node_id}-{artifact.generation}-{_round(control)}"  # a node that refused is asked again in the next round
+        order = control.new_order(Verb.ARTIFACT_REMOVE, SYSTEM_PROJECT, ("artifact", artifact.id), body, key=artifact.id, salt=salt)
         await control.order(node_id, order)
     if node is not None and node.healthy:
         return True
     cause = control.own_cause(SYSTEM_PROJECT, "artifact", artifact.id, "unplaced", node_id, artifact.generation)
     await control.change(Artifact, SYSTEM_PROJECT, artifact.id, cause, lambda a: a.unplaced(cause.at, node_id))
     return False
+
+
+def _round(control: Control) -> int:
+    """Which period of ``collect_s`` seconds this is."""
+    return int(control.clock().timestamp() // control.deadlines.collect_s)
 
 
 async def pump_snapshot(control: Control, project: str, snapshot_id: str) -> None:

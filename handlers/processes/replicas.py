@@ -14,24 +14,28 @@ from domain.templates.alias import Alias
 from domain.templates.artifact import Artifact
 from domain.templates.job import Job, Operation, Phase
 from domain.templates.replica import Replica, ReplicaState
-from domain.templates.template import Template
+from domain.templates.template import GONE, Template
 from handlers.control import Control, Parts, part
 from handlers.processes import template_build
 
+SUPERSEDED = Failure(code="replica.superseded", message="another job makes this replica, or its template is going")
 SETTLED = frozenset({ReplicaState.READY, ReplicaState.FAILED})
+UNDER_WAY = frozenset({ReplicaState.PENDING, ReplicaState.DISTRIBUTING, ReplicaState.DISTRIBUTED, ReplicaState.SNAPSHOTTING})
 
 
 async def pump(control: Control, project: str, job_id: str, artifact: Artifact) -> None:
     """Order what each target still needs; when all have settled, publish."""
     job = await control.get(Job, project, job_id)
     template = await control.get(Template, project, job.resource_id)
+    if job.operation is Operation.CONVERGE and not await _still_wanted(control, project, job, template):
+        return
     replicas = [await _ensure(control, project, job, template, artifact, node) for node in job.targets]
     await template_build.advance(control, project, job_id, _phase(replicas))
     for replica in replicas:
         await _drive(control, project, job, template, artifact, replica)
     replicas = [await control.get(Replica, project, r.id) for r in replicas]
     if all(r.state in SETTLED and r.job_id == job.id for r in replicas):
-        await _publish(control, project, job, template)
+        await (_converged if job.operation is Operation.CONVERGE else _publish)(control, project, job, template)
 
 
 def _phase(replicas: list[Replica]) -> Phase:
@@ -60,6 +64,22 @@ async def _ensure(control: Control, project: str, job: Job, template: Template, 
     return (await control.store.transact(Replica, project, identifier, assign, cause)).aggregate
 
 
+async def _still_wanted(control: Control, project: str, job: Job, template: Template) -> bool:
+    """A replica that somebody else has taken over, or whose template is going, is not this job's any more: then it ends."""
+    replica = await control.find(Replica, project, replica_id(template.id, job.targets[0]))
+    mine = replica is not None and replica.job_id == job.id
+    taken = not mine and (
+        "begun" in job.facts or (replica is not None and replica.state not in {ReplicaState.FAILED, ReplicaState.REMOVED})
+    )
+    if not taken and template.state not in GONE and not template.pending_deletes:
+        if not mine:
+            await template_build.note(control, project, job.id, "begun", begun=True)
+        return True
+    cause = control.own_cause(project, "job", job.id, "superseded")
+    await control.change(Job, project, job.id, cause, lambda j: j.fail(cause.at, None, SUPERSEDED))
+    return False
+
+
 async def _drive(control: Control, project: str, job: Job, template: Template, artifact: Artifact, replica: Replica) -> None:
     node = control.fleet.nodes.get(replica.node_id)
     if replica.state in SETTLED:
@@ -70,15 +90,15 @@ async def _drive(control: Control, project: str, job: Job, template: Template, a
     if artifact.ref is None:
         return
     reference = artifact.ref.model_dump(mode="json")
-    cause = control.own_cause(project, "replica", replica.id, replica.state, job.id)
-    if replica.state in {ReplicaState.PENDING, ReplicaState.DISTRIBUTING}:
+    fetching = replica.state in {ReplicaState.PENDING, ReplicaState.DISTRIBUTING}
+    if fetching:
         verb, body = Verb.REPLICA_DISTRIBUTE, ReplicaDistribute(template_id=template.id, artifact=reference).model_dump(mode="json")
-        await control.change(Replica, project, replica.id, cause, lambda r: r.begin_distribute(cause.at, job.id, job.attempt))
     else:
         recipe = {} if template.recipe is None else template.recipe.model_dump(mode="json")
         prepare = ReplicaPrepare(template_id=template.id, artifact=reference, recipe=recipe, driver=template.request.driver)
         verb, body = Verb.REPLICA_PREPARE, prepare.model_dump(mode="json")
-        await control.change(Replica, project, replica.id, cause, lambda r: r.begin_prepare(cause.at, job.id))
+    if not await _begin(control, project, job, replica, fetching=fetching):
+        return
     order = control.new_order(
         verb,
         project,
@@ -92,6 +112,21 @@ async def _drive(control: Control, project: str, job: Job, template: Template, a
     await control.order(replica.node_id, order)
 
 
+async def _begin(control: Control, project: str, job: Job, replica: Replica, *, fetching: bool) -> bool:
+    """Note that the node gets the order; False when its answer, or a delete, has come meanwhile, so that it must not."""
+    cause = control.own_cause(project, "replica", replica.id, replica.state, job.id)
+
+    def begin(found: Replica) -> None:
+        if found.state not in UNDER_WAY:
+            return
+        if fetching:
+            found.begin_distribute(cause.at, job.id, job.attempt)
+        else:
+            found.begin_prepare(cause.at, job.id)
+
+    return (await control.change(Replica, project, replica.id, cause, begin)).aggregate.state in UNDER_WAY
+
+
 async def fail(control: Control, project: str, replica: Replica, job_id: str, error: str) -> None:
     """A replica that will not become ready in this job."""
     preparing = replica.state in {ReplicaState.DISTRIBUTED, ReplicaState.SNAPSHOTTING}
@@ -100,21 +135,48 @@ async def fail(control: Control, project: str, replica: Replica, job_id: str, er
     await control.change(Replica, project, replica.id, cause, lambda r: r.fail(cause.at, job_id, phase, error, cleanup_required=True))
 
 
+async def count(control: Control, project: str, template_id: str) -> tuple[int, int, int, str | None]:
+    """Of all replicas of a template: ready, failed, all, and why the first that failed did."""
+    every = [
+        await control.get(Replica, project, replica_id(template_id, n)) for n in sorted(control.fleet.by_template.get(template_id, {}))
+    ]
+    failed = [r for r in every if r.state is ReplicaState.FAILED]
+    ready = sum(r.state is ReplicaState.READY for r in every)
+    return ready, len(failed), len(every), failed[0].last_error if failed else None
+
+
+async def recount(control: Control, project: str, template_id: str, *why: str | int) -> None:
+    """Tell the template what its replicas are now; while a job is at work on it, that job does it at its end."""
+    ready, failed, total, error = await count(control, project, template_id)
+    cause = control.own_cause(project, "template", template_id, "recount", *why)
+    await control.change(Template, project, template_id, cause, lambda t: t.replicas_changed(cause.at, ready, failed, total, error))
+
+
+async def _converged(control: Control, project: str, job: Job, template: Template) -> None:
+    """The end of a job of convergence: its replica is settled one way or the other."""
+    replica = await control.get(Replica, project, replica_id(template.id, job.targets[0]))
+    await recount(control, project, template.id, job.id)
+    cause = control.own_cause(project, "job", job.id, "converged")
+
+    def finish(j: Job) -> None:
+        if replica.state is ReplicaState.READY:
+            j.succeed(cause.at, {"template_id": template.id, "node_id": replica.node_id})
+        else:
+            j.fail(cause.at, None, Failure(code="template.no-ready-replica", message=replica.last_error or "the node did not get it"))
+
+    await control.change(Job, project, job.id, cause, finish)
+
+
 async def _publish(control: Control, project: str, job: Job, template: Template) -> None:
     """Alias, template and job in one commit: whoever sees READY can use the alias (reference/cubesandbox.md §4.5)."""
     await template_build.advance(control, project, job.id, Phase.REGISTERING)
-    every = [
-        await control.get(Replica, project, replica_id(template.id, n)) for n in sorted(control.fleet.by_template.get(template.id, {}))
-    ]
-    ready = [r for r in every if r.state is ReplicaState.READY]
-    failed = [r for r in every if r.state is ReplicaState.FAILED]
-    error = failed[0].last_error if failed else None
+    ready, failed, total, error = await count(control, project, template.id)
     cause = control.own_cause(project, "template", template.id, "publish", job.id)
     alias = await _due_alias(control, project, job, template) if ready else None
-    result = {"template_id": template.id, "ready": len(ready), "failed": len(failed), "total": len(every)}
+    result = {"template_id": template.id, "ready": ready, "failed": failed, "total": total}
 
     def settle(t: Template) -> None:
-        t.settle(cause.at, job.id, len(ready), len(failed), len(every), error)
+        t.settle(cause.at, job.id, ready, failed, total, error)
         if alias is not None:
             t.alias_claimed(cause.at, alias)
 

@@ -60,7 +60,10 @@ async def _artifact_built(control: Control, report: Report, cause: Cause) -> Non
     own = control.own_cause(SYSTEM_PROJECT, "artifact", job.facts["artifact_id"], "built", report.id)
 
     def accept(artifact: Artifact) -> None:
+        if artifact.state is ArtifactState.DELETED:  # its job was over long ago; what is stored now is known again, and goes in its time
+            artifact.claim(own.at, artifact.fingerprint, artifact.spec, job.id, report.project)
         artifact.built(own.at, job.id, built.sha256, built.size_bytes, job.facts["digest"], built.image_config, report.node)
+        artifact.placed(own.at, report.node)  # who builds keeps a copy, also when the build came too late
 
     await control.change(Artifact, SYSTEM_PROJECT, job.facts["artifact_id"], own, accept)
 

@@ -169,7 +169,7 @@ def matrix_row(history, project, template, nodes):
 def test_the_digest_tells_views_apart():
     history = History(7)
     first = built(history.walk(300))
-    second = built(history.messages + history.walk(50))
+    second = built(history.messages + history.walk(200))
     with first.read("sandboxes") as one, second.read("sandboxes") as other:
         assert digest(one) != digest(other)
         assert digest(one) == digest(one)
