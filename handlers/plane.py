@@ -39,7 +39,7 @@ from domain.sandboxes import commands as sandbox_commands
 from domain.templates import commands as template_commands
 from domain.views.commands import ViewRebuild
 from handlers import reports, tracing
-from handlers.commands import artifacts, execution, nodes, rollouts, sandboxes, snapshots, templates
+from handlers.commands import artifacts, cancelling, execution, nodes, rollouts, sandboxes, snapshots, templates
 from handlers.control import Because, Control, Deadlines, because
 from handlers.dispatch import Dispatcher, Handler
 from handlers.duty import Duty, Work
@@ -67,6 +67,7 @@ HANDLERS: dict[type[Command], Handler] = {
     template_commands.TemplateSetCompatPolicy: templates.set_compat_policy,
     template_commands.TemplateDelete: templates.delete,
     template_commands.ArtifactCollect: artifacts.collect,
+    template_commands.JobCancel: cancelling.cancel,
     template_commands.CompatRescan: nodes.rescan,
     template_commands.SnapshotCreate: snapshots.create,
     template_commands.SnapshotDelete: snapshots.delete,

@@ -170,6 +170,23 @@ class ArtifactCollect(Command):
     dry_run: bool = False
 
 
+class JobCancelled(Record):
+    """What the job is now: ``FAILED``, by this or before."""
+
+    status: str
+
+
+class JobCancel(Command):
+    """End a job that makes a template ready: it fails as ``job.cancelled``, and what it had begun is cleaned up."""
+
+    NOUN: ClassVar[str] = "job"
+    VERB: ClassVar[str] = "cancel"
+    EXAMPLE: ClassVar[dict[str, Any]] = {"job_id": "00000000-0000-5000-8000-000000000001"}
+    RESULT: ClassVar[type[Record]] = JobCancelled
+
+    job_id: JobId
+
+
 class CompatRescanned(Record):
     """How many nodes' versions turned out to be other than what was known."""
 

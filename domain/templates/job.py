@@ -16,6 +16,7 @@ from enum import StrEnum
 from typing import Any, ClassVar, Final, Self
 
 from domain.kernel.aggregate import Aggregate, CreatedEvent, Event
+from domain.kernel.errors import Refused
 from domain.kernel.lifecycle import Lifecycle
 from domain.nodes.orders import Failure
 from domain.templates.progress import Operation, Phase, PullProgress, first_phase, last_phase, progress_of, rank, worth_telling
@@ -25,6 +26,10 @@ __all__ = ["Job", "JobState", "Operation", "Phase", "PullProgress", "next_attemp
 
 LEASE: Final = timedelta(minutes=15)
 """How long a job may go without a sign of life (reference/cubesandbox.md §12 "Timers")."""
+
+
+CANCELLABLE: Final = frozenset({Operation.CREATE, Operation.REDO, Operation.COMMIT, Operation.CONVERGE})
+"""What can be cut off: those that make templates. What is done to a running sandbox has a deadline of seconds instead."""
 
 
 class JobState(StrEnum):
@@ -46,6 +51,7 @@ LIFECYCLE: Final = Lifecycle(
     note         PENDING  RUNNING  =      =
     renew        PENDING  RUNNING  =      =
     expire       FAILED   FAILED   =      =
+    cancel       FAILED   FAILED   !      =
     succeed      READY    READY    =      =
     fail         FAILED   FAILED   =      =
     """,
@@ -313,6 +319,13 @@ class Job(Aggregate):
         if at >= self.lease_until and LIFECYCLE.admits("expire", self.state):
             failure = Failure(code="job.expired", message=f"expired: no sign of life until {self.lease_until.isoformat()}", retryable=True)
             self.record(JobFailed, at, phase=self.phase, failure=failure)
+
+    def cancel(self, at: datetime) -> None:
+        """Somebody does not want it any more. Raises ``job.not-cancellable``, or ``job.illegal-state`` when it is done."""
+        if self.operation not in CANCELLABLE:
+            raise Refused("job.not-cancellable", f"a {self.operation} goes on to its end", details={"operation": self.operation.value})
+        if LIFECYCLE.admits("cancel", self.state):
+            self.record(JobFailed, at, phase=self.phase, failure=Failure(code="job.cancelled", message="it was cancelled"))
 
     def succeed(self, at: datetime, result: Mapping[str, Any] | None = None) -> None:
         if LIFECYCLE.admits("succeed", self.state):

@@ -14,6 +14,8 @@ MAKING = frozenset({Operation.CREATE, Operation.REDO, Operation.COMMIT, Operatio
 async def pump(control: Control, project: str, job_id: str) -> None:
     """Move a job on. Snapshot and rollback jobs are moved by the sandbox they concern; here they only time out."""
     job = await control.find(Job, project, job_id)
+    if job is not None and job.state is JobState.FAILED and job.operation in MAKING:
+        await template_build.clean_up(control, project, job)
     if job is None or not job.active:
         return
     if job.state is JobState.PENDING:

@@ -10,13 +10,14 @@ from typing import TypeGuard
 
 from bus import sealed
 from domain.kernel.errors import Refused
-from domain.kernel.ids import SYSTEM_PROJECT, artifact_id
+from domain.kernel.ids import SYSTEM_PROJECT, artifact_id, replica_id
 from domain.nodes.orders import ArtifactBuild, Failure, ImageResolve, Verb
 from domain.templates.artifact import Artifact, ArtifactState
 from domain.templates.fingerprint import ArtifactSpec, fingerprint
 from domain.templates.job import Job, Operation, Phase
 from domain.templates.progress import rank
 from domain.templates.recipe import recipe_of
+from domain.templates.replica import Replica
 from domain.templates.template import Template
 from handlers.control import Control, Parts, part
 from handlers.processes import commits, replicas, stored
@@ -254,6 +255,18 @@ async def _fail_artifact(control: Control, job: Job, failure: Failure) -> None:
     if artifact is not None and artifact.state is ArtifactState.BUILDING and artifact.job_id == job.id:
         own = control.own_cause(SYSTEM_PROJECT, "artifact", artifact.id, "fail", job.id)
         await control.change(Artifact, SYSTEM_PROJECT, artifact.id, own, lambda a: a.fail_build(own.at, job.id, failure.message))
+
+
+async def clean_up(control: Control, project: str, job: Job) -> None:
+    """What a job that failed had begun and not ended: its build, and the replicas that it was making. Whoever comes first does it."""
+    failure = job.failure or Failure(code="internal", message="it failed")
+    await _fail_artifact(control, job, failure)
+    left = [replica for node in job.targets if (replica := await control.find(Replica, project, replica_id(job.resource_id, node)))]
+    left = [replica for replica in left if replica.job_id == job.id and replica.state in replicas.UNDER_WAY]
+    for replica in left:
+        await replicas.fail(control, project, replica, job.id, failure.message)
+    if left:
+        await replicas.recount(control, project, job.resource_id, "cleaned", job.id)
 
 
 async def fail(control: Control, project: str, job: Job, failure: Failure) -> None:

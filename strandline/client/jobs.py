@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator
-from typing import Any
+from typing import Any, Unpack
 
 from domain.kernel.errors import Refused
-from strandline.client.call import timed_out
+from domain.templates.commands import JobCancel
+from strandline.client.call import Call, timed_out
 from strandline.client.changes import changes
 from strandline.client.items import Job
 from strandline.client.noun import Noun
+from strandline.client.replies import JobCancelled
 
 
 class Jobs(Noun):
@@ -24,6 +26,10 @@ class Jobs(Noun):
     def list(self, *, as_of: int | str | None = None, limit: int | None = None, **filters: Any) -> AsyncIterator[Job]:
         """Jobs whose fields equal the filters."""
         return self._calls.each("jobs", Job, {**filters, "as_of": as_of}, limit=limit)
+
+    async def cancel(self, job_id: str, **call: Unpack[Call]) -> JobCancelled:
+        """End a job that makes a template ready; what it had begun is cleaned up. Raises ``job.not-cancellable``, ``job.illegal-state``."""
+        return await self._calls.command(JobCancel, JobCancelled, call, job_id=job_id)
 
     async def watch(self, job_id: str) -> AsyncGenerator[Job, None]:
         """The job now and after every change, until it has ended."""

@@ -34,6 +34,10 @@ class JobAccepted(Accepted):
     job_id: str
 
 
+class JobCancelled(Accepted):
+    status: str
+
+
 class BaselineAdopted(Accepted):
     updated: int
 

@@ -195,6 +195,7 @@ def test_other_verbs_reach_their_commands(cli: Cli, fleet: Scripted) -> None:
         "compat.rescan": {"changed": 1},
         "rollout.start": {"rollout_id": ROLLOUT, "state": "COMPLETED", "settled": True},
         "rollout.cancel": {"rollout_id": ROLLOUT},
+        "job.cancel": {"status": "FAILED"},
         "view.rebuild": {"generation": 2, "settled": True},
         "sandbox.abandon": {"uncompensated": ["veth"]},
     }
@@ -220,6 +221,7 @@ def test_other_verbs_reach_their_commands(cli: Cli, fleet: Scripted) -> None:
         ),
         ("template delete python --force", "template.delete", {"template": TPL, "force": True, "wait_s": 60}),
         ("artifact collect --dry-run", "artifact.collect", {"dry_run": True}),
+        (f"job cancel {JOB}", "job.cancel", {"job_id": JOB}),
         ("compat rescan", "compat.rescan", {"all": True, "wait_s": 30}),
         ("compat rescan n1", "compat.rescan", {"nodes": ["n1"], "wait_s": 30}),
         ("rollout start --guest-image 2 --no-wait", "rollout.start", {"all": True, "guest_image": "2"}),

@@ -39,6 +39,7 @@ NOBODY: dict[str, tuple[dict[str, Any], str, bool]] = {
     "template.adopt-baseline": ({"template": "no-such-alias"}, "template.not-found", False),
     "template.set-compat-policy": ({"template": TPL, "policy": "STRICT"}, "template.not-found", False),
     "template.delete": ({"template": TPL}, "template.not-found", False),
+    "job.cancel": ({"job_id": "00000000-0000-5000-8000-000000000000"}, "job.not-found", False),
     "compat.rescan": ({"nodes": ["nowhere"]}, "node.not-found", False),
     "snapshot.create": ({"sandbox_id": SB}, "sandbox.not-found", False),
     "snapshot.delete": ({"snapshot_id": SNAP}, "snapshot.not-found", False),

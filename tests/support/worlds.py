@@ -364,6 +364,7 @@ JOBS = World(
         "note": Row(did("note", digest=DIGEST)),
         "renew": Row(did("renew", T0 + timedelta(hours=2))),
         "expire": Row(did("expire", after=2 * HOUR)),
+        "cancel": Row(did("cancel")),
         "succeed": Row(did("succeed", {"template_id": TEMPLATE})),
         "fail": Row(did("fail", "UNPACKING", FAILURE)),
     },

@@ -79,3 +79,16 @@ async def watch_(run: Run, job: args.Job) -> None:
     if run.out.format is Format.TABLE:
         run.out.format = Format.JSONL
     await run.out.rows(run.s.jobs.watch(await run.id("job", job)), shapes.JOB)
+
+
+@verb(
+    app,
+    "cancel",
+    mutates=True,
+    examples="""
+    strandline job cancel 3fa9
+    """,
+)
+async def cancel(run: Run, job: args.Job) -> None:
+    """End a job that makes a template ready; what it had begun is cleaned up."""
+    run.out.one(await run.s.jobs.cancel(await run.id("job", job), **run.call), shapes.fields("status"))
