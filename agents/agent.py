@@ -33,6 +33,7 @@ from agents.sealing import SealingKey
 from agents.storage.all import all_roots
 from agents.sweeping import sweeping
 from agents.uplink import Uplink
+from agents.vault import Vault
 from agents.work import Work
 from bus.lanes import LaneReader
 from bus.metrics import serving
@@ -104,6 +105,7 @@ class Agent:
             network=NoNetwork() if set(drivers) == {SIMULATOR} else choose_network(place / "network", egress=options.egress),
             cache=cache,
             images=builder,
+            vault=Vault(self.uplink.chunks()),
             journal=journal,
             reporter=Reporter(options.node, journal, self.uplink.report, clock, crash),
             clock=clock,

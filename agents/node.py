@@ -19,6 +19,7 @@ from agents.journal import Journal
 from agents.ports import Network, Roots
 from agents.records import Memory, SandboxRecord, box_entry, gone_entry
 from agents.reporting import Reporter
+from agents.vault import Vault
 from domain.nodes.orders import (
     ArtifactBuild,
     ArtifactBuilt,
@@ -92,6 +93,7 @@ class LocalNode:
     network: Network
     cache: Cache
     images: Images
+    vault: Vault
     journal: Journal[Memory]
     reporter: Reporter
     clock: Callable[[], datetime]

@@ -2,7 +2,7 @@
 
 | step | does | undo |
 |---|---|---|
-| artifact | has the verified bytes and the lower made of them; usually both are there | none: they are shared |
+| artifact | has the verified bytes and the lower made of them, and the snapshot; usually all is there | none: they are shared |
 | root | the sandbox's own writable root, from the artifact or from a snapshot | removes it |
 | network | leases an address to the sandbox's id, makes its namespace | removes, releases |
 | logs | a directory for its output | removes it |
@@ -47,6 +47,9 @@ async def _artifact(b: Bringup) -> Output:
     path = await b.node.cache.ensure(ref)
     async with b.node.creating:
         await b.node.roots.prepare(ref.artifact_id, path, disk=isinstance(b.driver, TakesDisk))
+    snapshot, manifest = b.record.spec.snapshot_id, b.record.spec.snapshot_manifest
+    if snapshot is not None and manifest is not None:
+        await b.node.vault.ensure(b.node.roots, b.record.project, snapshot, ref.artifact_id, manifest)
     return {}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +13,8 @@ import structlog
 
 from agents.builder import Shelf
 from agents.options import Options
-from bus import objects, reports
+from agents.vault import Chunks
+from bus import chunks, objects, reports
 from bus.connection import Connection, connect_from
 from bus.heartbeat import beating
 from bus.lanes import LANE_WORK, Ack, LaneReader
@@ -94,6 +95,26 @@ class Uplink:
         if self._writer is None or not bus.is_connected or self._writer.buffered > LOGS_AHEAD:
             raise Refused("bus.unavailable", "the bus does not take more output now", retryable=True)
         self._writer.write(project, sandbox, stream, data)
+
+    def chunks(self) -> Chunks:
+        """Where snapshots are kept for everybody."""
+
+        async def missing(digests: Iterable[str]) -> set[str]:
+            return await chunks.missing(await self._bus(), digests)
+
+        async def put(digest: str, content: bytes) -> int:
+            return await chunks.put(await self._bus(), digest, content)
+
+        async def get(digest: str) -> bytes:
+            return await chunks.get(await self._bus(), digest)
+
+        async def describe(project: str, snapshot: str, kind: str, about: str, size: int, index: int, names: tuple[str, ...]) -> str:
+            return await chunks.put_manifest(await self._bus(), project, snapshot, chunks.Manifest(kind, about, size, index, names))
+
+        async def described(project: str, snapshot: str, manifest: str) -> chunks.Manifest:
+            return await chunks.get_manifest(await self._bus(), project, snapshot, manifest)
+
+        return Chunks(missing, put, get, describe, described)
 
     def shelf(self) -> Shelf:
         """Where artifacts are kept for everybody."""

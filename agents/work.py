@@ -46,6 +46,7 @@ VERBS: Final[dict[Verb, Perform]] = {
     Verb.SANDBOX_ROLLBACK: snapshots.rollback,
     Verb.SANDBOX_COMMIT: commits.commit,
     Verb.SNAPSHOT_REMOVE: snapshots.remove,
+    Verb.SNAPSHOT_EXPORT: snapshots.export,
     Verb.NODE_INSPECT: inspect.inspect,
 }
 CLEARING: Final = frozenset(

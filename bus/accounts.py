@@ -58,12 +58,17 @@ LOG: Final = Door("log", "strand.log.*.*.*")
 READ: Final = Door("artifact-read", f"$JS.API.DIRECT.GET.OBJ_{_BUCKET}", streams=True)
 PUT_CHUNK: Final = Door("artifact-put-chunk", f"$O.{_BUCKET}.C.*")
 PUT_DESCRIPTION: Final = Door("artifact-put-description", f"$O.{_BUCKET}.M.*")
+PUT_SHARED: Final = Door("chunk-put", subjects.ALL_CHUNKS)
+PUT_MANIFEST: Final = Door("manifest-put", subjects.ALL_MANIFESTS)
+READ_SHARED: Final = Door("chunk-read", f"$JS.API.DIRECT.GET.{subjects.CHUNKS}", streams=True)
+LOOK_SHARED: Final = Door("chunk-look", f"$JS.API.STREAM.INFO.{subjects.CHUNKS}")
 COMMAND: Final = Door("command", "strand.v1.cmd.*.*.*")
 QUERY: Final = Door("query", "strand.v1.qry.*.*.*")
 SUBMIT: Final = Door("submit", "strand.v1.submit.*.*.*")
 OUTCOME: Final = Door("outcome", f"$JS.API.DIRECT.GET.{subjects.OUTCOME}.strand.v1.outcome.*.*")
 DOORS: Final = (
-    PULL, ACK, ATTACH, REPORT, DEAD, BEAT, BEAT_KEPT, LOG, READ, PUT_CHUNK, PUT_DESCRIPTION, COMMAND, QUERY, SUBMIT, OUTCOME,
+    PULL, ACK, ATTACH, REPORT, DEAD, BEAT, BEAT_KEPT, LOG, READ, PUT_CHUNK, PUT_DESCRIPTION, PUT_SHARED, PUT_MANIFEST,
+    READ_SHARED, LOOK_SHARED, COMMAND, QUERY, SUBMIT, OUTCOME,
 )  # fmt: skip
 
 
@@ -83,6 +88,7 @@ def node_subjects(node: str, *, builder: bool, shards: int = 1) -> list[tuple[Do
         (BEAT_KEPT, f"$KV.{subjects.NODES_BUCKET}.{subjects.token(node)}"),
         (LOG, LOG.wide),
         (READ, READ.wide),
+        *((door, door.wide) for door in (PUT_SHARED, PUT_MANIFEST, READ_SHARED, LOOK_SHARED)),
     ]
     return doors + [(door, door.wide) for door in (PUT_CHUNK, PUT_DESCRIPTION) if builder]
 

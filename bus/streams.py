@@ -120,6 +120,14 @@ def all_streams(settings: Settings) -> Iterator[Config]:
     yield from (_lane(shard, settings) for shard in range(settings.shards or 1))
     yield from (_bucket(name) for name in (subjects.NODES_BUCKET, subjects.LEASES_BUCKET))
     yield _object_store(subjects.ARTIFACTS_BUCKET)
+    yield {
+        "name": subjects.CHUNKS,
+        "subjects": [subjects.ALL_CHUNKS, subjects.ALL_MANIFESTS],
+        "max_msgs_per_subject": 1,
+        "discard": "new",
+        "discard_new_per_subject": True,
+        "allow_rollup_hdrs": False,
+    }
 
 
 def _lane(shard: int, settings: Settings) -> Config:

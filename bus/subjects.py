@@ -20,6 +20,7 @@ REPORTS: Final = "REPORTS"
 LOGS: Final = "LOGS"
 TIMERS: Final = "TIMERS"
 DEAD: Final = "DEAD"
+CHUNKS: Final = "CHUNKS"
 NODES_BUCKET: Final = "NODES"
 LEASES_BUCKET: Final = "LEASES"
 ARTIFACTS_BUCKET: Final = "artifacts"
@@ -34,6 +35,8 @@ ALL_LOGS: Final = "strand.log.>"
 ALL_TIMERS: Final = "strand.timer.>"
 ALL_DUE: Final = "strand.due.>"
 ALL_DEAD: Final = "strand.dead.*.*.*"
+ALL_CHUNKS: Final = "strand.chunk.*"
+ALL_MANIFESTS: Final = "strand.manifest.*.*.*"
 
 
 def token(value: str) -> str:
@@ -121,6 +124,20 @@ def due(project: str, kind: str, identifier: str, name: str) -> str:
 # strand.dead.<node, or _control>.<stream>.<sequence>
 def dead(owner: str, stream: str, seq: int) -> str:
     return f"strand.dead.{token(owner)}.{token(stream)}.{seq}"
+
+
+# strand.chunk.<sha256>
+def chunk(digest: str) -> str:
+    return f"strand.chunk.{_one_or_any(digest)}"
+
+
+# strand.manifest.<project>.<snapshot>.<sha256>
+def manifest(project: str, owner: str, digest: str) -> str:
+    return f"strand.manifest.{_one_or_any(project)}.{_one_or_any(owner)}.{_one_or_any(digest)}"
+
+
+def _one_or_any(value: str) -> str:
+    return value if value == "*" else token(value)
 
 
 class EventAddress(NamedTuple):

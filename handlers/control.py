@@ -5,6 +5,7 @@ Nothing here decides whether a transition is legal; aggregates do (design.md §5
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import secrets
 from collections.abc import Callable, Iterator
@@ -86,6 +87,8 @@ class Control:
     deadlines: Deadlines = field(default_factory=Deadlines)
     shards: int = 1
     """Over how many streams the installation's lanes are spread."""
+    storing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while chunks are collected, and while what a node has stored is looked at: then nothing is taken that was found there."""
     clock: Callable[[], datetime] = lambda: datetime.now(UTC)
     metrics: Metrics | None = None
     """None: nobody wants to know."""

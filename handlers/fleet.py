@@ -38,6 +38,7 @@ class NodeEntry:
     used_memory_mb: int = 0
     sandboxes: int = 0
     storage_mode: str = "unknown"
+    roots: str = ""
 
     @property
     def healthy(self) -> bool:
@@ -95,6 +96,7 @@ class Fleet:
         self.open: dict[Key, datetime] = {}
         self._promised: dict[str, tuple[str, float, int]] = {}
         self.artifacts: set[str] = set()
+        self.snapshots_on: dict[str, set[tuple[str, str]]] = defaultdict(set)
         self.jobs_of_artifact: dict[str, set[Key]] = defaultdict(set)
         self.jobs_of_resource: dict[str, set[Key]] = defaultdict(set)
         self.jobs_of_clone: dict[str, set[Key]] = defaultdict(set)
@@ -178,6 +180,7 @@ class Fleet:
                 node.flags = {d["name"]: tuple(d.get("flags", ())) for d in data["drivers"]}
                 node.roles = tuple(data.get("roles", ("builder", "runner")))
                 node.capacity = Capacity.model_validate(data["capacity"])
+                node.roots = data.get("host", {}).get("roots", "")
             case "node.versions-changed":
                 node.versions = Versions.model_validate(data["versions"])
             case "node.storage-mode-changed":
@@ -277,10 +280,13 @@ class Fleet:
 
     def _artifact(self, commit: Commit, name: str, data: dict[str, Any]) -> None:
         del data
-        if name == "artifact.deleted":
-            self.artifacts.discard(commit.id)
-        else:
-            self.artifacts.add(commit.id)
+        (self.artifacts.discard if name == "artifact.deleted" else self.artifacts.add)(commit.id)
+
+    def _snapshot(self, commit: Commit, name: str, data: dict[str, Any]) -> None:
+        if name in {"snapshot.created", "snapshot.placed"}:
+            self.snapshots_on[data["node_id"]].add((commit.project, commit.id))
+        elif name == "snapshot.unplaced":
+            self.snapshots_on[data["node_id"]].discard((commit.project, commit.id))
 
 
 NODE_CHANGES: dict[str, dict[str, Any]] = {
@@ -317,6 +323,7 @@ OPENING = frozenset(
         "artifact.cleanup-requested",
         "snapshot.deleted",
         "rollout.begun",
+        "snapshot.export-requested",
     }
 )
 CLOSING = frozenset(
@@ -340,6 +347,9 @@ CLOSING = frozenset(
         "artifact.claimed",
         "snapshot.removed",
         *("rollout.completed", "rollout.cancelled", "rollout.failed"),
+        "snapshot.stored",
+        "snapshot.export-failed",
+        "snapshot.failed",
     }
 )
 _FOLDS: dict[str, Callable[[Fleet, Commit, str, dict[str, Any]], None]] = {
@@ -349,4 +359,5 @@ _FOLDS: dict[str, Callable[[Fleet, Commit, str, dict[str, Any]], None]] = {
     "template": Fleet._template,  # noqa: SLF001
     "job": Fleet._job,  # noqa: SLF001
     "artifact": Fleet._artifact,  # noqa: SLF001
+    "snapshot": Fleet._snapshot,  # noqa: SLF001
 }

@@ -14,6 +14,7 @@ from bus.requests import ApiError
 from bus.subjects import ARTIFACTS_BUCKET
 from domain.kernel.errors import Refused
 from handlers.control import Control
+from handlers.processes import shipping
 
 log = structlog.get_logger(__name__)
 
@@ -26,7 +27,7 @@ class Housekeeping:
 
     def __init__(self, control: Control, rounds: Sequence[Callable[[], Awaitable[None]]] = ()) -> None:
         self._control = control
-        self._rounds = (self._sweep, *rounds)
+        self._rounds = (self._sweep, self._collect_chunks, *rounds)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -53,3 +54,7 @@ class Housekeeping:
         swept = await objects.sweep(self._control.nc, ARTIFACTS_BUCKET, timedelta(seconds=self._control.deadlines.abandoned_s))
         if swept:
             log.info("objects.swept", files=swept)
+
+    async def _collect_chunks(self) -> None:
+        if collected := await shipping.collect(self._control):
+            log.info("chunks.collected", chunks=collected)

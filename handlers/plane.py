@@ -70,6 +70,7 @@ HANDLERS: dict[type[Command], Handler] = {
     template_commands.JobCancel: cancelling.cancel,
     template_commands.CompatRescan: nodes.rescan,
     template_commands.SnapshotCreate: snapshots.create,
+    template_commands.SnapshotExport: snapshots.export,
     template_commands.SnapshotDelete: snapshots.delete,
     sandbox_commands.SandboxCreate: sandboxes.create,
     sandbox_commands.SandboxPause: sandboxes.pause,

@@ -7,6 +7,7 @@ lies over it is only marked, and goes when nothing does any more.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,11 @@ from weakref import WeakValueDictionary
 
 from agents.drivers.driver import RuntimeFault
 from agents.storage.shelf import Shelf
+
+Trees = list[Path]
+"""Those of a snapshot, the lowest first."""
+Fill = Callable[[list[Path]], Awaitable[None]]
+"""Fills empty directories with the trees of a snapshot, the lowest first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +33,8 @@ class Inventory:
 
 class Storage:
     """Base of the backends: bookkeeping and locks, no bytes."""
+
+    kind = ""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory.absolute()
@@ -78,6 +86,40 @@ class Storage:
             if found is not None and not found.get("removed"):
                 self._snapshots.write(snapshot_id, {**found, "removed": True})
         await self._collect()
+
+    def layers(self, snapshot_id: str) -> tuple[str, str, Trees]:
+        """Kind of storage, artifact and trees of a snapshot, the lowest first. Raises ``snapshot.not-found``."""
+        found = self._snapshots.need(snapshot_id)
+        found = self._snapshot(snapshot_id, found["artifact"])
+        return self.kind, found["artifact"], self._trees(snapshot_id, found)
+
+    async def receive(self, snapshot_id: str, artifact_id: str, kind: str, count: int, fill: Fill) -> None:
+        """Take over a snapshot of ``count`` trees that ``fill`` makes. Idempotent. Raises ``snapshot.foreign-kind``."""
+        if kind != self.kind:
+            raise RuntimeFault("snapshot.foreign-kind", f"a snapshot of {kind} cannot be used over {self.kind}")
+        async with self._lock(snapshot_id):
+            if self._snapshots.read(snapshot_id) is not None:
+                return
+            manifest = {"artifact": artifact_id, "layers": [snapshot_id], "bytes": 0}
+
+            async def make(draft: Path) -> None:
+                incoming = [draft / f"in-{number}" for number in range(count)]
+                for tree in incoming:
+                    tree.mkdir()
+                await fill(incoming)
+                manifest["bytes"] = await self._settle(draft, incoming)
+
+            await self._snapshots.add(snapshot_id, lambda: manifest, make)
+
+    def _trees(self, snapshot_id: str, found: dict[str, Any]) -> Trees:
+        """A snapshot's trees, the lowest first. Raises ``snapshot.not-exportable`` where it has none."""
+        del found
+        raise RuntimeFault("snapshot.not-exportable", f"snapshot {snapshot_id} is not made of files")
+
+    async def _settle(self, draft: Path, incoming: Trees) -> int:
+        """Make a snapshot's one tree of those that came in; returns its bytes."""
+        del incoming
+        raise RuntimeFault("snapshot.foreign-kind", f"nothing of that kind can be made in {draft.parent.name}")
 
     async def _collect(self) -> None:
         """Take away marked snapshots that nothing lies over any more; that may free others."""

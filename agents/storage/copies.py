@@ -57,6 +57,15 @@ class CopyRoots(Storage):
             await self._snapshots.add(snapshot_id, lambda: manifest, make)
             return int(self._snapshots.need(snapshot_id)["bytes"])
 
+    def _trees(self, snapshot_id: str, found: dict[str, Any]) -> list[Path]:
+        del found
+        return [self._snapshots.of(snapshot_id) / "tree"]
+
+    async def _settle(self, draft: Path, incoming: list[Path]) -> int:
+        (only,) = incoming
+        only.rename(draft / "tree")
+        return await asyncio.to_thread(trees.size, draft / "tree")
+
     async def rollback(self, sandbox_id: str, snapshot_id: str) -> Path:
         """The copy is made beside the old tree; the manifest decides which of them counts."""
         async with self._lock(sandbox_id):

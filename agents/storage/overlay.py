@@ -115,6 +115,21 @@ class OverlayRoots(Storage):
             await self._snapshots.add(snapshot_id, lambda: manifest, make)
             return int(self._snapshots.need(snapshot_id)["bytes"])
 
+    def _trees(self, snapshot_id: str, found: dict[str, Any]) -> list[Path]:
+        del snapshot_id
+        return [*reversed(self._layers(found["layers"]))]
+
+    async def _settle(self, draft: Path, incoming: list[Path]) -> int:
+        layer = draft / "layer"
+        if len(incoming) == 1:
+            incoming[0].rename(layer)
+        else:
+            layer.mkdir()
+            await trees.merge(incoming, layer)
+            for tree in incoming:
+                await asyncio.to_thread(trees.remove, tree)
+        return await asyncio.to_thread(trees.size, layer)
+
     async def rollback(self, sandbox_id: str, snapshot_id: str) -> Path:
         """The manifest decides which changes count; what they replace is taken away after it has changed."""
         async with self._lock(sandbox_id):

@@ -23,7 +23,16 @@ from agents.task import Task, attempt
 from agents.verbs.power import current
 from agents.verbs.provision import running
 from agents.watching import unwatch
-from domain.nodes.orders import PortStatus, SandboxRollback, SandboxRunning, SandboxSnapshot, SnapshotRemove, SnapshotTaken
+from domain.nodes.orders import (
+    PortStatus,
+    SandboxRollback,
+    SandboxRunning,
+    SandboxSnapshot,
+    SnapshotExport,
+    SnapshotExported,
+    SnapshotRemove,
+    SnapshotTaken,
+)
 
 log = structlog.get_logger(__name__)
 
@@ -72,6 +81,16 @@ async def frozen(node: LocalNode, record: SandboxRecord) -> AsyncIterator[None]:
 async def remove(task: Task, body: SnapshotRemove) -> None:
     """Forget it; one that is not here is forgotten already."""
     await task.node.roots.remove_snapshot(body.snapshot_id)
+
+
+async def export(task: Task, body: SnapshotExport) -> SnapshotExported:
+    """Store it for everybody. Nothing of it changes here."""
+    try:
+        return await task.node.vault.send(task.node.roots, task.order.project, body.snapshot_id)
+    except RuntimeFault as fault:
+        if fault.code != "snapshot.not-found":
+            raise
+        raise fail(fault.code, f"snapshot {body.snapshot_id} is not on node {task.node.name}", id=body.snapshot_id) from fault
 
 
 # ------------------------------------------------------------------------------------------------------------ rollback

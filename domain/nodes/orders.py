@@ -40,6 +40,7 @@ class Verb(StrEnum):
     SANDBOX_ROLLBACK = "sandbox-rollback"
     SANDBOX_COMMIT = "sandbox-commit"
     SNAPSHOT_REMOVE = "snapshot-remove"
+    SNAPSHOT_EXPORT = "snapshot-export"
     NODE_INSPECT = "node-inspect"
 
 
@@ -355,6 +356,23 @@ class SnapshotRemove(Record):
     snapshot_id: SnapshotId
 
 
+class SnapshotExport(Record):
+    """Store the snapshot's content where every node can fetch it; what is there already is not sent again."""
+
+    snapshot_id: SnapshotId
+
+
+class SnapshotExported(Record):
+    """``kind``: which nodes can use it; ``size_bytes`` of content in ``chunks``, of which ``moved_*`` were not there before."""
+
+    manifest: Sha256
+    kind: str
+    size_bytes: int
+    chunks: int
+    moved_chunks: int = 0
+    moved_bytes: int = 0
+
+
 class NodeInspect(Record):
     """Say again what you are: answered with a ``NodeHello``."""
 
@@ -431,6 +449,7 @@ BODIES: Final[dict[Verb, type[Record]]] = {
     Verb.SANDBOX_ROLLBACK: SandboxRollback,
     Verb.SANDBOX_COMMIT: SandboxCommit,
     Verb.SNAPSHOT_REMOVE: SnapshotRemove,
+    Verb.SNAPSHOT_EXPORT: SnapshotExport,
     Verb.NODE_INSPECT: NodeInspect,
 }
 
@@ -451,5 +470,6 @@ RESULTS: Final[dict[Verb, type[Record] | None]] = {
     Verb.SANDBOX_ROLLBACK: SandboxRunning,
     Verb.SANDBOX_COMMIT: SandboxCommitted,
     Verb.SNAPSHOT_REMOVE: None,
+    Verb.SNAPSHOT_EXPORT: SnapshotExported,
     Verb.NODE_INSPECT: NodeHello,
 }

@@ -58,3 +58,5 @@ class SandboxSpec(Record):
     name: str = ""
     labels: Labels = {}
     driver: DriverName | None = None
+    snapshot_manifest: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")] | None = None
+    """Where a node that does not have the snapshot finds its content."""

@@ -222,6 +222,27 @@ class SnapshotCreate(Command):
 
     sandbox_id: SandboxId
     name: Label = ""
+    replicate: bool = False
+    """Store it at once where every node can fetch it; the job does not wait for that."""
+
+
+class SnapshotStoring(Record):
+    """``settled``: is it stored, or has that failed? ``status``: ``storing``, ``stored`` or ``failed``."""
+
+    snapshot_id: SnapshotId
+    status: str
+    settled: bool = False
+
+
+class SnapshotExport(Command):
+    """Store a snapshot where every node can fetch it, so that it outlives its node and sandboxes can start from it elsewhere."""
+
+    NOUN: ClassVar[str] = "snapshot"
+    VERB: ClassVar[str] = "export"
+    EXAMPLE: ClassVar[dict[str, Any]] = {"snapshot_id": "snap-000000000000000000000000"}
+    RESULT: ClassVar[type[Record]] = SnapshotStoring
+
+    snapshot_id: SnapshotId
 
 
 class SnapshotDelete(Command):

@@ -1,170 +1,28 @@
-"""The snapshot: memory and disk of a sandbox at one moment, to start from or to go back to (reference/cubesandbox.md §5).
+"""The snapshot's decisions. States and rules stand in ``snapshot_states.py``, events in ``snapshot_events.py``.
 
-CREATING  the node takes it.
-READY     it can be used.
-FAILED    it could not be taken, or the node lost it. Listed, and deletable.
-DELETED   a tombstone: hidden, refuses new use, and goes for good when the last sandbox that runs on it is gone (§5.3, the later rule).
-GONE      nothing is left of it.
-
-``refs`` are the runtime refs: which sandboxes run on it now. A sandbox is on at most one snapshot; whoever moves it detaches it here and
-attaches it there.
+Methods take the time first, record events, record none because the thing is already so, or raise ``Refused``.
 """
 
 from __future__ import annotations
 
 from datetime import datetime
-from enum import StrEnum
-from typing import ClassVar, Final, Literal, Self
+from typing import ClassVar, Final, Self
 
-from domain.kernel.aggregate import Aggregate, CreatedEvent, Event, Record
+from domain.kernel.aggregate import Aggregate
 from domain.kernel.errors import Refused
-from domain.kernel.lifecycle import Lifecycle
-from domain.kernel.text import ErrorText, Why, clip
-from domain.nodes.orders import Versions
-from domain.sandboxes.spec import ArtifactRef, Recipe
+from domain.kernel.text import Why, clip
+from domain.nodes.orders import Failure, SnapshotExported, Versions
+from domain.sandboxes.spec import ArtifactRef, DriverName, Recipe
+from domain.templates import snapshot_events as events
+from domain.templates.snapshot_events import Export, Holds, RuntimeRef, StoredSnapshot
+from domain.templates.snapshot_states import LIFECYCLE, SnapshotState
 
-Holds = tuple[Literal["disk", "memory"], ...]
+__all__ = ["LIFECYCLE", "RuntimeRef", "Snapshot", "SnapshotState", "StoredSnapshot"]
 
-
-class SnapshotState(StrEnum):
-    CREATING = "CREATING"
-    READY = "READY"
-    FAILED = "FAILED"
-    DELETED = "DELETED"
-    GONE = "GONE"
-
-
-LIFECYCLE: Final = Lifecycle(
-    "snapshot",
-    SnapshotState,
-    """
-                    CREATING  READY    FAILED   DELETED              GONE
-    require_usable  !         =        !        !snapshot.not-found  !snapshot.not-found
-    ready           READY     =        =        =                    =
-    fail            FAILED    =        =        =                    =
-    attach          !         READY    !        !snapshot.not-found  !snapshot.not-found
-    detach          =         READY    FAILED   DELETED              =
-    begin_rollback  !         READY    !        !snapshot.not-found  !snapshot.not-found
-    end_rollback:on_it    =   READY    FAILED   DELETED              =
-    end_rollback:as_was   =   READY    FAILED   DELETED              =
-    request_delete  !         DELETED  DELETED  =                    !snapshot.not-found
-    finish_delete   =         =        =        GONE                 =
-    lost            =         FAILED   =        =                    =
-    """,
-)
-
-
-class RuntimeRef(Record):
-    """A running sandbox is backed by this snapshot: where, and which generation of it."""
-
-    node_id: str
-    generation: int = 0
-    since: datetime
-
-
-class SnapshotCreated(CreatedEvent):
-    TOPIC = "snapshot.created"
-    name: str = ""
-    sandbox_id: str
-    node_id: str
-    template_id: str
-    artifact: ArtifactRef
-    recipe: Recipe
-    job_id: str
-    ephemeral: bool = False
-
-    def apply(self, snapshot: Snapshot) -> None:
-        snapshot.state = SnapshotState.CREATING
-        snapshot.name = self.name
-        snapshot.sandbox_id = self.sandbox_id
-        snapshot.node_id = self.node_id
-        snapshot.template_id = self.template_id
-        snapshot.artifact = self.artifact
-        snapshot.recipe = self.recipe
-        snapshot.job_id = self.job_id
-        snapshot.ephemeral = self.ephemeral
-        snapshot.size_bytes = 0
-        snapshot.holds = ()
-        snapshot.versions = Versions()
-        snapshot.refs = {}
-        snapshot.rollback = None
-        snapshot.last_error = None
-
-
-class SnapshotReady(Event):
-    TOPIC = "snapshot.ready"
-    size_bytes: int
-    holds: Holds = ("disk",)
-    versions: Versions = Versions()
-
-    def apply(self, snapshot: Snapshot) -> None:
-        snapshot.state = SnapshotState.READY
-        snapshot.size_bytes = self.size_bytes
-        snapshot.holds = self.holds
-        snapshot.versions = self.versions
-
-
-class SnapshotFailed(Event):
-    TOPIC = "snapshot.failed"
-    error: ErrorText | None = None
-
-    def apply(self, snapshot: Snapshot) -> None:
-        snapshot.state = SnapshotState.FAILED
-        snapshot.last_error = self.error
-
-
-class SnapshotAttached(Event):
-    TOPIC = "snapshot.attached"
-    sandbox_id: str
-    node_id: str
-    generation: int = 0
-
-    def apply(self, snapshot: Snapshot) -> None:
-        ref = RuntimeRef(node_id=self.node_id, generation=self.generation, since=self.timestamp)
-        snapshot.refs[self.sandbox_id] = ref
-
-
-class SnapshotDetached(Event):
-    TOPIC = "snapshot.detached"
-    sandbox_id: str
-    reason: ErrorText = ""
-
-    def apply(self, snapshot: Snapshot) -> None:
-        snapshot.refs.pop(self.sandbox_id, None)
-
-
-class SnapshotRollbackBegun(Event):
-    """Its sandbox is being put back to it, as ``generation``: until that has ended its bytes stay."""
-
-    TOPIC = "snapshot.rollback-begun"
-    generation: int
-
-    def apply(self, snapshot: Snapshot) -> None:
-        snapshot.rollback = self.generation
-
-
-class SnapshotRollbackEnded(Event):
-    TOPIC = "snapshot.rollback-ended"
-    generation: int
-
-    def apply(self, snapshot: Snapshot) -> None:
-        snapshot.rollback = None
-
-
-class SnapshotDeleted(Event):
-    """Nobody can use it any more; its bytes follow when ``refs`` is empty."""
-
-    TOPIC = "snapshot.deleted"
-
-    def apply(self, snapshot: Snapshot) -> None:
-        snapshot.state = SnapshotState.DELETED
-
-
-class SnapshotRemoved(Event):
-    TOPIC = "snapshot.removed"
-
-    def apply(self, snapshot: Snapshot) -> None:
-        snapshot.state = SnapshotState.GONE
+MAX_EXPORTS: Final = 3
+"""How often an export is tried by itself when a node's trouble with it may pass."""
+NODE_EVICTED, LOST, UNSTORED = "snapshot.node-evicted", "snapshot.lost", "snapshot.bytes-lost"
+"""Why a snapshot has FAILED that once was READY: its node is gone for good, its node does not have it, what was stored is damaged."""
 
 
 class Snapshot(Aggregate):
@@ -189,6 +47,15 @@ class Snapshot(Aggregate):
     rollback: int | None
     """The generation that its sandbox gets by the rollback to it that is under way."""
     last_error: str | None
+    error_code: str
+    driver: DriverName | None
+    """What its sandbox ran on; what is created from it runs on the same."""
+    replicate: bool
+    places: set[str]
+    stored_as: StoredSnapshot | None
+    exports: int
+    export: Export | None
+    export_error: str | None
 
     @classmethod
     def create(
@@ -203,9 +70,11 @@ class Snapshot(Aggregate):
         recipe: Recipe,
         job_id: str,
         ephemeral: bool = False,
+        driver: DriverName | None = None,
+        replicate: bool = False,
     ) -> Self:
         return cls.begin(
-            SnapshotCreated,
+            events.SnapshotCreated,
             id,
             at,
             name=name,
@@ -216,6 +85,8 @@ class Snapshot(Aggregate):
             recipe=recipe,
             job_id=job_id,
             ephemeral=ephemeral,
+            driver=driver,
+            replicate=replicate,
         )
 
     @property
@@ -228,22 +99,46 @@ class Snapshot(Aggregate):
         """A tombstone that no sandbox runs on, or is being put back to: its bytes may go."""
         return self.state is SnapshotState.DELETED and not self.refs and self.rollback is None
 
+    @property
+    def erased(self) -> bool:
+        """A tombstone that no node has any bytes of."""
+        return self.removable and not self.places
+
     def require_usable(self, node: str | None = None) -> None:
         """Raises ``snapshot.not-found`` for a tombstone, ``snapshot.illegal-state`` for one that is not there yet, or failed.
 
-        And ``snapshot.not-on-node`` when ``node`` is wished, and it is on another one.
+        ``snapshot.lost`` for one that was there and is not any more (``details.cause`` says why), ``snapshot.not-on-node`` when ``node`` is
+        wished, and it is on other ones and not stored.
         """
+        if self.state is SnapshotState.FAILED and self.error_code:
+            raise Refused("snapshot.lost", f"snapshot {self.id} is lost: {self.last_error}", details={"cause": self.error_code})
         LIFECYCLE.admits("require_usable", self.state)
-        if node not in {None, self.node_id}:
-            raise Refused("snapshot.not-on-node", f"snapshot {self.id} lives on node {self.node_id}", details={"node": self.node_id})
+        if node is not None and node not in self.places and self.stored_as is None:
+            nodes = sorted(self.places)
+            raise Refused(
+                "snapshot.not-on-node",
+                f"snapshot {self.id} lives on {', '.join(nodes)}, and is not stored",
+                details={"node": self.node_id, "nodes": nodes},
+            )
 
-    def ready(self, at: datetime, job_id: str, size_bytes: int, holds: Holds = ("disk",), versions: Versions | None = None) -> None:
+    def ready(
+        self,
+        at: datetime,
+        job_id: str,
+        size_bytes: int,
+        holds: Holds = ("disk",),
+        versions: Versions | None = None,
+        export_until: datetime | None = None,
+    ) -> None:
+        """It is taken. ``export_until``: the deadline for storing it, if it is to be stored at once."""
         if job_id == self.job_id and LIFECYCLE.admits("ready", self.state):
-            self.record(SnapshotReady, at, size_bytes=size_bytes, holds=holds, versions=versions or Versions())
+            self.record(events.SnapshotReady, at, size_bytes=size_bytes, holds=holds, versions=versions or Versions())
+            if self.replicate and export_until is not None:
+                self.record(events.SnapshotExportRequested, at, attempt=1, deadline=export_until)
 
     def fail(self, at: datetime, job_id: str, error: Why) -> None:
         if job_id == self.job_id and LIFECYCLE.admits("fail", self.state):
-            self.record(SnapshotFailed, at, error=clip(error))
+            self.record(events.SnapshotFailed, at, error=clip(error))
 
     def attach(self, at: datetime, sandbox_id: str, node_id: str, generation: int = 0) -> None:
         """The sandbox runs on it. Repeats, and what belongs to an older generation of the sandbox, are no news."""
@@ -251,17 +146,17 @@ class Snapshot(Aggregate):
         if known is not None and (generation < known.generation or (generation, node_id) == (known.generation, known.node_id)):
             return
         if LIFECYCLE.admits("attach", self.state):
-            self.record(SnapshotAttached, at, sandbox_id=sandbox_id, node_id=node_id, generation=generation)
+            self.record(events.SnapshotAttached, at, sandbox_id=sandbox_id, node_id=node_id, generation=generation)
 
     def detach(self, at: datetime, sandbox_id: str, reason: str = "") -> None:
         """The sandbox is gone, or runs on something else now."""
         if sandbox_id in self.refs and LIFECYCLE.admits("detach", self.state):
-            self.record(SnapshotDetached, at, sandbox_id=sandbox_id, reason=clip(reason) or "")
+            self.record(events.SnapshotDetached, at, sandbox_id=sandbox_id, reason=clip(reason) or "")
 
     def begin_rollback(self, at: datetime, generation: int) -> None:
         """Its sandbox shall go back to it, as ``generation``. Raises ``snapshot.not-found`` for a tombstone."""
         if generation != self.rollback and LIFECYCLE.admits("begin_rollback", self.state):
-            self.record(SnapshotRollbackBegun, at, generation=generation)
+            self.record(events.SnapshotRollbackBegun, at, generation=generation)
 
     def end_rollback(self, at: datetime, generation: int | None, on_it: bool = False) -> None:
         """That rollback is over. ``on_it``: the sandbox runs on it now, also if it was deleted meanwhile."""
@@ -269,22 +164,78 @@ class Snapshot(Aggregate):
         if generation is None or generation != self.rollback or not LIFECYCLE.admits(row, self.state):
             return
         if on_it:
-            self.record(SnapshotAttached, at, sandbox_id=self.sandbox_id, node_id=self.node_id, generation=generation)
-        self.record(SnapshotRollbackEnded, at, generation=generation)
+            self.record(events.SnapshotAttached, at, sandbox_id=self.sandbox_id, node_id=self.node_id, generation=generation)
+        self.record(events.SnapshotRollbackEnded, at, generation=generation)
 
     def request_delete(self, at: datetime) -> None:
         """Hide it and refuse new use. Sandboxes that run on it keep it until they end."""
         if LIFECYCLE.admits("request_delete", self.state):
-            self.record(SnapshotDeleted, at)
+            self.record(events.SnapshotDeleted, at)
 
     def finish_delete(self, at: datetime) -> None:
         """Its bytes are gone. Raises ``snapshot.in-use`` while a sandbox runs on it."""
         if LIFECYCLE.admits("finish_delete", self.state):
             if self.refs or self.rollback is not None:
                 raise Refused("snapshot.in-use", f"sandboxes run on snapshot {self.id}", details={"sandboxes": sorted(self.refs)[:20]})
-            self.record(SnapshotRemoved, at)
+            self.record(events.SnapshotRemoved, at)
 
-    def lost(self, at: datetime, error: Why = None) -> None:
-        """The node says that it does not have it any more (a failed listing is not such a word)."""
-        if LIFECYCLE.admits("lost", self.state):
-            self.record(SnapshotFailed, at, error=clip(error) or "the node does not have it any more")
+    def lost(self, at: datetime, error: Why = None, node_id: str | None = None, code: str = LOST) -> None:
+        """The node says that it does not have it any more (a failed listing is not such a word), or is gone for good.
+
+        Without ``node_id`` its first node. It is lost only if it is nowhere else.
+        """
+        node, why = node_id or self.node_id, clip(error) or "the node does not have it any more"
+        if node not in self.places:
+            return
+        if self.stored_as is not None or self.places != {node}:
+            if LIFECYCLE.admits("lost:elsewhere", self.state):
+                self.record(events.SnapshotUnplaced, at, node_id=node, reason=why)
+        elif LIFECYCLE.admits("lost", self.state):
+            self.record(events.SnapshotFailed, at, error=why, code=code)
+
+    # ---------------------------------------------------------------------------------------------------------- places
+
+    def place(self, at: datetime, node_id: str) -> None:
+        """A sandbox is to start from it there. Raises ``snapshot.not-on-node`` unless it can be fetched."""
+        self.require_usable(node_id)
+        if node_id not in self.places and LIFECYCLE.admits("place", self.state):
+            self.record(events.SnapshotPlaced, at, node_id=node_id)
+
+    def unplace(self, at: datetime, node_id: str) -> None:
+        """The tombstone's bytes are gone there."""
+        if node_id in self.places and LIFECYCLE.admits("unplace", self.state):
+            self.record(events.SnapshotUnplaced, at, node_id=node_id)
+
+    def request_export(self, at: datetime, deadline: datetime) -> None:
+        """Store it, unless it is stored or being stored. Raises ``snapshot.not-exportable`` when it holds more than a disk."""
+        if not LIFECYCLE.admits("request_export", self.state) or self.stored_as is not None or self.export is not None:
+            return
+        if self.holds != ("disk",):
+            raise Refused("snapshot.not-exportable", f"snapshot {self.id} holds {' and '.join(self.holds)}: only disks can be stored")
+        self.record(events.SnapshotExportRequested, at, attempt=self.exports + 1, deadline=deadline)
+
+    def stored(self, at: datetime, attempt: int, exported: SnapshotExported) -> None:
+        """All of it is there. An older try's word is as good: the same content has the same manifest."""
+        if self.export is not None and attempt <= self.export.attempt and LIFECYCLE.admits("stored", self.state):
+            self.record(events.SnapshotStored, at, stored=StoredSnapshot.model_validate(exported.model_dump()))
+
+    def export_failed(self, at: datetime, attempt: int, failure: Failure) -> None:
+        """That try did not work. It is tried again if that can help and there is time."""
+        export = self.export
+        if export is None or attempt != export.attempt or not LIFECYCLE.admits("export_failed", self.state):
+            return
+        if failure.retryable and export.tries < MAX_EXPORTS and at < export.deadline:
+            self.record(events.SnapshotExportRequested, at, attempt=attempt + 1, deadline=export.deadline)
+        else:
+            self.record(events.SnapshotExportFailed, at, attempt=attempt, error=clip(failure), code=failure.code)
+
+    def unstored(self, at: datetime, manifest: str, error: Why) -> None:
+        """What is stored of it is not what it was. It is lost if no node has it."""
+        if self.stored_as is None or self.stored_as.manifest != manifest:
+            return
+        if self.places:
+            if LIFECYCLE.admits("unstored", self.state):
+                self.record(events.SnapshotUnstored, at, error=clip(error))
+        elif LIFECYCLE.admits("unstored:last", self.state):
+            self.record(events.SnapshotUnstored, at, error=clip(error))
+            self.record(events.SnapshotFailed, at, error=clip(error), code=UNSTORED)

@@ -67,12 +67,25 @@ async def _record(control: Control, asked: Asked, sandbox_id: str, spec: Sandbox
 
     if spec.snapshot_id is None:
         return await control.store.transact(Sandbox, asked.project, sandbox_id, decide, asked.cause, _created, new=True)
-    attach = existing(Snapshot, spec.snapshot_id, lambda s: s.attach(asked.cause.at, sandbox_id, node_id, 0))
+    await _note_artifact(control, spec, node_id)
+
+    def stand(snapshot: Snapshot) -> None:
+        snapshot.place(asked.cause.at, node_id)
+        snapshot.attach(asked.cause.at, sandbox_id, node_id, 0)
+
+    attach = existing(Snapshot, spec.snapshot_id, stand)
     parts: Parts = [
         Part(Sandbox, asked.project, sandbox_id, decide, _created, new=True),
         Part(Snapshot, asked.project, spec.snapshot_id, attach),
     ]
     return (await control.store.transact_many(parts, asked.cause))[0]
+
+
+async def _note_artifact(control: Control, spec: SandboxSpec, node_id: str) -> None:
+    """A node that starts from a snapshot fetches the artifact too, whether it has a replica or not: there is something to clean up."""
+    artifact = spec.artifact.artifact_id
+    cause = control.own_cause(ids.SYSTEM_PROJECT, "artifact", artifact, "placed", node_id, spec.snapshot_id or "")
+    await control.change(Artifact, ids.SYSTEM_PROJECT, artifact, cause, lambda a: a.placed(cause.at, node_id))
 
 
 def _created(sandbox: Sandbox) -> dict[str, Any]:
@@ -105,14 +118,31 @@ async def _measured_plan(control: Control, project: str, command: c.SandboxCreat
 
 
 async def _plan_from_snapshot(control: Control, project: str, command: c.SandboxCreate) -> tuple[SandboxSpec, str]:
+    """Where it is, if there is room; else wherever it can be fetched."""
     snapshot = await control.get(Snapshot, project, command.snapshot_id or "")
     snapshot.require_usable(command.node)
     template = await control.find(Template, project, snapshot.template_id)
-    driver = None if template is None else template.request.driver
+    driver = snapshot.driver or (None if template is None else template.request.driver)
     spec = _spec(command, snapshot.template_id, snapshot.id, snapshot.artifact, snapshot.recipe, driver)
-    node = control.fleet.nodes.get(snapshot.node_id)
-    candidate = [] if node is None else [_candidate(node, Compat.OK, replica=True)]
-    return spec, choose(candidate, _need(spec, snapshot.node_id, command))
+    spec = spec.model_copy(update={"snapshot_manifest": snapshot.stored_as.manifest if snapshot.stored_as else None})
+    here, able = _holders(control, snapshot)
+    only = snapshot.node_id if not able and snapshot.places == {snapshot.node_id} else None
+    try:
+        return spec, choose(here, _need(spec, command.node or only, command))
+    except Refused:
+        if not able:
+            raise
+        return spec, choose([*here, *able], _need(spec, command.node, command))
+
+
+def _holders(control: Control, snapshot: Snapshot) -> tuple[list[Candidate], list[Candidate]]:
+    """Nodes that have the snapshot, and those that could fetch it."""
+    nodes = control.fleet.nodes.values()
+    kind = None if snapshot.stored_as is None else snapshot.stored_as.kind
+    here = [n for n in nodes if n.node_id in snapshot.places]
+    able = [n for n in nodes if kind is not None and n.node_id not in snapshot.places and n.roots in {"", kind}]
+    here_first, others = ([_candidate(node, Compat.OK, replica=True) for node in some] for some in (here, able))
+    return here_first, others
 
 
 def _spec(

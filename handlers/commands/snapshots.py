@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 from functools import partial
+from typing import TYPE_CHECKING, cast
 
 from bus.endpoints import Reply
 from bus.store import Part
@@ -11,19 +12,32 @@ from domain.kernel import ids
 from domain.kernel.errors import Refused
 from domain.sandboxes.commands import SandboxClone, SandboxRollback
 from domain.sandboxes.sandbox import Sandbox
-from domain.templates.commands import SnapshotCreate, SnapshotDelete
+from domain.templates.commands import SnapshotCreate, SnapshotDelete, SnapshotExport
 from domain.templates.job import Job, Operation
 from domain.templates.snapshot import Snapshot, SnapshotState
 from handlers.commands.jobs import job_reply, once
 from handlers.control import Control, Parts, part
 from handlers.dispatch import Asked
 
+if TYPE_CHECKING:
+    from domain.sandboxes.spec import DriverName
+
 
 async def create(control: Control, asked: Asked, command: SnapshotCreate) -> Reply:
     """A snapshot, its job, and the sandbox's promise to do nothing else meanwhile, in one commit."""
     snapshot_id = ids.snapshot_id(asked.project, asked.command_id)
     job_id = ids.job_id(asked.project, asked.command_id)
-    taking = partial(_snapshot, control, asked, command.sandbox_id, snapshot_id, job_id, Operation.SNAPSHOT_CREATE, name=command.name)
+    taking = partial(
+        _snapshot,
+        control,
+        asked,
+        command.sandbox_id,
+        snapshot_id,
+        job_id,
+        Operation.SNAPSHOT_CREATE,
+        name=command.name,
+        replicate=command.replicate,
+    )
     await once(control, asked, Snapshot, snapshot_id, taking)
     result = {"snapshot_id": snapshot_id, "job_id": job_id}
     return await job_reply(control, asked, job_id, result, snapshot_id, command.wait_s)
@@ -48,6 +62,7 @@ async def _snapshot(
     operation: Operation,
     *,
     name: str = "",
+    replicate: bool = False,
     request: dict[str, object] | None = None,
 ) -> Parts:
     """The three aggregates that a snapshot concerns."""
@@ -60,7 +75,18 @@ async def _snapshot(
 
     def snapshot(existing: Snapshot | None) -> Snapshot:
         return existing or Snapshot.create(
-            snapshot_id, at, name, sandbox.id, sandbox.node_id, spec.template_id, spec.artifact, spec.recipe, job_id, ephemeral
+            snapshot_id,
+            at,
+            name,
+            sandbox.id,
+            sandbox.node_id,
+            spec.template_id,
+            spec.artifact,
+            spec.recipe,
+            job_id,
+            ephemeral,
+            driver=cast("DriverName | None", sandbox.driver or spec.driver),
+            replicate=replicate,
         )
 
     return [
@@ -79,6 +105,23 @@ def _job(
         )
 
     return Part(Job, asked.project, job_id, job)
+
+
+async def export(control: Control, asked: Asked, command: SnapshotExport) -> Reply:
+    """Have it stored where every node can fetch it. Raises ``snapshot.export-failed`` when that is known within ``wait_s``."""
+    deadline = control.deadline(control.deadlines.job_s)
+    request = partial(Snapshot.request_export, at=asked.cause.at, deadline=deadline)
+    done = await control.change(Snapshot, asked.project, command.snapshot_id, asked.cause, request)
+
+    async def ended() -> bool:
+        return (await control.get(Snapshot, asked.project, command.snapshot_id)).export is None
+
+    settled = await asked.wait(control, "snapshot", command.snapshot_id, ended, command.wait_s)
+    snapshot = await control.get(Snapshot, asked.project, command.snapshot_id)
+    if settled and snapshot.stored_as is None:
+        raise Refused("snapshot.export-failed", snapshot.export_error or f"snapshot {snapshot.id} is {snapshot.state.value}")
+    status = "stored" if snapshot.stored_as else "storing"
+    return Reply({"snapshot_id": snapshot.id, "status": status, "settled": settled}, snapshot.id, done.seq)
 
 
 async def delete(control: Control, asked: Asked, command: SnapshotDelete) -> Reply:

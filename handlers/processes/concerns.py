@@ -89,7 +89,7 @@ def _node(control: Control, commit: Commit) -> Iterator[Key]:
     yield convergence.key(commit.id)
     if any(event["type"] == "node.evicted" for event in commit.events):
         yield from [("sandbox", e.project, e.sandbox_id) for e in control.fleet.sandboxes.values() if e.node_id == commit.id]
-        yield from [key for key in control.fleet.open if key[0] == "provisioning"]
+        yield from [key for key in control.fleet.open if key[0] in {"provisioning", "snapshot"}]
 
 
 _BY_TYPE: dict[str, Callable[[Control, Commit], Iterator[Key]]] = {

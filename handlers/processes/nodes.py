@@ -12,6 +12,7 @@ from domain.kernel.ids import SYSTEM_PROJECT, replica_id
 from domain.nodes.node import Liveness, Node
 from domain.sandboxes.sandbox import Sandbox
 from domain.templates.replica import Replica
+from domain.templates.snapshot import NODE_EVICTED, Snapshot
 from domain.templates.template import Template
 from handlers.control import Control
 from handlers.fleet import ReplicaEntry, SandboxEntry
@@ -26,6 +27,7 @@ async def pump(control: Control, project: str, node_id: str) -> None:
         return
     if node.liveness is Liveness.EVICTED:
         await _forget_replicas(control, node)
+        await _forget_snapshots(control, node)
     elif node.stop_at is not None:
         await _drain(control, node)
 
@@ -51,6 +53,14 @@ async def _forget_replicas(control: Control, node: Node) -> None:
         cause = control.own_cause(entry.project, "replica", identifier, "lost", node.version)
         await control.change(Replica, entry.project, identifier, cause, partial(Replica.lost, at=cause.at, error="its node was evicted"))
         await _recount(control, entry, node)
+
+
+async def _forget_snapshots(control: Control, node: Node) -> None:
+    """What was only there is lost; what is stored, or on another node too, has one place less."""
+    for project, identifier in sorted(control.fleet.snapshots_on.get(node.id, ())):
+        cause = control.own_cause(project, "snapshot", identifier, "lost", node.id, node.version)
+        decide = partial(Snapshot.lost, at=cause.at, error="its node was evicted", node_id=node.id, code=NODE_EVICTED)
+        await control.change(Snapshot, project, identifier, cause, decide)
 
 
 async def _recount(control: Control, lost: ReplicaEntry, node: Node) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from functools import partial
 
+from bus import chunks
 from domain.kernel.errors import Refused
 from domain.kernel.ids import SYSTEM_PROJECT, replica_id
 from domain.nodes.orders import ArtifactRemove, Failure, ReplicaRemove, SnapshotRemove, Verb
@@ -21,6 +22,7 @@ from domain.templates.snapshot import Snapshot
 from domain.templates.template import GONE, Template, TemplateState
 from handlers.control import Control
 from handlers.fleet import SandboxEntry
+from handlers.processes import shipping
 
 DeleteBytes = Callable[[str], Awaitable[None]]
 
@@ -177,16 +179,27 @@ async def pump_snapshot(control: Control, project: str, snapshot_id: str) -> Non
     snapshot = await control.find(Snapshot, project, snapshot_id)
     if snapshot is not None and snapshot.rollback is not None:
         snapshot = await _without_rollback(control, project, snapshot)
-    if snapshot is None or not snapshot.removable:
+    if snapshot is None:
         return
-    node = control.fleet.nodes.get(snapshot.node_id)
-    if node is not None and not node.evicted:
+    if not snapshot.removable:
+        await shipping.pump(control, project, snapshot)
+        return
+    for node_id in sorted(snapshot.places):
+        node = control.fleet.nodes.get(node_id)
+        if node is None or node.evicted:
+            await snapshot_unplaced(control, project, snapshot_id, node_id)
+            continue
         body = SnapshotRemove(snapshot_id=snapshot_id).model_dump(mode="json")
-        await control.order(
-            node.node_id, control.new_order(Verb.SNAPSHOT_REMOVE, project, ("snapshot", snapshot_id), body, key=snapshot_id)
-        )
-        return
-    await forget_snapshot(control, project, snapshot)
+        order = control.new_order(Verb.SNAPSHOT_REMOVE, project, ("snapshot", snapshot_id), body, key=snapshot_id, salt=node_id)
+        await control.order(node_id, order)
+    await _forget_snapshot(control, project, await control.get(Snapshot, project, snapshot_id))
+
+
+async def snapshot_unplaced(control: Control, project: str, snapshot_id: str, node_id: str) -> None:
+    """A tombstone's bytes are gone on a node; with the last of them it goes."""
+    cause = control.own_cause(project, "snapshot", snapshot_id, "unplaced", node_id)
+    done = await control.change(Snapshot, project, snapshot_id, cause, lambda s: s.unplace(cause.at, node_id))
+    await _forget_snapshot(control, project, done.aggregate)
 
 
 async def _without_rollback(control: Control, project: str, snapshot: Snapshot) -> Snapshot:
@@ -199,8 +212,11 @@ async def _without_rollback(control: Control, project: str, snapshot: Snapshot) 
     return (await control.change(Snapshot, project, snapshot.id, cause, decide)).aggregate
 
 
-async def forget_snapshot(control: Control, project: str, snapshot: Snapshot) -> None:
-    """The bytes are gone: the snapshot is, and it owns its artifact no longer."""
+async def _forget_snapshot(control: Control, project: str, snapshot: Snapshot) -> None:
+    """The bytes are gone everywhere: what is stored of it is nobody's, it owns its artifact no longer, and it is gone itself."""
+    if not snapshot.erased:
+        return
+    await chunks.drop_manifests(control.nc, project, snapshot.id)
     await disown(control, snapshot.artifact.artifact_id, f"{project}/{snapshot.id}")
     cause = control.own_cause(project, "snapshot", snapshot.id, "gone")
     await control.change(Snapshot, project, snapshot.id, cause, lambda s: s.finish_delete(cause.at))

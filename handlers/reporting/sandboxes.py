@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Final
 
 import structlog
@@ -10,7 +11,18 @@ import structlog
 from bus.store import Part
 from domain.kernel.command import Cause
 from domain.kernel.ids import SYSTEM_PROJECT
-from domain.nodes.orders import ProvisionFailed, Report, ReportKind, SandboxRunning, SandboxStopped, SnapshotTaken, Steps, Verb
+from domain.nodes.orders import (
+    Failure,
+    ProvisionFailed,
+    Report,
+    ReportKind,
+    SandboxRunning,
+    SandboxStopped,
+    SnapshotExported,
+    SnapshotTaken,
+    Steps,
+    Verb,
+)
 from domain.sandboxes.provisioning import Provisioning
 from domain.sandboxes.sandbox import Operation as SandboxOperation
 from domain.sandboxes.sandbox import Sandbox
@@ -18,7 +30,7 @@ from domain.templates.artifact import Artifact
 from domain.templates.job import Job, Operation, Phase
 from domain.templates.snapshot import Snapshot
 from handlers.control import Control, Parts, part
-from handlers.processes import removal, sandboxes
+from handlers.processes import removal, sandboxes, shipping
 from handlers.reporting.taking import Taker, failure_of
 
 log = structlog.get_logger(__name__)
@@ -77,10 +89,13 @@ async def _not_running(control: Control, report: Report, cause: Cause) -> None:
         Part(Provisioning, report.project, report.process_id, _saga(report, cause, undo)),
         part(Sandbox, report.project, report.process_id, fail),
     ]
-    source = (await control.get(Sandbox, report.project, report.process_id)).spec.snapshot_id
+    spec = (await control.get(Sandbox, report.project, report.process_id)).spec
+    source = spec.snapshot_id
     if source is not None and failure.code == LOST:
-        parts.append(part(Snapshot, report.project, source, lambda s: s.lost(cause.at, failure)))
+        parts.append(part(Snapshot, report.project, source, lambda s: s.lost(cause.at, failure, report.node)))
     await control.store.transact_many(parts, cause)
+    if source is not None:
+        await shipping.found_bad(control, report.project, source, spec.snapshot_manifest, report.node, failure.code)
 
 
 async def _undone(control: Control, report: Report, cause: Cause, left: tuple[str, ...]) -> None:
@@ -185,7 +200,7 @@ async def _rolled_back(control: Control, report: Report, cause: Cause) -> None:
     def end(s: Snapshot) -> None:
         s.end_rollback(cause.at, generation, on_it=done)
         if not done and failure_of(report).code == LOST:
-            s.lost(cause.at, failure_of(report))
+            s.lost(cause.at, failure_of(report), report.node)
 
     parts: Parts = [
         part(Sandbox, report.project, sandbox.id, settle),
@@ -211,7 +226,8 @@ async def _snapshotted(control: Control, report: Report, cause: Cause) -> None:
     def settle(s: Snapshot) -> None:
         if done:
             taken = SnapshotTaken.model_validate(report.body)
-            s.ready(cause.at, job.id, taken.size_bytes, taken.holds, taken.versions)
+            until = cause.at + timedelta(seconds=control.deadlines.job_s)
+            s.ready(cause.at, job.id, taken.size_bytes, taken.holds, taken.versions, until)
         else:
             s.fail(cause.at, job.id, failure_of(report).message)
 
@@ -238,7 +254,35 @@ async def _snapshot_removed(control: Control, report: Report, cause: Cause) -> N
     del cause
     snapshot = await control.get(Snapshot, report.project, report.process_id)
     if report.kind is ReportKind.DONE and snapshot.removable:
-        await removal.forget_snapshot(control, report.project, snapshot)
+        await removal.snapshot_unplaced(control, report.project, snapshot.id, report.node)
+
+
+async def _snapshot_exported(control: Control, report: Report, cause: Cause) -> None:
+    """What the node says is looked at before it is believed; what is missing is sent again."""
+    snapshot = await control.get(Snapshot, report.project, report.process_id)
+    if report.kind is ReportKind.PROGRESS or snapshot.export is None or report.node not in snapshot.places:
+        return
+    if report.kind is ReportKind.FAILED:
+        failure = failure_of(report)
+
+        def give_up(s: Snapshot) -> None:
+            s.export_failed(cause.at, report.attempt, failure)
+            if failure.code == LOST:
+                s.lost(cause.at, failure, report.node)
+
+        await control.change(Snapshot, report.project, snapshot.id, cause, give_up)
+        return
+    exported = SnapshotExported.model_validate(report.body)
+    missing = await shipping.complete(control, report.project, snapshot.id, exported)
+
+    def settle(s: Snapshot) -> None:
+        if missing:
+            lacking = Failure(code="object.not-found", message=f"{len(missing)} chunks are missing", retryable=True)
+            s.export_failed(cause.at, report.attempt, lacking)
+        else:
+            s.stored(cause.at, report.attempt, exported)
+
+    await control.change(Snapshot, report.project, snapshot.id, cause, settle)
 
 
 async def _executed(control: Control, report: Report, cause: Cause) -> None:
@@ -253,5 +297,6 @@ TAKERS: Final[dict[str, Taker]] = {
     Verb.SANDBOX_ROLLBACK: _rolled_back,
     Verb.SANDBOX_SNAPSHOT: _snapshotted,
     Verb.SNAPSHOT_REMOVE: _snapshot_removed,
+    Verb.SNAPSHOT_EXPORT: _snapshot_exported,
     Verb.SANDBOX_EXEC: _executed,
 }

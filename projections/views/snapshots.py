@@ -1,7 +1,8 @@
 """``snapshots``: what sandboxes can be created from or rolled back to, with their lineage (reference/cubesandbox.md §5.2).
 
 ``parent_id`` is the snapshot that the origin sandbox stood on when this one was taken: the one it had been started from, rolled back to, or
-had taken last. Tombstones are hidden, and found by nobody, while sandboxes still run on them.
+had taken last. ``stored`` says what of it every node can fetch, ``nodes`` which ones have it. Tombstones are hidden, and found by nobody,
+while sandboxes still run on them.
 """
 
 from __future__ import annotations
@@ -19,8 +20,20 @@ TOMBSTONE: Final = "tombstone"
 HEAD: Final = "head"
 """Kind of the notes that say which snapshot a sandbox stands on."""
 
+NOT_STORED: Final[Item] = {
+    "status": "none",
+    "manifest": None,
+    "size_bytes": 0,
+    "chunks": 0,
+    "moved_chunks": 0,
+    "moved_bytes": 0,
+    "error": None,
+}
+"""``status``: ``none``, ``storing``, ``stored`` or ``failed``; ``moved_*``: what storing it has added to what was stored already."""
+
 VIEW: Final = View(
     "snapshots",
+    schema=2,
     noun="snapshot",
     key="snapshot_id",
     counted="status",
@@ -42,6 +55,9 @@ VIEW: Final = View(
         "created_at": "",
         "updated_at": "",
         "last_error": None,
+        "error_code": "",
+        "nodes": [],
+        "stored": NOT_STORED,
     },
 )
 
@@ -76,6 +92,7 @@ def created(state: State, fact: Fact) -> None:
         parent_id=None if head is None else head["snapshot_id"],
         job_id=d["job_id"],
         ephemeral=d["ephemeral"],
+        nodes=[d["node_id"]],
         created_at=fact.time,
         updated_at=fact.time,
     )
@@ -92,7 +109,35 @@ def ready(state: State, fact: Fact) -> None:
 
 @VIEW.update("snapshot.failed")
 def failed(item: Item, fact: Fact) -> None:
-    item.update(status="FAILED", last_error=fact.data["error"], updated_at=fact.time)
+    item.update(status="FAILED", last_error=fact.data["error"], error_code=fact.data["code"], updated_at=fact.time)
+    if item["stored"]["status"] == "storing":
+        item["stored"] = {**NOT_STORED, "status": "failed", "error": fact.data["error"]}
+
+
+@VIEW.update("snapshot.placed")
+def placed(item: Item, fact: Fact) -> None:
+    item["nodes"] = sorted({*item["nodes"], fact.data["node_id"]})
+
+
+@VIEW.update("snapshot.unplaced")
+def unplaced(item: Item, fact: Fact) -> None:
+    item["nodes"] = [node for node in item["nodes"] if node != fact.data["node_id"]]
+
+
+@VIEW.update("snapshot.export-requested")
+def export_requested(item: Item, fact: Fact) -> None:
+    item.update(stored={**NOT_STORED, "status": "storing"}, updated_at=fact.time)
+
+
+@VIEW.update("snapshot.stored")
+def stored(item: Item, fact: Fact) -> None:
+    said = {name: value for name, value in fact.data["stored"].items() if name in NOT_STORED}
+    item.update(stored={**NOT_STORED, **said, "status": "stored"}, updated_at=fact.time)
+
+
+@VIEW.update("snapshot.export-failed", "snapshot.unstored")
+def not_stored(item: Item, fact: Fact) -> None:
+    item.update(stored={**NOT_STORED, "status": "failed", "error": fact.data["error"]}, updated_at=fact.time)
 
 
 @VIEW.on("snapshot.attached")

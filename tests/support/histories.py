@@ -20,7 +20,7 @@ from domain.kernel.command import Cause
 from domain.kernel.errors import Refused
 from domain.kernel.ids import SYSTEM_PROJECT, artifact_id, replica_id
 from domain.nodes.node import Node
-from domain.nodes.orders import Capacity, DriverInfo, Failure, PortStatus, StepReport, StepState, Versions
+from domain.nodes.orders import Capacity, DriverInfo, Failure, PortStatus, SnapshotExported, StepReport, StepState, Versions
 from domain.nodes.rollout import NodeStep, Rollout
 from domain.sandboxes.provisioning import Provisioning
 from domain.sandboxes.sandbox import Sandbox
@@ -177,6 +177,8 @@ class History:
             "drivers": lambda: (DriverInfo(name="sim", flags=pick(((), ("pause",)))),),
             "capacity": lambda: Capacity(cpu=pick((2, 4)), memory_mb=1024),
             "pull": lambda: PullProgress(bytes=self.random.randrange(101), total_bytes=100),
+            "export_until": lambda: self.now + timedelta(seconds=600),
+            "exported": lambda: SnapshotExported(manifest=pick(POOLS["manifest"]), kind="copies", size_bytes=9, chunks=2, moved_chunks=1),
             "kwargs": dict,
         }
         if name in made:
@@ -290,6 +292,10 @@ POOLS = {
     "argv0": ("sh",),
     "bytes_out": (0, 10),
     "bytes_err": (0,),
+    "replicate": (True, False),
+    "retryable": (True, False),
+    "code": ("snapshot.lost", "node.disk-full"),
+    "manifest": ("0" * 64,),
 }
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,9 @@ from agents.storage.all import AllRoots
 from agents.storage.copies import CopyRoots
 from agents.storage.disks import DiskRoots
 from agents.sweeping import sweep
+from agents.vault import Chunks, Vault
 from agents.work import Work
+from domain.kernel.errors import Refused
 from domain.kernel.ids import sandbox_id
 from domain.nodes.orders import NodeHello, Order, Report, ReportKind, Verb, Versions
 from domain.sandboxes.spec import ArtifactRef
@@ -67,6 +71,46 @@ class NoImages:
         raise AssertionError(root)
 
 
+@dataclass
+class Described:
+    kind: str
+    about: str
+    index: int
+    chunks: tuple[str, ...]
+
+
+@dataclass
+class SharedChunks:
+    """The store that nodes share, in memory; give the same one to several."""
+
+    contents: dict[str, bytes] = field(default_factory=dict)
+    manifests: dict[tuple[str, str, str], Described] = field(default_factory=dict)
+
+    def chunks(self) -> Chunks:
+        async def missing(digests: Any) -> set[str]:
+            return set(digests) - self.contents.keys()
+
+        async def put(digest: str, content: bytes) -> int:
+            assert hashlib.sha256(content).hexdigest() == digest
+            self.contents[digest] = content
+            return len(content)
+
+        async def get(digest: str) -> bytes:
+            if digest not in self.contents:
+                raise Refused("object.not-found", digest, details={"chunk": digest})
+            return self.contents[digest]
+
+        async def describe(project: str, snapshot: str, kind: str, about: str, size: int, index: int, names: tuple[str, ...]) -> str:
+            digest = hashlib.sha256("".join(names).encode()).hexdigest()
+            self.manifests[project, snapshot, digest] = Described(kind, about, index, names)
+            return digest
+
+        async def described(project: str, snapshot: str, manifest: str) -> Described:
+            return self.manifests[project, snapshot, manifest]
+
+        return Chunks(missing, put, get, describe, described)
+
+
 class NoAck:
     """The lane's end of an order; remembers why it was terminated."""
 
@@ -91,6 +135,7 @@ class Rig:
         self.pass_on: Callable[[Report], Awaitable[Any]] | None = None
         """Also gets every report."""
         self.fetched = 0
+        self.shared = SharedChunks()
         self.hear = asyncio.Event()
         """Cleared while the bus does not answer."""
         self.hear.set()
@@ -114,6 +159,7 @@ class Rig:
             network=self.leases,
             cache=Cache(own / "artifacts", self._fetch),
             images=NoImages(),
+            vault=Vault(self.shared.chunks()),
             journal=journal,
             reporter=reporter,
             clock=lambda: self.now,

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
+from bus import chunks
 from bus.heartbeat import beat
 from bus.lanes import LaneReader
 from bus.objects import put_file
@@ -60,12 +61,12 @@ def done(node: ScriptedNode, order: Order) -> dict[str, Any]:
             return {"versions": node.versions.model_dump(), "driver": "sim"}
         case Verb.SANDBOX_PROVISION | Verb.SANDBOX_ROLLBACK | Verb.SANDBOX_RESUME:
             return {"driver": "sim", "address": "10.0.0.2", "generation": body.get("generation", 0)}
-        case Verb.SANDBOX_EXEC:
-            return {"exit_code": 0, "stdout": "aGk=", "stderr": ""}
+        case Verb.SANDBOX_EXEC | Verb.SANDBOX_DESTROY:
+            return {"exit_code": 0, **({"stdout": "aGk=", "stderr": ""} if order.verb is Verb.SANDBOX_EXEC else {})}
         case Verb.SANDBOX_SNAPSHOT:
             return {"size_bytes": 10, "holds": ["disk"], "versions": node.versions.model_dump()}
-        case Verb.SANDBOX_DESTROY:
-            return {"exit_code": 0}
+        case Verb.SNAPSHOT_EXPORT:
+            return node.exported
         case Verb.NODE_INSPECT:
             return node.described()
         case _:
@@ -83,6 +84,9 @@ class ScriptedNode:
         self.versions = Versions(guest_image="1", agent="1", kernel="6")
         self.egress_ca = "c" * 64
         self.storage_pct: float = 0
+        self.contents: dict[str, tuple[bytes, ...]] = {}
+        """What snapshots consist of, by id; a bytes of their id alone if nothing is said."""
+        self.exported: dict[str, Any] = {}
         self.refuse: Callable[[Order], Failure | None] = lambda order: None
         self.hold: Callable[[Order], bool] = lambda order: False
         self.left: Callable[[Order], dict[str, Any]] = lambda order: {}
@@ -113,6 +117,7 @@ class ScriptedNode:
             drivers=(DriverInfo(name="sim", flags=("limits",)),),
             capacity=Capacity.model_validate(self.capacity),
             storage_pct=self.storage_pct,
+            host={"roots": "copies"},
         )
         return said.model_dump(mode="json")
 
@@ -147,11 +152,29 @@ class ScriptedNode:
                 file.write(BYTES)
                 file.flush()
                 await put_file(self._nc, ARTIFACTS_BUCKET, order.body["artifact_id"], Path(file.name))
+        if order.verb == Verb.SNAPSHOT_EXPORT and failure is None:
+            await self.store(order)
         for phase in PHASES.get(order.verb, ()) if failure is None else ():
             await self.tell(order, ReportKind.PROGRESS, {"phase": phase}, suffix=f":{phase}")
         kind = ReportKind.DONE if failure is None else ReportKind.FAILED
         body = done(self, order) if failure is None else self.left(order)
         await self.tell(order, kind, body, failure)
+
+    async def store(self, order: Order) -> None:
+        """Put a snapshot's chunks into the shared store, as agents do."""
+        snapshot = order.body["snapshot_id"]
+        contents = self.contents.get(snapshot, (snapshot.encode(),))
+        digests = tuple(map(chunks.digest_of, contents))
+        manifest = await chunks.put_manifest(self._nc, order.project, snapshot, chunks.Manifest("copies", "rfs", 0, 1, digests))
+        moved = [await chunks.put(self._nc, digest, content) for digest, content in zip(digests, contents, strict=True)]
+        self.exported = {
+            "manifest": manifest,
+            "kind": "copies",
+            "size_bytes": sum(map(len, contents)),
+            "chunks": len(digests),
+            "moved_chunks": sum(map(bool, moved)),
+            "moved_bytes": sum(moved),
+        }
 
     async def tell(self, order: Order, kind: ReportKind, body: dict[str, Any], failure: Failure | None = None, suffix: str = "") -> None:
         """Report something about an order; ``suffix`` tells several reports of one kind apart."""

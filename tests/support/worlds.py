@@ -15,7 +15,7 @@ from support.gwt import T0, Step, did, given
 from domain.kernel.aggregate import Aggregate
 from domain.kernel.ids import artifact_id, replica_id
 from domain.nodes.node import Node
-from domain.nodes.orders import Capacity, DriverInfo, Failure, StepReport, StepState, Versions
+from domain.nodes.orders import Capacity, DriverInfo, Failure, SnapshotExported, StepReport, StepState, Versions
 from domain.nodes.rollout import NodeStep, Rollout
 from domain.sandboxes.provisioning import Provisioning
 from domain.sandboxes.sandbox import Sandbox, Ttl
@@ -373,6 +373,10 @@ JOBS = World(
 TAKEN = did("ready", JOB, 4096, ("disk",), V1)
 ATTACHED = did("attach", SANDBOX, "n1", 1)
 ROLLING = did("begin_rollback", 1)
+EXPORT = did("request_export", LATER)
+EXPORTED = SnapshotExported(manifest="f" * 64, kind="overlay", size_bytes=4096, chunks=2, moved_chunks=1, moved_bytes=100)
+STORED = did("stored", 1, EXPORTED)
+ELSEWHERE = did("place", "n2")
 ROLLED = {"FAILED": (TAKEN, ROLLING, did("lost")), "DELETED": (TAKEN, ROLLING, did("request_delete"))}
 SNAPSHOTS = World(
     snapshot,
@@ -402,6 +406,14 @@ SNAPSHOTS = World(
         "request_delete": Row(did("request_delete")),
         "finish_delete": Row(did("finish_delete")),
         "lost": Row(did("lost")),
+        "lost:elsewhere": Row(did("lost"), {"READY": (EXPORT, STORED)}),
+        "place": Row(ELSEWHERE, {"READY": (EXPORT, STORED)}),
+        "unplace": Row(did("unplace", "n1")),
+        "request_export": Row(EXPORT),
+        "stored": Row(STORED, {"READY": (EXPORT,)}),
+        "export_failed": Row(did("export_failed", 1, Failure(code="node.disk-full", message="no room")), {"READY": (EXPORT,)}),
+        "unstored": Row(did("unstored", "f" * 64, "damaged"), {"READY": (EXPORT, STORED)}),
+        "unstored:last": Row(did("unstored", "f" * 64, "damaged"), {"READY": (EXPORT, STORED, did("lost"))}),
     },
 )
 
