@@ -15,6 +15,7 @@ from agents.builder import Shelf
 from agents.options import Options
 from agents.vault import Chunks
 from bus import chunks, objects, reports
+from bus.chunkkeeper import ask_missing
 from bus.connection import Connection, connect_from
 from bus.heartbeat import beating
 from bus.lanes import LANE_WORK, Ack, LaneReader
@@ -100,7 +101,7 @@ class Uplink:
         """Where snapshots are kept for everybody."""
 
         async def missing(digests: Iterable[str]) -> set[str]:
-            return await chunks.missing(await self._bus(), digests)
+            return await ask_missing(await self._bus(), digests)
 
         async def put(digest: str, content: bytes) -> int:
             return await chunks.put(await self._bus(), digest, content)

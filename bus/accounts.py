@@ -22,7 +22,7 @@ from typing import Any, Final, Self
 import orjson
 from nats.aio.client import Client
 
-from bus import subjects
+from bus import chunkkeeper, subjects
 from bus.jwt import JETSTREAM, UNLIMITED, Key, Kind, credentials, encode
 from bus.lanes import attach_subject
 from bus.requests import patiently, request
@@ -61,7 +61,7 @@ PUT_DESCRIPTION: Final = Door("artifact-put-description", f"$O.{_BUCKET}.M.*")
 PUT_SHARED: Final = Door("chunk-put", subjects.ALL_CHUNKS)
 PUT_MANIFEST: Final = Door("manifest-put", subjects.ALL_MANIFESTS)
 READ_SHARED: Final = Door("chunk-read", f"$JS.API.DIRECT.GET.{subjects.CHUNKS}", streams=True)
-LOOK_SHARED: Final = Door("chunk-look", f"$JS.API.STREAM.INFO.{subjects.CHUNKS}")
+LOOK_SHARED: Final = Door("chunk-look", chunkkeeper.SUBJECT)
 COMMAND: Final = Door("command", "strand.v1.cmd.*.*.*")
 QUERY: Final = Door("query", "strand.v1.qry.*.*.*")
 SUBMIT: Final = Door("submit", "strand.v1.submit.*.*.*")

@@ -17,6 +17,7 @@ import structlog
 from bus import objects
 from bus.broadcast import Broadcast
 from bus.cache import Key
+from bus.chunkkeeper import ChunkKeeper
 from bus.client import Caller
 from bus.commit import Commit, Corrupt
 from bus.connection import Client
@@ -175,6 +176,7 @@ class ControlPlane:
         await run(self._tail)
         await self._read_up()
         await run(LaneKeeper(self._nc, self._admits, shards=self.control.shards))
+        await run(ChunkKeeper(self._nc))
         await run(Duty(Leases(self._nc), self._name, self._duties()))
         dispatcher = self._dispatcher
         handle = dispatcher.handle if self.tracing is None else tracing.commands(self.tracing, dispatcher.handle)

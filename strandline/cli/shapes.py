@@ -70,8 +70,19 @@ SNAPSHOT: Final = Shape(
         Column("NODE", "origin_node_id"),
         Column("SIZE", "size_bytes", size, right=True),
         Column("REFS", "runtime_refs", right=True),
+        Column("STORED", "stored.status", wide=True),
         Column("AGE", "created_at", age),
         Column("LAST ERROR", "last_error", fault, wide=True, flex=True),
+    ),
+)
+LINEAGE: Final = Shape(
+    "id",
+    (
+        Column("TREE", "tree"),
+        Column("KIND", "kind"),
+        Column("NAME", "name", flex=True),
+        Column("GONE", "gone"),
+        Column("AGE", "created_at", age),
     ),
 )
 SANDBOX: Final = Shape(

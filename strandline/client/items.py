@@ -95,8 +95,22 @@ class Snapshot(Item):
     size_bytes: int | None = None
     holds: list[str] = []
     runtime_refs: Any = None
+    nodes: list[str] | None = None
+    stored: dict[str, Any] | None = None
     created_at: When = None
     last_error: Any = None
+
+
+class Lineage(Item):
+    """A template, sandbox or snapshot, and what it came from. ``gone``: it is only a part of others' pasts."""
+
+    id: str
+    kind: str
+    name: str | None = None
+    parent_id: str | None = None
+    children: int = 0
+    gone: bool = False
+    created_at: When = None
 
 
 class Port(Item):

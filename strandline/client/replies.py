@@ -66,6 +66,13 @@ class SnapshotAccepted(Accepted):
     job_id: str
 
 
+class SnapshotStored(Accepted):
+    """``status``: ``storing`` or ``stored``."""
+
+    snapshot_id: str
+    status: str
+
+
 class SandboxAccepted(Accepted):
     """``unenforced``: bounds of the template that the driver there does not keep."""
 

@@ -8,6 +8,7 @@ from datetime import timedelta
 import pytest
 
 from bus import chunks, subjects
+from bus.chunkkeeper import SUBJECT, ChunkKeeper, ask_missing
 from bus.chunks import Manifest, digest_of
 from bus.requests import call, store
 from domain.kernel.errors import Refused
@@ -127,5 +128,18 @@ def test_many_writers_of_one_content_leave_one(connecting, run) -> None:
             assert sum(bool(size) for size in stored) == 1
             manifests = [await chunks.put_manifest(nc, "default", "snap-1", of(ONE, TWO)) for _ in range(2)]
             assert await chunks.get_manifest(nc, "default", "snap-1", manifests[1]) == of(ONE, TWO)
+
+    run(main())
+
+
+def test_a_node_asks_the_control_plane_what_is_missing(connecting, run) -> None:
+    async def main() -> None:
+        async with connecting(streams=True) as nc, connecting() as node, ChunkKeeper(nc):
+            await put(nc, ONE)
+            many = [f"{n:064x}" for n in range(1500)]
+            assert await ask_missing(node, [digest_of(ONE), *many]) == set(many)
+            for body in (b"rubbish", b"{}", b'["*"]', b'["../x"]'):
+                reply = await node.request(SUBJECT, body)
+                assert b"query.invalid" in reply.data
 
     run(main())

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Self
 
@@ -126,6 +126,11 @@ class ScriptedNode:
         body = {"sandbox_id": sandbox_id, "generation": generation, "exit_code": code, "reason": "exited"}
         await self._say(Observation.SANDBOX_EXITED, ReportKind.OBSERVED, project, body)
 
+    async def lists(self, sandboxes: dict[str, str], *, complete: bool = True, age_s: float = 0) -> None:
+        """Say what lives here, as it was ``age_s`` seconds ago."""
+        body = {"complete": complete, "sandboxes": sandboxes}
+        await self._say(Observation.SANDBOXES, ReportKind.OBSERVED, "system", body, age_s=age_s)
+
     def did(self, verb: Verb) -> list[Order]:
         """The orders of that verb, each id once."""
         return list({order.id: order for order in self.orders if order.verb == verb}.values())
@@ -133,9 +138,10 @@ class ScriptedNode:
     async def _say(self, verb: str, kind: ReportKind, project: str, body: dict[str, Any], **more: Any) -> None:
         self._reports += 1
         identifier = more.pop("id", f"{self.node_id}-{self._reports}:{kind}")
+        at = datetime.now(UTC) - timedelta(seconds=more.pop("age_s", 0))
         await report(
             self._nc,
-            Report(id=identifier, node=self.node_id, verb=verb, kind=kind, project=project, at=datetime.now(UTC), body=body, **more),
+            Report(id=identifier, node=self.node_id, verb=verb, kind=kind, project=project, at=at, body=body, **more),
         )
 
     async def _carry_out(self, order: Order, ack: Any) -> None:

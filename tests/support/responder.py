@@ -38,6 +38,7 @@ KEYS = {
     "rollouts": "rollout_id",
     "compat-matrix": "template_id",
     "usage": "sandbox_id",
+    "lineage": "id",
 }
 AT = datetime(2026, 11, 20, 9, 0, 0, tzinfo=UTC)
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from itertools import islice
 from typing import Annotated, Any
 
 import typer
 
 from strandline.cli import args, parse, shapes
 from strandline.cli.bulk import do_all, settled, targets
+from strandline.cli.lineage import drawn
 from strandline.cli.progress import follow_job
 from strandline.cli.verb import Run, verb
 from strandline.cli.watching import watch
@@ -17,9 +19,9 @@ from strandline.client import Call
 app = typer.Typer(help="Memory and disk of a sandbox at one moment.", no_args_is_help=True)
 
 
-async def take(run: Run, sandbox: str, name: str | None) -> None:
+async def take(run: Run, sandbox: str, name: str | None, replicate: bool = False) -> None:
     """Snapshot a sandbox; also ``strandline sandbox snapshot``."""
-    made = await run.s.snapshots.create(await run.id("sandbox", sandbox), name=name, **run.call | Call(wait_s=0))
+    made = await run.s.snapshots.create(await run.id("sandbox", sandbox), name=name, replicate=replicate, **run.call | Call(wait_s=0))
     if not run.wait:
         run.out.one(made, shapes.fields("snapshot_id", "job_id", "status"))
         return
@@ -37,10 +39,29 @@ async def take(run: Run, sandbox: str, name: str | None) -> None:
     """,
 )
 async def create(
-    run: Run, sandbox: args.Sandbox, name: Annotated[str | None, typer.Option("--name", help="A name for it.", show_default=False)] = None
+    run: Run,
+    sandbox: args.Sandbox,
+    name: Annotated[str | None, typer.Option("--name", help="A name for it.", show_default=False)] = None,
+    replicate: Annotated[bool, typer.Option("--replicate", help="Store it at once where every node can fetch it.")] = False,
 ) -> None:
     """Snapshot a sandbox. It goes on afterwards."""
-    await take(run, sandbox, name)
+    await take(run, sandbox, name, replicate)
+
+
+@verb(
+    app,
+    "export",
+    mutates=True,
+    waits=600,
+    examples="""
+    strandline snapshot export before-upgrade
+    """,
+)
+async def export(run: Run, snapshot: args.Snapshot) -> None:
+    """Store a snapshot where every node can fetch it, so that it outlives its node."""
+    identifier = await run.id("snapshot", snapshot)
+    reply = settled(run, await run.s.snapshots.export(identifier, **run.call), f"snapshot {identifier}", snapshot_id=identifier)
+    run.out.one(reply, shapes.fields("snapshot_id", "status", "settled"))
 
 
 @verb(
@@ -64,6 +85,31 @@ async def list_(run: Run, as_of: args.AsOf = None) -> None:
         await watch(run, shapes.SNAPSHOT, ("snapshot",), read)
     else:
         await run.out.rows(read(), shapes.SNAPSHOT)
+
+
+@verb(
+    app,
+    "tree",
+    lists=True,
+    examples="""
+    strandline snapshot tree
+    strandline snapshot tree --of tpl-1f2e3d4c5b6a798081726354
+    """,
+)
+async def tree(
+    run: Run,
+    of: Annotated[str | None, typer.Option("--of", help="Only what came of this one, by its id.", show_default=False)] = None,
+    as_of: args.AsOf = None,
+) -> None:
+    """Who came from whom: templates, sandboxes and snapshots, each under what it came from."""
+    found = [item async for item in run.s.snapshots.lineage(as_of=parse.moment(as_of) if as_of else None, **run.filters)]
+    rows = drawn(found, of)
+
+    async def told() -> AsyncIterator[Any]:
+        for row in islice(rows, run.limit):
+            yield row
+
+    await run.out.rows(told(), shapes.LINEAGE)
 
 
 @verb(

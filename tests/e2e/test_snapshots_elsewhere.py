@@ -1,0 +1,76 @@
+"""Snapshots that outlive their sandbox, their template and their node, with the drivers that run programs."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import shutil
+from collections.abc import Iterator
+
+import pytest
+from support.images import layout
+from support.installation import Running, compose_image, up
+from support.waiting import eventually
+
+from agents.drivers.crun import find
+from domain.kernel.errors import Refused
+from strandline import Strandline
+
+OCI = pytest.param("oci", marks=[pytest.mark.root, pytest.mark.skipif(find("crun") is None, reason="crun is not installed")])
+PROCESS = pytest.param("process", marks=pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed"))
+WRITE = "echo kept > /kept; mkdir /data; head -c 3000000 /dev/urandom > /data/big; rm -f /etc/hostname; busybox sha256sum /data/big"
+READ = "cat /kept; ls /etc/hostname 2>/dev/null; busybox sha256sum /data/big"
+
+
+@pytest.fixture(scope="module", params=[OCI, PROCESS, "sim"])
+def running(request, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Running, str, str]]:
+    """Two nodes of one driver, and the image that a template is made from."""
+    base = tmp_path_factory.mktemp("elsewhere")
+    driver = request.param
+    image = layout(base / "image", lambda layer: layer.file("etc/hostname", b"x")) if driver == "sim" else compose_image(base / "image")
+    with up(base / "state", "--driver", driver, "--nodes", "2") as made:
+        yield made, driver, image
+
+
+async def said(s: Strandline, sandbox: str, script: str) -> str:
+    done = await s.sandboxes.exec(sandbox, ["/bin/sh", "-c", script])
+    return base64.b64decode(done.stdout).decode()
+
+
+@pytest.mark.timeout(120)
+def test_a_snapshot_outlives_its_sandbox_its_template_and_its_node(running: tuple[Running, str, str]) -> None:
+    """Deleting a template never breaks the snapshots that were taken from it; evicting a node not those that are stored."""
+    installation, driver, image = running
+
+    async def scenario() -> None:
+        async with Strandline.connect(installation.dir) as s:
+            made = await s.templates.create(image, alias="base", driver=driver)
+            assert (await s.jobs.wait(made.job_id)).status == "READY"
+            box = await s.sandboxes.create("base", cmd=["sleep", "1000"], node="node-1", wait_s=30)
+            before = "" if driver == "sim" else await said(s, box.sandbox_id, WRITE)
+            taken = await s.snapshots.create(box.sandbox_id, name="kept", replicate=True)
+            assert (await s.jobs.wait(taken.job_id)).status == "READY"
+            stored = await s.snapshots.export(taken.snapshot_id, wait_s=30)
+            assert stored.status == "stored"
+            await s.sandboxes.delete(box.sandbox_id, wait_s=30)
+            await s.templates.delete("base", wait_s=30)
+            with pytest.raises(Refused, match="base"):
+                await s.sandboxes.create("base")
+
+            for node in ("node-1", "node-2"):
+                again = await s.sandboxes.create(snapshot_id=taken.snapshot_id, cmd=["sleep", "1000"], node=node, wait_s=30)
+                assert again.node_id == node
+                if driver != "sim":
+                    assert await said(s, again.sandbox_id, READ) == f"kept\n{before}"
+            await s.nodes.evict("node-1")
+
+            async def only_there() -> bool:
+                return (await s.snapshots.get(taken.snapshot_id)).nodes == ["node-2"]
+
+            await eventually(only_there, within=20)
+            last = await s.sandboxes.create(snapshot_id=taken.snapshot_id, cmd=["sleep", "1000"], wait_s=30)
+            assert last.node_id == "node-2"
+            seen = await s.snapshots.get(taken.snapshot_id)
+            assert (seen.status, seen.stored["status"]) == ("READY", "stored")
+
+    asyncio.run(scenario())
