@@ -195,7 +195,12 @@ class Connection(Client):
         self._end()
         if not self.is_connected:  # nats-py would write what is pending to the socket that is gone, and fail
             self._pending, self._pending_data_size = [], 0
-        await super().close()
+        try:
+            await super().close()
+        except asyncio.CancelledError:  # of a future that nats-py waits for twice, once in the reconnecting that it has cancelled
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
 
     async def drain(self) -> None:
         """Stop receiving, finish what was received, send what is pending, close."""

@@ -89,7 +89,6 @@ def postgres(topology: Topology, directory: Path) -> Iterator[None]:
     user, password = settings["POSTGRES_USER"], topology.here(settings["POSTGRES_PASSWORD"])
     port = topology.here("postgres:5432").rsplit(":", 1)[1]
     owner = pwd.getpwnam("postgres")
-    directory.mkdir()
     os.chown(directory, owner.pw_uid, owner.pw_gid)
     secret = directory / "password"
     secret.write_text(password)
@@ -116,13 +115,10 @@ def postgres(topology: Topology, directory: Path) -> Iterator[None]:
 @pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_the_cluster_of_the_compose_file_does_the_main_job(tmp_path: Path) -> None:
-    tmp_path.chmod(0o755)
-    for parent in tmp_path.parents[:3]:  # one more where tests run in several processes
-        if parent.owner() == tmp_path.owner() and parent != Path(tempfile.gettempdir()):
-            parent.chmod(0o755)
     topology = Topology(tmp_path / "state")
     topology.state.mkdir()
-    with postgres(topology, tmp_path / "postgres"):
+    # Not in pytest's own folder, which its user may not enter.
+    with tempfile.TemporaryDirectory(prefix="strandline-pg-") as home, postgres(topology, Path(home)):
         try:
             topology.run("setup")
             assert given_to_nodes(topology) == {"connect.json", "node.creds", "ca.pem"}

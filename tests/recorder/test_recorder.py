@@ -170,7 +170,7 @@ def test_the_stream_has_the_name_and_the_replicas_that_the_environment_says(plac
 
 def test_a_server_with_tls_is_believed_by_the_certificates_that_the_environment_names(tmp_path, monkeypatch) -> None:
     server = Server(tmp_path / "nats")
-    prepare(tmp_path, [Place("nats", "127.0.0.1", server.port, 1)], [], "127.0.0.1:0")
+    prepare(tmp_path, [Place("nats", "127.0.0.1", server.port, 1)], {}, "127.0.0.1:0")
     tls = tmp_path / "tls"
     server.config = f'tls {{ cert_file: "{tls}/nats.pem", key_file: "{tls}/nats.key", ca_file: "{tls}/ca.pem", timeout: 5 }}'
     env = {"NATS_URL": f"tls://127.0.0.1:{server.port}", "NATS_STREAM": "SAFE"}
