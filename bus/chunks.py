@@ -1,7 +1,7 @@
 """Contents by their digest, each stored once however many need it, and manifests that say which of them make a whole.
 
 A chunk's id is the SHA-256 of its content; what is stored is compressed. A subject takes one message and never another one, so that whoever
-comes second with the same content stores nothing, and nobody can replace what others rely on (docs/adr/0017-snapshots-as-chunks.md).
+comes second with the same content stores nothing, and nobody can replace what others rely on (docs/adr/0019-snapshots-as-chunks.md).
 
 Who stores puts the manifest first and the chunks after it; who collects lists the chunks first and the manifests after them, and takes away
 what no manifest names, as far as it was there when it looked. So a chunk that is being stored is never taken. One that a new manifest has
