@@ -26,6 +26,7 @@ from agents.network.netns import NoNetwork, choose_network
 from agents.node import Drivers, LocalNode
 from agents.options import Options
 from agents.ownership import own
+from agents.presence import telling
 from agents.records import Memory
 from agents.registry import SIMULATOR, working
 from agents.reporting import Reporter
@@ -74,6 +75,7 @@ class Agent:
         self.work.resume()
         told = [await self.say_hello(), say_what_lives(self.node, self.boot, complete=complete)]
         self._loops += [self._loop(self.logs.run(), "logs"), self._loop(sweeping(self.node), "sweep")]
+        self._loops.append(self._loop(telling(self.node, self.boot), "presence"))
         await self.uplink.connect()
         await asyncio.gather(*told)
         self._lane = await self.uplink.lane(self.work.handle, self.work.arrived)

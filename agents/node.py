@@ -49,6 +49,7 @@ class Settings:
     stop_s: float = 30
     sweep_s: float = 60
     heartbeat_s: float = 10
+    presence_s: float = 300
 
 
 class Drivers:

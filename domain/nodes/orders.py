@@ -387,6 +387,7 @@ class Observation(StrEnum):
     NODE_BYE = "node-bye"
     SANDBOX_EXITED = "sandbox-exited"
     SANDBOXES = "sandboxes"
+    SNAPSHOTS = "snapshots"
 
 
 class Capacity(Record):
@@ -430,6 +431,13 @@ class SandboxesSeen(Record):
 
     complete: bool
     sandboxes: dict[str, str]
+
+
+class SnapshotsSeen(Record):
+    """Every snapshot that a node's disk has, listed not before ``at``. What could not be listed is never said to be empty."""
+
+    at: datetime
+    snapshots: tuple[str, ...]
 
 
 BODIES: Final[dict[Verb, type[Record]]] = {

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Final
 
 from domain.kernel.command import Cause
 from domain.kernel.ids import SYSTEM_PROJECT, derived
 from domain.nodes.node import Node
-from domain.nodes.orders import NodeHello, Observation, Report, ReportKind, SandboxesSeen, SandboxExited, Verb
+from domain.nodes.orders import NodeHello, Observation, Report, ReportKind, SandboxesSeen, SandboxExited, SnapshotsSeen, Verb
 from domain.sandboxes.sandbox import Sandbox, SandboxState
+from domain.templates.snapshot import Snapshot
 from handlers.control import SYSTEM_ACTOR, Control
 from handlers.fleet import SandboxEntry
 from handlers.reporting.taking import Taker
@@ -53,10 +55,30 @@ async def _missing(control: Control, report: Report, cause: Cause, entry: Sandbo
     await control.change(Sandbox, entry.project, sandbox.id, own, lambda s: s.exited(own.at, s.generation, None, "lost"))
 
 
+async def _snapshots(control: Control, report: Report, cause: Cause) -> None:
+    """What the node has listed and does not have is lost there, unless it came after the listing, or is on its way (§5.6)."""
+    seen = SnapshotsSeen.model_validate(report.body)
+    for project, identifier in sorted(control.fleet.snapshots_on.get(report.node, ())):
+        if identifier in seen.snapshots:
+            continue
+        snapshot = await control.find(Snapshot, project, identifier)
+        if snapshot is None or snapshot.modified_on >= seen.at or _needed(snapshot, report.node):
+            continue
+        own = Cause(derived(cause.command, identifier), cause.digest, SYSTEM_ACTOR, project, cause.at, cause.event, cause.trace)
+        decide = partial(Snapshot.lost, at=own.at, node_id=report.node)
+        await control.change(Snapshot, project, identifier, own, decide)
+
+
+def _needed(snapshot: Snapshot, node: str) -> bool:
+    """A sandbox that is perhaps just fetching it there, or going back to it, finds out by itself."""
+    return snapshot.rollback is not None or any(ref.node_id == node for ref in snapshot.refs.values())
+
+
 TAKERS: Final[dict[str, Taker]] = {
     Observation.NODE_HELLO: _hello,
     Verb.NODE_INSPECT: _hello,
     Observation.NODE_BYE: _bye,
     Observation.SANDBOX_EXITED: _exited,
     Observation.SANDBOXES: _seen,
+    Observation.SNAPSHOTS: _snapshots,
 }

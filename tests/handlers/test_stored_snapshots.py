@@ -230,3 +230,26 @@ def test_a_stored_snapshot_that_is_damaged_counts_no_more_and_is_stored_again(at
             assert (await place.get(Sandbox, sandbox)).state is SandboxState.RUNNING
 
     at(test)
+
+
+def test_a_snapshot_that_its_node_does_not_list_is_lost_there(at) -> None:
+    """Not one that is newer than the listing, nor one that a sandbox there runs on; a stored one is only somewhere else."""
+
+    async def test(place) -> None:
+        sandbox = await place.sandbox(await place.template())
+        kept, gone, safe, used = [await taken(place, sandbox) for _ in range(4)]
+        await stored(place, safe)
+        await place.do("sandbox.create", {"snapshot_id": used, "wait_s": 10})
+        await place.node.has(kept, age_s=3600)
+        await place.node.has(kept)
+        await eventually(lambda: is_in(place, gone, SnapshotState.FAILED))
+
+        async def nowhere() -> bool:
+            return (await place.get(Snapshot, safe)).places == set()
+
+        await eventually(nowhere)
+        states = {name: (await place.get(Snapshot, name)).state for name in (kept, safe, used)}
+        assert set(states.values()) == {SnapshotState.READY}
+        assert (await place.get(Snapshot, gone)).error_code == "snapshot.lost"
+
+    at(test)

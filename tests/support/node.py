@@ -131,6 +131,11 @@ class ScriptedNode:
         body = {"complete": complete, "sandboxes": sandboxes}
         await self._say(Observation.SANDBOXES, ReportKind.OBSERVED, "system", body, age_s=age_s)
 
+    async def has(self, *snapshots: str, age_s: float = 0) -> None:
+        """Say which snapshots are here, as they were listed ``age_s`` seconds ago."""
+        at = datetime.now(UTC) - timedelta(seconds=age_s)
+        await self._say(Observation.SNAPSHOTS, ReportKind.OBSERVED, "system", {"at": at.isoformat(), "snapshots": snapshots})
+
     def did(self, verb: Verb) -> list[Order]:
         """The orders of that verb, each id once."""
         return list({order.id: order for order in self.orders if order.verb == verb}.values())
