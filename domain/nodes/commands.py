@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, StringConstraints, ValidationInfo, field_validator
 
 from domain.kernel.aggregate import Record
 from domain.kernel.command import Command
@@ -34,20 +34,26 @@ class RolloutStart(Command):
     RESULT: ClassVar[type[Record]] = RolloutAccepted
 
     nodes: Annotated[tuple[NodeId, ...], Field(max_length=1024)] = ()
-    all: bool = False
+    all: bool = Field(default=False, validate_default=True)
     guest_image: Version = ""
     agent: Version = ""
-    kernel: Version = ""
+    kernel: Version = Field(default="", validate_default=True)
     at_once: Annotated[int, Field(ge=1, le=64)] = 1
     stop_after_s: Annotated[float, Field(ge=0, le=31 * 86_400)] | None = None
 
-    @model_validator(mode="after")
-    def _something_to_do(self) -> Self:
-        if self.all == bool(self.nodes):
+    @field_validator("all")
+    @classmethod
+    def _or_nodes(cls, everything: bool, info: ValidationInfo) -> bool:
+        if "nodes" in info.data and everything == bool(info.data["nodes"]):
             raise ValueError("give either nodes or all: true")
-        if not (self.guest_image or self.agent or self.kernel):
+        return everything
+
+    @field_validator("kernel")
+    @classmethod
+    def _or_another(cls, kernel: str, info: ValidationInfo) -> str:
+        if not kernel and {"guest_image", "agent"} <= info.data.keys() and not (info.data["guest_image"] or info.data["agent"]):
             raise ValueError("say which guest_image, agent or kernel the nodes shall run")
-        return self
+        return kernel
 
 
 class RolloutCancel(Command):

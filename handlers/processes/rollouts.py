@@ -42,6 +42,7 @@ async def pump(control: Control, project: str, rollout_id: str) -> None:
     rollout = await control.get(Rollout, project, rollout_id)
     while rollout.state is RolloutState.RUNNING and len(rollout.at_step(*AT_WORK)) < rollout.at_once:
         waiting = [n for n in rollout.at_step(NodeStep.WAITING) if not await _needless(control, rollout, n)]
+        waiting.sort(key=lambda n: not control.fleet.nodes[n].healthy)  # one that nobody hears would keep the others waiting
         chosen, held_by = next_node(waiting, usable(control, rollout))
         await _change(control, rollout_id, "hold", *held_by, decide=partial(Rollout.hold, templates=tuple(held_by)))
         if chosen is None:

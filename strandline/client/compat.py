@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any, Unpack
 
 from domain.templates.commands import CompatRescan
-from strandline.client.call import Call, item_of
+from strandline.client.call import Call, given, item_of
 from strandline.client.items import CompatRow, CompatSummary, WhatIf
 from strandline.client.noun import Noun
 from strandline.client.replies import CompatRescanned
@@ -36,6 +36,6 @@ class Compat(Noun):
         where = {name: value for name, value in asked.items() if value is not None}
         return self._calls.each("compat-matrix", WhatIf, {**where, "node_id": node_id, "as_of": as_of}, limit=limit, verb="what-if")
 
-    async def summary(self) -> CompatSummary:
+    async def summary(self, *, as_of: int | str | None = None) -> CompatSummary:
         """How much is stale, missing or unknown."""
-        return CompatSummary.model_validate(item_of(await self._calls.query("compat-matrix", "summary")) or {})
+        return CompatSummary.model_validate(item_of(await self._calls.query("compat-matrix", "summary", given(as_of=as_of))) or {})

@@ -16,6 +16,7 @@ from domain import catalogue
 from domain.kernel.command import MAX_BODY, Command
 from domain.kernel.errors import Invalid, Refused
 from domain.kernel.registry import COMMANDS
+from domain.nodes.commands import RolloutStart
 from domain.sandboxes.commands import SandboxClone, SandboxCreate, SandboxExec, SandboxSetTtl
 from domain.templates.commands import CompatRescan, SnapshotCreate, TemplateCreate, TemplateRedo
 
@@ -140,6 +141,9 @@ def _bounded_text(schema: dict[str, Any]) -> bool:
         (TemplateRedo, {"template": "base", "mode": "SOME"}, "mode"),
         (CompatRescan, {}, "all"),
         (CompatRescan, {"nodes": ["n1"], "all": True}, "all"),
+        (RolloutStart, {"nodes": ["n1"], "all": True, "agent": "2"}, "all"),
+        (RolloutStart, {"all": True}, "kernel"),
+        (RolloutStart, {"all": True, "agent": "2", "at_once": 0}, "at_once"),
         (SnapshotCreate, {"sandbox_id": SB, "name": "line\nbreak"}, "name"),
     ],
 )

@@ -93,11 +93,12 @@ async def get(run: Run, template: args.Template) -> None:
     "summary",
     examples="""
     strandline compat summary
+    strandline compat summary --as-of 2h
     """,
 )
-async def summary(run: Run) -> None:
+async def summary(run: Run, as_of: args.AsOf = None) -> None:
     """How many replicas are stale, missing or unknown."""
-    run.out.one(await run.s.compat.summary(), shapes.SUMMARY)
+    run.out.one(await run.s.compat.summary(as_of=parse.moment(as_of) if as_of else None), shapes.SUMMARY)
 
 
 @verb(
