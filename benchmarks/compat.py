@@ -53,9 +53,10 @@ async def run(*, short: bool = False) -> list[Row]:
             async with Projector(nc, store, BusLog(nc), VIEWS) as projector:
                 began = time.perf_counter()
                 assert await projector.reached("compat-matrix", stored, FILL_S)
+                await projector.caught_up()  # that is: indexed, too
                 filled = time.perf_counter() - began
                 bench = _Bench(Caller(nc), publisher, size, stored)
-                first = await bench.visible()
+                await bench.visible()  # warm
                 found = await in_turn(turns, {"visible": bench.visible, "summary": bench.summary, "bare": bench.bare})
             await publisher.close()
             store.close()
@@ -68,9 +69,8 @@ async def run(*, short: bool = False) -> list[Row]:
             "s",
             VISIBLE,
         ),
-        Row("the first one after the projector has read all that", millis([first])),
         Row("summary, p50", millis(found["summary"]), millis(found["bare"]), statistics.median(found["summary"]) * 1000, "ms", SUMMARY),
-        Row(f"{stored:,} commits into all {len(VIEWS)} views", f"{filled:.0f} s", "", None),
+        Row(f"{stored:,} commits into all {len(VIEWS)} views, and their indexes", f"{filled:.0f} s", "", None),
     ]
 
 
