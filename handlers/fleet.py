@@ -15,6 +15,7 @@ from typing import Any
 
 from bus.commit import Commit
 from domain.nodes.orders import Capacity, Versions
+from handlers.openings import CLOSING, OPENING
 from handlers.wants import Wants
 
 Key = tuple[str, str, str]
@@ -309,49 +310,6 @@ REPLICA_STATES = {
     "replica.cleaning": "CLEANING",
 }
 SANDBOX_DEAD = frozenset({"sandbox.start-failed", "sandbox.destroyed"})
-OPENING = frozenset(
-    {
-        "job.created",
-        "sandbox.created",
-        "sandbox.operation-begun",
-        "sandbox.stop-requested",
-        "sandbox.delete-requested",
-        "sandbox.exited",
-        "provisioning.failed",
-        "template.delete-begun",
-        "template.delete-requested",
-        "artifact.cleanup-requested",
-        "snapshot.deleted",
-        "rollout.begun",
-        "snapshot.export-requested",
-    }
-)
-CLOSING = frozenset(
-    {
-        "job.succeeded",
-        "job.failed",
-        "sandbox.started",
-        "sandbox.paused",
-        "sandbox.resumed",
-        "sandbox.rolled-back",
-        "sandbox.snapshot-ended",
-        "sandbox.operation-failed",
-        "sandbox.operation-expired",
-        "sandbox.start-failed",
-        "sandbox.destroyed",
-        "provisioning.abandoned",
-        "template.deleted",
-        "template.delete-refused",
-        "template.delete-failed",
-        "artifact.deleted",
-        "artifact.claimed",
-        "snapshot.removed",
-        *("rollout.completed", "rollout.cancelled", "rollout.failed"),
-        "snapshot.stored",
-        "snapshot.export-failed",
-        "snapshot.failed",
-    }
-)
 _FOLDS: dict[str, Callable[[Fleet, Commit, str, dict[str, Any]], None]] = {
     "node": Fleet._node,  # noqa: SLF001 - the table of its own methods
     "replica": Fleet._replica,  # noqa: SLF001

@@ -1,0 +1,47 @@
+"""Which events open work that is not finished before another one closes it: what the watchdog looks after (design.md §10.4)."""
+
+from __future__ import annotations
+
+OPENING = frozenset(
+    {
+        "job.created",
+        "sandbox.created",
+        "sandbox.operation-begun",
+        "sandbox.stop-requested",
+        "sandbox.delete-requested",
+        "sandbox.exited",
+        "provisioning.failed",
+        "template.delete-begun",
+        "template.delete-requested",
+        "artifact.cleanup-requested",
+        "snapshot.deleted",
+        "rollout.begun",
+        "snapshot.export-requested",
+    }
+)
+CLOSING = frozenset(
+    {
+        "job.succeeded",
+        "job.failed",
+        "sandbox.started",
+        "sandbox.paused",
+        "sandbox.resumed",
+        "sandbox.rolled-back",
+        "sandbox.snapshot-ended",
+        "sandbox.operation-failed",
+        "sandbox.operation-expired",
+        "sandbox.start-failed",
+        "sandbox.destroyed",
+        "provisioning.abandoned",
+        "template.deleted",
+        "template.delete-refused",
+        "template.delete-failed",
+        "artifact.deleted",
+        "artifact.claimed",
+        "snapshot.removed",
+        *("rollout.completed", "rollout.cancelled", "rollout.failed"),
+        "snapshot.stored",
+        "snapshot.export-failed",
+        "snapshot.failed",
+    }
+)
