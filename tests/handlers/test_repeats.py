@@ -132,7 +132,7 @@ def test_concurrent_duplicates_at_two_control_planes_have_one_effect_and_one_ans
             planes = (place.plane, other) * 5
             told = await asyncio.gather(*[ask(plane, "sandbox.create", {"template": template}, "same") for plane in planes])
             assert told.count(told[0]) == 10, told
-            assert len(place.plane.control.fleet.sandboxes) == 1
+            await eventually(lambda: len(place.plane.control.fleet.sandboxes) == 1)
             running = await place.sandbox(template)
             ran = await asyncio.gather(*[ask(plane, "sandbox.exec", {"sandbox_id": running, "cmd": ["date"]}, "run") for plane in planes])
             assert ran.count(ran[0]) == 10, ran

@@ -169,7 +169,8 @@ class ScriptedNode:
             await self.tell(order, ReportKind.PROGRESS, {"phase": phase}, suffix=f":{phase}")
         kind = ReportKind.DONE if failure is None else ReportKind.FAILED
         body = done(self, order) if failure is None else self.left(order)
-        await self.tell(order, kind, body, failure)
+        asked = sum(known.id == order.id for known in self.orders) if order.verb is Verb.SANDBOX_EXEC else 1
+        await self.tell(order, kind, body, failure, suffix=f":again-{asked}" if asked > 1 else "")  # as the agent answers once more
 
     async def store(self, order: Order) -> None:
         """Put a snapshot's chunks into the shared store, as agents do."""
