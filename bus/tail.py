@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
 
-WINDOW: Final = 8_000
+WINDOW: Final = 4_000
 """Messages asked for ahead of the handler."""
 BATCH: Final = 1000
 ATTACH_S: Final = 5.0
@@ -32,7 +32,8 @@ class Tail(Generic[T]):
 
     It lives through disconnects, restarts and lost consumers, resuming after the last message received. ``handle_batch`` is called with
     one batch at a time; what it raises ends the tail, and comes out of ``wait``. ``seq`` is the last position handled. ``caught_up`` is set
-    when everything that was stored at the start has been handled. ``decode`` turns (data, seq) into what a batch is made of.
+    when everything that was stored at the start has been handled. ``decode`` turns (data, seq) into what a batch is made of; without it
+    that is (seq, data).
     """
 
     def __init__(
@@ -42,7 +43,7 @@ class Tail(Generic[T]):
         filters: Sequence[str],
         handle_batch: Callable[[Sequence[T]], Awaitable[None]],
         *,
-        decode: Callable[[bytes, int], T] = decode,  # type: ignore[assignment]  # T is Commit unless the caller says otherwise
+        decode: Callable[[bytes, int], T] | None = decode,  # type: ignore[assignment]  # T is Commit unless the caller says otherwise
         stream: str = subjects.EVENTS,
         batch: int = BATCH,
     ) -> None:
@@ -53,7 +54,7 @@ class Tail(Generic[T]):
         self._stream = stream
         self._batch = batch
         self._received = after
-        self._buffer: list[tuple[bytes, int]] = []
+        self._buffer: list[tuple[int, bytes]] = []
         self._left = -1
         self._count = 0
         self._handled = 0
@@ -126,7 +127,7 @@ class Tail(Generic[T]):
         self._received = seq
         self._left = pending
         self._count += 1
-        self._buffer.append((message.data, seq))
+        self._buffer.append((seq, message.data))
         self._arrived.set()
         return len(self._buffer)
 
@@ -137,8 +138,9 @@ class Tail(Generic[T]):
             while self._buffer:
                 taken = self._buffer[: self._batch]
                 del self._buffer[: len(taken)]
-                await self._handle_batch([self._decode(data, seq) for data, seq in taken])
-                _, self.seq = taken[-1]
+                decode = self._decode
+                await self._handle_batch(taken if decode is None else [decode(data, seq) for seq, data in taken])  # type: ignore[arg-type]
+                self.seq, _ = taken[-1]
                 self._handled += len(taken)
                 await self._pull.ask(len(self._buffer))
                 self._look()

@@ -26,10 +26,6 @@ FAULTS: Final = 100
 """Places that one answer names."""
 
 
-def _message(data: bytes, seq: int) -> Message:
-    return seq, data
-
-
 class BusLog:
     """The stream EVENTS over one connection."""
 
@@ -40,7 +36,7 @@ class BusLog:
     async def batches(self, after: int) -> AsyncGenerator[Batch, None]:
         """Everything behind ``after``; an empty batch says that nothing more is waiting after all."""
         ready: asyncio.Queue[Sequence[Message] | None] = asyncio.Queue(AHEAD)
-        tail = Tail(self._nc, after, [subjects.ALL_EVENTS], ready.put, decode=_message)
+        tail: Tail[Message] = Tail(self._nc, after, [subjects.ALL_EVENTS], ready.put, decode=None)
         async with tail, _signals(tail, ready):
             owed = True
             while True:
@@ -54,7 +50,7 @@ class BusLog:
                 more = not tail.caught_up.is_set() or not ready.empty() or len(messages) >= BULK
                 owed = more or not messages
                 if messages:
-                    yield Batch(list(messages), more)
+                    yield Batch(messages, more)
 
     async def identity(self) -> str:
         """When the stream was made."""

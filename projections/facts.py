@@ -7,7 +7,6 @@ event: old schemas are upcast, and fields that stand in the log only when they d
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from types import UnionType
 from typing import Annotated, Any, Final, TypeAlias, Union, get_args, get_origin, get_type_hints
 
@@ -21,17 +20,14 @@ Json: TypeAlias = dict[str, Any]
 Fill: TypeAlias = Callable[[Any], Any]
 
 
-@dataclass(slots=True)
-class Fact:
+class Fact(msgspec.Struct, gc=False):
     """One event. ``time`` is RFC 3339 in UTC; ``data`` has every field of the event's class."""
 
     seq: int
     time: str
     project: str
-    kind: str
     id: str
     type: str
-    version: int
     data: Json
 
 
@@ -48,7 +44,6 @@ class RawCommit(msgspec.Struct, frozen=True, gc=False):
     """What views read of a stored commit. Most of its bytes are not theirs: this takes half the time of parsing it whole."""
 
     project: str
-    type: str
     id: str
     time: str
     events: list[RawEvent]
@@ -69,7 +64,7 @@ def read_fact(seq: int, commit: RawCommit, event: RawEvent) -> Fact:
     schema, fill = _READ.get(name) or _learn(name)
     if event.schema != schema:
         data = _upcast(name, event.schema, data)
-    return Fact(seq, commit.time, commit.project, commit.type, commit.id, name, event.version, fill(data))
+    return Fact(seq, commit.time, commit.project, commit.id, name, fill(data))
 
 
 _READ: Final[dict[str, tuple[int, Callable[[Json], Json]]]] = {}

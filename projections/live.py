@@ -26,7 +26,7 @@ log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
-BULK_ITEMS: Final = 5_000
+BULK_ITEMS: Final = 20_000
 """Changed items, over all views, that are saved at the latest; what bounds memory while catching up."""
 BULK_S: Final = 0.5
 """Seconds after which a batch is saved although more is waiting."""

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol
@@ -19,7 +19,7 @@ from projections.engine import Message
 class Batch:
     """Consecutive commits. ``more``: others are waiting already, so that it is worth applying them together."""
 
-    messages: list[Message]
+    messages: Sequence[Message]
     more: bool
 
 
@@ -27,7 +27,7 @@ class Batch:
 class Page:
     """Commits of one subject. ``next``: where the next page begins, None at the end of the log."""
 
-    messages: list[Message]
+    messages: Sequence[Message]
     next: int | None
 
 

@@ -7,7 +7,7 @@ the live one. With ``until`` the result is a copy as of that position instead: i
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -148,7 +148,7 @@ class Rebuilder:
         engine.attach(made)
         return engine
 
-    async def _apply(self, engine: Engine, messages: list[Message], progress: Progress, watch: Watcher) -> None:
+    async def _apply(self, engine: Engine, messages: Sequence[Message], progress: Progress, watch: Watcher) -> None:
         async with self._live.lock:
             await self._live.apply(engine, messages)
             if engine.dirty >= SAVE_ITEMS:

@@ -44,7 +44,10 @@ class State:
     def edit(self, project: str, id: str, kind: str = ITEMS) -> Item | None:  # noqa: A002
         """The item, to change: it is saved with the batch."""
         key = (kind, project, id)
-        item = self._known[key] if key in self._known else self.get(project, id, kind)
+        try:
+            item = self._known[key]
+        except KeyError:
+            item = self.get(project, id, kind)
         if item is not None:
             self.dirty[key] = item
         return item

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import os
 import shutil
 import socket
 import tarfile
@@ -177,7 +178,8 @@ def test_a_malicious_image_ends_in_a_failed_job_and_nothing_else(running: Runnin
 
     def files() -> set[Path]:
         kept = (node / "journal", node / "logs")
-        return {path for path in node.rglob("*") if not any(path.is_relative_to(part) for part in kept)}
+        found = (Path(folder, name) for folder, folders, names in os.walk(node) for name in (*folders, *names))  # bears what goes meanwhile
+        return {path for path in found if not any(path.is_relative_to(part) for part in kept)}
 
     async def scenario() -> None:
         async with Strandline.connect(running.dir) as s, await connect_from(running.dir, "test", on_closed=lambda: None) as nc:

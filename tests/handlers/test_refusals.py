@@ -42,6 +42,7 @@ NOBODY: dict[str, tuple[dict[str, Any], str, bool]] = {
     "job.cancel": ({"job_id": "00000000-0000-5000-8000-000000000000"}, "job.not-found", False),
     "compat.rescan": ({"nodes": ["nowhere"]}, "node.not-found", False),
     "snapshot.create": ({"sandbox_id": SB}, "sandbox.not-found", False),
+    "snapshot.export": ({"snapshot_id": SNAP}, "snapshot.not-found", False),
     "snapshot.delete": ({"snapshot_id": SNAP}, "snapshot.not-found", False),
     "sandbox.create": ({"template": TPL}, "template.not-found", False),
     "sandbox.pause": ({"sandbox_id": SB}, "sandbox.not-found", False),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Annotated, Any
 
 import typer
@@ -105,6 +106,7 @@ async def summary(run: Run, as_of: args.AsOf = None) -> None:
     app,
     "what-if",
     lists=True,
+    watches=True,
     examples="""
     strandline compat what-if n1 --guest-image 2026.12
     strandline compat what-if n1 --agent 2.0 what_if=STALE
@@ -121,8 +123,10 @@ async def what_if(
     as_of: args.AsOf = None,
 ) -> None:
     """What would be stale if a node ran other versions. Nothing changes by asking."""
-    rows = run.s.compat.what_if(
-        await run.id("node", node),
+    identifier = await run.id("node", node)
+    read = partial(
+        run.s.compat.what_if,
+        identifier,
         as_of=parse.moment(as_of) if as_of else None,
         limit=run.limit,
         guest_image=guest_image,
@@ -130,7 +134,10 @@ async def what_if(
         kernel=kernel,
         **run.filters,
     )
-    await run.out.rows(rows, WHAT_IF)
+    if run.watch:
+        await watch(run, WHAT_IF, ("replica", "node", "template"), read)
+    else:
+        await run.out.rows(read(), WHAT_IF)
 
 
 WHAT_IF = Shape(

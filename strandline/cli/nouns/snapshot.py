@@ -91,6 +91,7 @@ async def list_(run: Run, as_of: args.AsOf = None) -> None:
     app,
     "tree",
     lists=True,
+    watches=True,
     examples="""
     strandline snapshot tree
     strandline snapshot tree --of tpl-1f2e3d4c5b6a798081726354
@@ -102,14 +103,16 @@ async def tree(
     as_of: args.AsOf = None,
 ) -> None:
     """Who came from whom: templates, sandboxes and snapshots, each under what it came from."""
-    found = [item async for item in run.s.snapshots.lineage(as_of=parse.moment(as_of) if as_of else None, **run.filters)]
-    rows = drawn(found, of)
 
-    async def told() -> AsyncIterator[Any]:
-        for row in islice(rows, run.limit):
+    async def read() -> AsyncIterator[Any]:
+        found = [item async for item in run.s.snapshots.lineage(as_of=parse.moment(as_of) if as_of else None, **run.filters)]
+        for row in islice(drawn(found, of), run.limit):
             yield row
 
-    await run.out.rows(told(), shapes.LINEAGE)
+    if run.watch:
+        await watch(run, shapes.LINEAGE, ("template", "sandbox", "snapshot"), read)
+    else:
+        await run.out.rows(read(), shapes.LINEAGE)
 
 
 @verb(
