@@ -101,8 +101,8 @@ def table(rows: Sequence[Row], *, markdown: bool = False) -> str:
     head = ["what", "ours", "bare", "value", "budget", ""]
     lines = [head, *(row.cells() for row in rows)]
     if markdown:
-        return "\n".join("| " + " | ".join(line) + " |" + ("\n|---" * 6 + "|" if line is head else "") for line in lines).replace(
-            "\n|---|", "\n|---|"
-        )
+        rule = "|" + "---|" * len(head)
+        told = ["| " + " | ".join(line) + " |" for line in lines]
+        return "\n".join([told[0], rule, *told[1:]])
     widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
