@@ -70,13 +70,16 @@ class Connection(Client):
 
         False: left to nats-py's own task, which also waits for a socket that takes no more.
         """
-        transport = self._transport
         if len(self._pending) < LOT:
             if self._together:
                 self._together -= 1
                 return False
             if self._written:
                 return False
+        return self._write_pending()
+
+    def _write_pending(self) -> bool:
+        transport = self._transport
         if not self.is_connected or not isinstance(transport, TcpTransport) or transport._io_writer is None:  # noqa: SLF001
             return False
         try:
@@ -97,6 +100,11 @@ class Connection(Client):
         self._written = False
         if self._pending:
             self._together = TOGETHER
+
+    async def _send_ping(self, future: asyncio.Future[Any] | None = None) -> None:
+        """nats-py writes a ping past what is pending, so that its answer would prove nothing about that; ``flush`` stands on it."""
+        self._write_pending()
+        await super()._send_ping(future)
 
     async def _flush_pending(self, force_flush: bool = False) -> Any:
         if force_flush or not self.write_now():

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from datetime import UTC, datetime
 
-from bus import heartbeat
+from bus import direct, heartbeat
+from bus.subjects import NODES_BUCKET
 
 
 class Notes:
@@ -63,7 +64,7 @@ def test_a_watch_that_begins_later_knows_who_beat_before(connecting, run, eventu
         notes = Notes()
         async with connecting(streams=True) as nc:
             await heartbeat.beat(nc, "n1", {"a": 1})
-            await nc.flush()
+            await eventually(lambda: direct.get(nc, f"KV_{NODES_BUCKET}", last_by_subj=f"$KV.{NODES_BUCKET}.n1"))
             async with watching(nc, notes, 30) as watch:
                 await eventually(lambda: notes.seen == ["n1"])
                 assert watch.bodies == {"n1": {"a": 1}}
