@@ -22,6 +22,7 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from bus.connection import Connection, parse_headers
+from bus.requests import heed_cancellation
 
 log = structlog.get_logger(__name__)
 
@@ -208,10 +209,3 @@ class Pull:
 def _pause(failures: int) -> float:
     pause: float = min(0.02 * 2**failures, LONGEST_PAUSE_S)
     return pause * random.uniform(0.5, 1.0)  # noqa: S311 - spreads readers, guards nothing
-
-
-def heed_cancellation() -> None:
-    """Raise the cancellation that ``asyncio.wait_for`` of Python 3.11, in nats-py's requests, drops when the answer comes just then."""
-    task = asyncio.current_task()
-    if task is not None and task.cancelling():
-        raise asyncio.CancelledError

@@ -84,11 +84,20 @@ async def exchange(nc: Client, subject: str, data: bytes, headers: Headers | Non
     """One request, one reply. Raises ``UnansweredError``, and nats-py's ``MaxPayloadError`` and ``BadSubjectError``."""
     try:
         async with asyncio.timeout(timeout) as limit, _until_reconnect(nc, limit):
-            return await nc.request(subject, data, timeout=timeout + 1, headers=dict(headers) if headers else None)
+            reply = await nc.request(subject, data, timeout=timeout + 1, headers=dict(headers) if headers else None)
+            heed_cancellation()
+            return reply
     except (MaxPayloadError, BadSubjectError):
         raise
     except (NatsError, OSError, TimeoutError) as error:
         raise UnansweredError(f"no answer on {subject} ({type(error).__name__})") from error
+
+
+def heed_cancellation() -> None:
+    """Raise the cancellation that ``asyncio.wait_for`` of Python 3.11, in nats-py's requests, drops when the answer comes just then."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
 
 
 @asynccontextmanager

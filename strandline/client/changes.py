@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import Final
 
-from bus.pull import heed_cancellation
+from bus.requests import heed_cancellation
 from domain.kernel.errors import Refused
 from domain.kernel.ids import SYSTEM_PROJECT
 from strandline.client.call import Calls

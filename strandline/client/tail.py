@@ -9,8 +9,7 @@ from typing import Final
 from bus import subjects
 from bus.commit import Commit
 from bus.connection import Client
-from bus.pull import heed_cancellation
-from bus.requests import ApiError, call
+from bus.requests import ApiError, call, heed_cancellation
 from bus.subscription import Tail
 from domain.kernel.errors import Refused
 
