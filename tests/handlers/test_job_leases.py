@@ -51,6 +51,7 @@ def test_a_pull_of_forty_minutes_that_moves_comes_to_its_end(at) -> None:
     async def test(place) -> None:
         job, template = await pulling(place)
         waiting = (await place.do("template.create", {"image": "oci:/images/demo", "memory_mb": 64}))["job_id"]
+        await eventually(lambda: is_running(place, waiting))  # its lease begins with it: at the same time as the other's
         for minute in range(1, 41):
             passes(place, minute)
             await pulled(place, minute)
@@ -64,6 +65,9 @@ def test_a_pull_of_forty_minutes_that_moves_comes_to_its_end(at) -> None:
             await eventually(lambda each=each: has_ended(place, each))
             assert (await place.get(Job, each)).state is JobState.READY
         assert (await place.get(Template, template)).state is TemplateState.READY
+
+    async def is_running(place, job: str) -> bool:
+        return (await place.get(Job, job)).state is JobState.RUNNING
 
     async def is_fresh(place, job: str) -> bool:
         return await lease_left(place, job) >= timedelta(minutes=9)
