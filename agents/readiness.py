@@ -70,7 +70,8 @@ async def _listening(driver: CanWatchPorts, handle: Handle) -> frozenset[int]:
 
 async def _connects(attempt: Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]) -> bool:
     try:
-        _, writer = await asyncio.wait_for(attempt, 1)
+        async with asyncio.timeout(1):
+            _, writer = await attempt
     except (OSError, TimeoutError):
         return False
     writer.close()

@@ -125,7 +125,8 @@ async def unwind(steps: Sequence[Step[C]], context: C, account: Account, crash: 
             continue
         crash(f"undo-{step.name}:before")
         try:
-            await asyncio.wait_for(_awaited(step.undo(context)), UNDO_S)
+            async with asyncio.timeout(UNDO_S):
+                await _awaited(step.undo(context))
         except Exception as error:
             why = failure_of(error)
             account.undo_failed(step.name, why)

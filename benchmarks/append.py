@@ -66,7 +66,7 @@ class _Bench:
 
     async def prepare(self) -> _Bench:
         """Aggregates for the store to decide about, as many as may be under way."""
-        self._publisher = await open_publisher(self._nc)
+        self._publisher = open_publisher(self._nc)
         self._store = await Store.open(self._nc)
         await at_once(self._width, self._width, self._create)
         return self

@@ -44,7 +44,7 @@ async def run(*, short: bool = False) -> list[Row]:
     with tempfile.TemporaryDirectory() as directory, Server(directory, sync="2m") as server:
         async with await connect(server.url, name="benchmark", watch_s=60) as nc:
             await ensure_streams(nc)
-            publisher, store = await open_publisher(nc), SqliteStore(Path(directory) / "views.db")
+            publisher, store = open_publisher(nc), SqliteStore(Path(directory) / "views.db")
             entries = list(nodes(size)) + list(_templates(size))
             await at_once(len(entries), 256, lambda n: publisher.publish(entries[n].subject, entries[n].data))
             cells = _Cells(size)

@@ -21,7 +21,7 @@ async def run(*, short: bool = False) -> list[Row]:
     with tempfile.TemporaryDirectory() as directory, Server(directory, sync="2m") as server:
         async with await connect(server.url, name="benchmark") as nc:
             await ensure_streams(nc)
-            publisher = await open_publisher(nc)
+            publisher = open_publisher(nc)
             messages = [entry.message() for entry in created(count)]
             await at_once(count, 256, lambda n: publisher.publish(*messages[n]))
         server.stop()  # what it keeps in memory is on the disk afterwards

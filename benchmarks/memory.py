@@ -92,7 +92,7 @@ def _start(module: str, directory: str) -> subprocess.Popen[bytes]:
 
 async def _fill(nc: Connection, count: int) -> int:
     """Write the log, lot by lot; returns its last position. Commits of one aggregate must follow each other."""
-    publisher = await open_publisher(nc)
+    publisher = open_publisher(nc)
     fleet, life, stored = list(nodes(100)) if count else [], lives(count), 0
     lots = iter(lambda: list(itertools.islice(life, 4 * LOT)), [])
     for lot in itertools.chain([fleet] if fleet else [], lots):

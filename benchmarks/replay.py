@@ -77,7 +77,7 @@ async def _fill(nc: Connection, count: int) -> int:
 
     Commits of one aggregate must follow each other, so each lot is published in two parts.
     """
-    publisher = await open_publisher(nc)
+    publisher = open_publisher(nc)
     entries = [(entry.subject, entry.data) for entry in lives(count)]
     for lot in range(0, len(entries), LOT):
         numbers = range(lot, min(lot + LOT, len(entries)))

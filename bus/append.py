@@ -14,7 +14,8 @@ from typing import Final, TypeVar
 import nats.errors
 
 from bus.direct import Reader
-from bus.requests import ApiError, Message, Publisher, UnansweredError, patiently
+from bus.replies import UnansweredError
+from bus.requests import ApiError, Message, Publisher, patiently
 from domain.kernel.errors import Refused
 
 T = TypeVar("T")

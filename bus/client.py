@@ -5,7 +5,6 @@ A command keeps its id through all repetitions, so that it acts at most once how
 
 from __future__ import annotations
 
-import asyncio
 import re
 import secrets
 from collections.abc import Mapping
@@ -16,8 +15,7 @@ from nats.aio.client import Client
 
 from bus import answers, subjects
 from bus.answers import ACTOR_HEADER, CALL_ID_HEADER, COMMAND_ID_HEADER, TRACE_HEADER
-from bus.fast import open_publisher
-from bus.requests import Publisher, UnansweredError, patiently, request
+from bus.requests import patiently, request
 from domain.kernel.command import MAX_BODY
 from domain.kernel.errors import Invalid, Refused
 from domain.kernel.ids import NAME_PATTERN
@@ -37,8 +35,6 @@ class Caller:
     def __init__(self, nc: Client, *, actor: str | None = None) -> None:
         self._nc = nc
         self._actor = actor
-        self._publisher: Publisher | None = None
-        self._opening = asyncio.Lock()
 
     async def command(
         self,
@@ -73,25 +69,13 @@ class Caller:
         _check(project)
         return await self._ask(subjects.query(project, view, verb), body or {}, {}, timeout, _PATIENCE)
 
-    async def _open(self) -> Publisher:
-        """What asks faster than nats-py's own ``request``; it is made where it can be tried, on a connection that is there."""
-        if self._nc.is_closed:
-            raise Refused("bus.closed", "this connection is closed")
-        if not self._nc.is_connected:
-            raise UnansweredError("not connected")
-        async with self._opening:
-            if self._publisher is None:
-                self._publisher = await open_publisher(self._nc)
-            return self._publisher
-
     async def _ask(self, subject: str, body: Mapping[str, Any], headers: dict[str, str], timeout: float, patience: float) -> dict[str, Any]:
         data = orjson.dumps(body)
         if len(data) > MAX_BODY:
             raise Refused("command.too-large", f"the body has {len(data)} bytes; {MAX_BODY} is the limit")
 
         async def once(left: float) -> dict[str, Any]:
-            publisher = self._publisher or await self._open()
-            return answers.read(await request(self._nc, subject, data, headers, min(left, patience), publisher))
+            return answers.read(await request(self._nc, subject, data, headers, min(left, patience)))
 
         return await patiently(once, timeout, _AGAIN)
 

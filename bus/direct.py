@@ -17,7 +17,8 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from bus.connection import Connection
-from bus.requests import WITHIN_S, ApiError, Publisher, UnansweredError, accepted, patiently
+from bus.replies import UnansweredError
+from bus.requests import WITHIN_S, ApiError, Publisher, accepted, patiently
 
 PAGE: Final = 1000
 """Messages per direct-get batch; larger batches are no faster (reference §3.3)."""

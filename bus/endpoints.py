@@ -27,7 +27,8 @@ from nats.errors import MaxPayloadError
 
 from bus import answers
 from bus.answers import ACTOR_HEADER, CALL_ID_HEADER, COMMAND_ID_HEADER, TRACE_HEADER
-from bus.connection import Client, Connection, parse_headers
+from bus.connection import Client, Connection
+from bus.headers import parse_headers
 from bus.micro import QUEUE, Discovery, Tally
 from domain.kernel.command import MAX_BODY, Command
 from domain.kernel.errors import Invalid, Refused

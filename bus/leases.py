@@ -98,7 +98,8 @@ class Leases:
             while True:
                 await asyncio.sleep(lease.ttl_s / 3)
                 try:
-                    lease = await asyncio.wait_for(self.renew(lease), max(lease.until - time.monotonic(), 0.01))
+                    async with asyncio.timeout(max(lease.until - time.monotonic(), 0.01)):
+                        lease = await self.renew(lease)
                 except (LeaseLostError, Refused, TimeoutError):
                     lease.lost.set()
                     return lease

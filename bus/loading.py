@@ -11,7 +11,7 @@ from bus import subjects
 from bus.cache import Key, Loaded
 from bus.commit import Commit, Corrupt, decode
 from bus.direct import Reader
-from bus.requests import UnansweredError
+from bus.replies import UnansweredError
 from bus.snapshots import Snapshots
 from domain.kernel.aggregate import Aggregate
 

@@ -89,7 +89,8 @@ class LogWriter:
         while True:
             self._full.clear()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._full.wait(), self._flush_s)
+                async with asyncio.timeout(self._flush_s):
+                    await self._full.wait()
             await self.flush()
 
     async def __aenter__(self) -> Self:

@@ -21,8 +21,8 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
-from bus.connection import Connection, parse_headers
-from bus.requests import heed_cancellation
+from bus.connection import Connection
+from bus.headers import parse_headers
 
 log = structlog.get_logger(__name__)
 
@@ -91,7 +91,6 @@ class Pull:
                 began = time.monotonic()
                 try:
                     consumer = await self._attach(fresh)
-                    heed_cancellation()
                     fresh = False
                     why = await self._receive_from(consumer)
                 except Exception as error:  # noqa: BLE001 - whatever it is: a reader that stops without a word is worse

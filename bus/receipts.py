@@ -19,7 +19,8 @@ from nats.aio.client import Client
 
 from bus import direct, subjects
 from bus.endpoints import Reply, Request
-from bus.requests import ApiError, UnansweredError, patiently, store
+from bus.replies import UnansweredError
+from bus.requests import ApiError, patiently, store
 from domain.kernel.errors import Refused
 
 log = structlog.get_logger(__name__)

@@ -7,13 +7,11 @@ anything (:class:`UnansweredError`) and it may have been stored all the same. ``
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
-from typing import Any, Final, NamedTuple, Self, TypeVar
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Final, NamedTuple, TypeVar
 
 import orjson
 from nats.aio.client import Client
@@ -21,7 +19,7 @@ from nats.aio.msg import Msg
 from nats.errors import BadSubjectError, MaxPayloadError
 from nats.errors import Error as NatsError
 
-from bus.connection import Connection
+from bus.replies import Headers, UnansweredError
 from domain.kernel.errors import Refused
 
 T = TypeVar("T")
@@ -38,8 +36,6 @@ DUPLICATE_IN_PROCESS: Final = 10158
 ABSENT: Final = frozenset({10043, 10057})
 """``sequence not found``, ``no message found``: said with code 500, and for good."""
 
-Headers = Mapping[str, str]
-
 
 class ApiError(Exception):
     """JetStream said no; nothing is stored. ``code`` is HTTP-like, ``err_code`` its own error number."""
@@ -55,13 +51,6 @@ class ApiError(Exception):
         if self.err_code in ABSENT:
             return False
         return self.code in {408, 429} or self.code >= 500 or self.err_code == DUPLICATE_IN_PROCESS
-
-
-class UnansweredError(Refused):
-    """Nobody answered: what a caller is told while the bus is not there. Whether what was sent has been done is unknown."""
-
-    def __init__(self, why: str) -> None:
-        super().__init__("bus.unavailable", why, retryable=True)
 
 
 class Ack(NamedTuple):
@@ -83,44 +72,16 @@ class Message(NamedTuple):
 async def exchange(nc: Client, subject: str, data: bytes, headers: Headers | None, timeout: float) -> Msg:
     """One request, one reply. Raises ``UnansweredError``, and nats-py's ``MaxPayloadError`` and ``BadSubjectError``."""
     try:
-        async with asyncio.timeout(timeout) as limit, _until_reconnect(nc, limit):
-            reply = await nc.request(subject, data, timeout=timeout + 1, headers=dict(headers) if headers else None)
-            heed_cancellation()
-            return reply
+        return await nc.request(subject, data, timeout=timeout, headers=dict(headers) if headers else None)
     except (MaxPayloadError, BadSubjectError):
         raise
     except (NatsError, OSError, TimeoutError) as error:
-        raise UnansweredError(f"no answer on {subject} ({type(error).__name__})") from error
+        raise UnansweredError(f"no answer on {subject}: {error}") from error
 
 
-def heed_cancellation() -> None:
-    """Raise the cancellation that ``asyncio.wait_for`` of Python 3.11, in nats-py's requests, drops when the answer comes just then."""
-    task = asyncio.current_task()
-    if task is not None and task.cancelling():
-        raise asyncio.CancelledError
-
-
-@asynccontextmanager
-async def _until_reconnect(nc: Client, limit: asyncio.Timeout) -> AsyncIterator[None]:
-    """End the waiting when the socket that the request went out on is gone: nobody will answer it any more."""
-
-    def end() -> None:
-        with contextlib.suppress(RuntimeError):  # over already
-            limit.reschedule(0)
-
-    stop = nc.on_reconnect(end) if isinstance(nc, Connection) else None
-    try:
-        yield
-    finally:
-        if stop is not None:
-            stop()
-
-
-async def request(nc: Client, subject: str, data: bytes, headers: Headers, timeout: float, publisher: Publisher | None = None) -> bytes:
+async def request(nc: Client, subject: str, data: bytes, headers: Headers, timeout: float) -> bytes:
     """The answer to one request. Raises ``Refused``: ``bus.unavailable``, which passes, or another code, which does not."""
     try:
-        if publisher is not None:
-            return (await publisher.ask(subject, data, headers, timeout)).data
         return (await exchange(nc, subject, data, headers, timeout)).data
     except MaxPayloadError:
         raise Refused("bus.too-large", f"{len(data)} bytes are more than the server takes") from None
@@ -222,11 +183,8 @@ class Publisher:
         self._batches = 0
         self._batch_prefix = nc.new_inbox().rsplit(".", 1)[-1]
 
-    async def start(self) -> Self:
-        return self
-
     async def close(self) -> None:
-        """Publishes under way end as unanswered."""
+        """Nothing here: publishes that are under way end with the connection."""
 
     async def ask(self, subject: str, data: bytes, headers: Headers | None = None, timeout: float = ACK_S) -> Msg:
         """One request, one reply. Raises ``UnansweredError``."""

@@ -20,7 +20,8 @@ from pydantic import TypeAdapter
 from bus import subjects
 from bus.cache import Key, Loaded
 from bus.direct import Reader
-from bus.requests import ApiError, Publisher, UnansweredError
+from bus.replies import UnansweredError
+from bus.requests import ApiError, Publisher
 from domain.kernel.aggregate import Aggregate, restore_state, take_state
 from domain.kernel.command import canonical
 from domain.kernel.registry import EVENTS

@@ -23,7 +23,8 @@ from bus.commit import Commit, decode, encode
 from bus.direct import PAGE, Reader
 from bus.fast import open_publisher
 from bus.loading import Loader, after
-from bus.requests import Publisher, UnansweredError
+from bus.replies import UnansweredError
+from bus.requests import Publisher
 from bus.snapshots import Snapshots
 from domain.kernel.aggregate import Event
 from domain.kernel.command import Cause
@@ -113,7 +114,7 @@ class Store:
     @classmethod
     async def open(cls, nc: Client, **settings: Any) -> Self:
         """A store with a publisher of its own."""
-        return cls(nc, await open_publisher(nc), **settings)
+        return cls(nc, open_publisher(nc), **settings)
 
     async def close(self) -> None:
         """Finish what is being written in the background."""

@@ -107,7 +107,7 @@ async def verify_log(nc: Client, *, project: str | None = None, kind: str | None
     """Check the log, or the part of it that belongs to a project, a type of aggregate or one aggregate."""
     subject = ".".join(["strand.evt", *[subjects.token(part) if part else "*" for part in (project, kind, id)]])
     everything = project is kind is id is None
-    publisher = await open_publisher(nc)
+    publisher = open_publisher(nc)
     reader = Reader(publisher, subjects.EVENTS)
     verifier = Verifier(gapless=everything)
     try:

@@ -44,7 +44,8 @@ class Moments:
             task = self._building[key] = asyncio.create_task(self._build(view, position))
             task.add_done_callback(lambda _: self._building.pop(key, None))
         try:
-            return await asyncio.wait_for(asyncio.shield(task), PATIENCE_S)
+            async with asyncio.timeout(PATIENCE_S):
+                return await asyncio.shield(task)
         except TimeoutError:
             raise Refused("view.building", f"{view} as of {position} is still being replayed", retryable=True) from None
 

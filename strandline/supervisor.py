@@ -142,7 +142,8 @@ async def _end(child: Child) -> None:
     with contextlib.suppress(ProcessLookupError):
         process.send_signal(signal.SIGTERM)
     try:
-        await asyncio.wait_for(process.wait(), child.stop_s)
+        async with asyncio.timeout(child.stop_s):
+            await process.wait()
     except TimeoutError:
         log.warning("child.killed", name=child.name, after_s=child.stop_s)
         with contextlib.suppress(ProcessLookupError):

@@ -19,7 +19,8 @@ from eventsourcing.persistence import OperationalError
 from bus import direct
 from bus.direct import Stored
 from bus.recorder.bridge import Bridge
-from bus.requests import WITHIN_S, Ack, ApiError, Message, UnansweredError, call, patiently
+from bus.replies import UnansweredError
+from bus.requests import WITHIN_S, Ack, ApiError, Message, call, patiently
 from bus.streams import StreamMismatchError, ensure_stream
 
 EXPECT: Final = "Nats-Expected-Last-Subject-Sequence"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 import typer
@@ -25,7 +25,7 @@ def complete(noun: str) -> Callable[[typer.Context, str], list[tuple[str, str]]]
     def completer(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
         quiet()
         with contextlib.suppress(Refused, TimeoutError, OSError, ValueError):
-            return asyncio.run(asyncio.wait_for(_candidates(noun, _where(ctx), incomplete), LIMIT_S))
+            return asyncio.run(_within(LIMIT_S, _candidates(noun, _where(ctx), incomplete)))
         return []
 
     return completer
@@ -35,6 +35,11 @@ def _where(ctx: typer.Context) -> where.Where:
     given: dict[str, Any] = {**ctx.find_root().params, **{k: v for k, v in ctx.params.items() if v}}
     flags = where.Where(**{name: given.get(name) for name in ("dir", "url", "project", "creds")})
     return where.find(flags, given.get("context"))
+
+
+async def _within(seconds: float, candidates: Awaitable[list[tuple[str, str]]]) -> list[tuple[str, str]]:
+    async with asyncio.timeout(seconds):
+        return await candidates
 
 
 async def _candidates(noun: str, at: where.Where, incomplete: str) -> list[tuple[str, str]]:

@@ -7,7 +7,6 @@ import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import Final
 
-from bus.requests import heed_cancellation
 from domain.kernel.errors import Refused
 from domain.kernel.ids import SYSTEM_PROJECT
 from strandline.client.call import Calls
@@ -26,9 +25,9 @@ async def changes(calls: Calls, *kinds: str, id: str | None = None) -> AsyncGene
     async with _listening(calls, _filters(calls.project, kinds, id), moved) as tick:
         while True:
             yield calls.seen
-            heed_cancellation()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(moved.wait(), tick)
+                async with asyncio.timeout(tick):
+                    await moved.wait()
             moved.clear()
 
 

@@ -9,7 +9,7 @@ from typing import Final
 from bus import subjects
 from bus.commit import Commit
 from bus.connection import Client
-from bus.requests import ApiError, call, heed_cancellation
+from bus.requests import ApiError, call
 from bus.subscription import Tail
 from domain.kernel.errors import Refused
 
@@ -30,7 +30,6 @@ async def commits(nc: Client, after: int, filters: Sequence[str]) -> AsyncGenera
     """Batches of commits behind ``after`` on those subjects. Raises what ends the tail: a message that is no commit."""
     batches: asyncio.Queue[Sequence[Commit]] = asyncio.Queue(AHEAD)
     async with Tail[Commit](nc, after, filters, batches.put) as tail:
-        heed_cancellation()
         ended = asyncio.create_task(tail.wait())
         taken: asyncio.Task[Sequence[Commit]] | None = None
         try:

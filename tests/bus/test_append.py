@@ -39,7 +39,7 @@ def name() -> str:
 def appending(bus, body):
     async def scenario() -> None:
         async with connected(bus) as nc:
-            publisher = FaultyPublisher(await open_publisher(nc))
+            publisher = FaultyPublisher(open_publisher(nc))
             reader = Reader(publisher, "EVENTS")
             await body(Appender(publisher, reader, 10), publisher, reader)
             await reader.close()

@@ -14,7 +14,7 @@ from bus.fast import open_publisher
 def with_reader(server, body, count=0):
     async def scenario() -> None:
         async with connected(server) as nc:
-            publisher = await open_publisher(nc)
+            publisher = open_publisher(nc)
             await asyncio.gather(*[publisher.publish(f"strand.evt.p.counter.c{i % 10}", b"%d" % i) for i in range(count)])
             reader = Reader(publisher, "EVENTS")
             await body(reader)

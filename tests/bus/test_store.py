@@ -24,7 +24,7 @@ pytestmark = pytest.mark.quick
 async def stores(server, count: int = 1, **settings):
     """Stores that know nothing of each other, as in separate processes."""
     async with connected(server) as nc:
-        made = [Store(nc, FaultyPublisher(await open_publisher(nc)), **settings) for _ in range(count)]
+        made = [Store(nc, FaultyPublisher(open_publisher(nc)), **settings) for _ in range(count)]
         yield made
         for store in made:
             await store.close()

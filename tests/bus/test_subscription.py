@@ -260,7 +260,7 @@ def test_a_passing_failure_is_tried_again_and_a_lasting_one_ends_in_the_dead_let
 
 
 async def dead_letters(nc):
-    publisher = await open_publisher(nc)
+    publisher = open_publisher(nc)
     reader = Reader(publisher, "DEAD")
     found = [json.loads(message.data) async for message in reader.all(">")]
     await reader.close()

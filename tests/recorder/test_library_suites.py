@@ -34,7 +34,7 @@ from bus.recorder.dcb import JetStreamDCBRecorder
 from bus.recorder.events import JetStreamAggregateRecorder, JetStreamApplicationRecorder
 from bus.recorder.stream import Record, RecorderStream
 from bus.recorder.tracking import JetStreamProcessRecorder, JetStreamTrackingRecorder
-from bus.requests import UnansweredError
+from bus.replies import UnansweredError
 from bus.server import Cluster, Server
 
 pytestmark = pytest.mark.filterwarnings("default::DeprecationWarning")  # the suites check the library's own deprecations

@@ -18,7 +18,8 @@ from bus.recorder.events import JetStreamApplicationRecorder
 from bus.recorder.snapshots import JetStreamSnapshotRecorder
 from bus.recorder.stream import RecorderStream
 from bus.recorder.tracking import JetStreamProcessRecorder
-from bus.requests import UnansweredError, call
+from bus.replies import UnansweredError
+from bus.requests import call
 from bus.server import Cluster, Server
 from domain.kernel.errors import Refused
 from strandline.cluster import Place, prepare

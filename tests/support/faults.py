@@ -9,7 +9,8 @@ from typing import Literal
 
 from nats.aio.msg import Msg
 
-from bus.requests import ACK_S, Ack, Headers, Message, Publisher, UnansweredError
+from bus.replies import Headers, UnansweredError
+from bus.requests import ACK_S, Ack, Message, Publisher
 
 Fault = Literal["none", "lose", "drop-ack", "twice", "late"]
 ReadFault = Literal["none", "lose", "drop-answer", "twice", "late", "stale"]

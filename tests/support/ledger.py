@@ -37,7 +37,7 @@ class Ledger:
         return self
 
     async def _store(self, **settings) -> Store:
-        return Store(self.nc, FaultyPublisher(await open_publisher(self.nc)), **{"snapshot_every": 4, "cache_size": 3, **settings})
+        return Store(self.nc, FaultyPublisher(open_publisher(self.nc)), **{"snapshot_every": 4, "cache_size": 3, **settings})
 
     async def close(self) -> None:
         for store in self.stores:

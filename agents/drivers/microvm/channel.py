@@ -72,7 +72,8 @@ class Guest:
         with self._request() as (number, request):
             self._send(number, kind, body)
             try:
-                answer, said = await asyncio.wait_for(request.next(), timeout_s)
+                async with asyncio.timeout(timeout_s):
+                    answer, said = await request.next()
             except TimeoutError as error:
                 raise RuntimeFault("guest.silent", f"the guest did not answer within {timeout_s:g} s", retryable=True) from error
         if answer == _FAILED:
@@ -98,7 +99,8 @@ class Guest:
             work = _Exec(self, number, exchange, request.stdin)
             self._send(number, EXEC, body)
             try:
-                await asyncio.wait_for(work.follow(), request.timeout_s)
+                async with asyncio.timeout(request.timeout_s):
+                    await work.follow()
             except TimeoutError:
                 await self._kill(work)
                 work.timed_out = True
@@ -110,7 +112,8 @@ class Guest:
     async def _kill(self, work: _Exec) -> None:
         self._send(work.number, KILL)
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(work.follow(), _LAST_WORDS_S)
+            async with asyncio.timeout(_LAST_WORDS_S):
+                await work.follow()
 
     @contextlib.contextmanager
     def _request(self) -> Iterator[tuple[int, _Request]]:

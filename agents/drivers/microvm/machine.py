@@ -61,7 +61,8 @@ class Machine:
         monitor.send("migrate-set-capabilities", capabilities=[{"capability": "events", "state": True}])
         monitor.send("migrate-incoming", uri=f"fd:{state_fd}")
         try:
-            status = (await asyncio.wait_for(loaded, _LOADED_S))["status"]
+            async with asyncio.timeout(_LOADED_S):
+                status = (await loaded)["status"]
         except (RuntimeFault, TimeoutError):
             status = "lost"
         if status != "completed":

@@ -52,7 +52,8 @@ class Monitor:
     async def execute(self, command: str, **arguments: Any) -> Any:
         """Raises ``RuntimeFault``: ``vm.monitor-refused``, ``vm.gone``, ``vm.monitor-silent``."""
         try:
-            return await asyncio.wait_for(self.send(command, **arguments), _ANSWER_S)
+            async with asyncio.timeout(_ANSWER_S):
+                return await self.send(command, **arguments)
         except TimeoutError as error:
             raise RuntimeFault("vm.monitor-silent", f"{command}: no answer within {_ANSWER_S:g} s", retryable=True) from error
 
