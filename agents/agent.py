@@ -76,6 +76,7 @@ class Agent:
         told = [await self.say_hello(), say_what_lives(self.node, self.boot, complete=complete)]
         self._loops += [self._loop(self.logs.run(), "logs"), self._loop(sweeping(self.node), "sweep")]
         self._loops.append(self._loop(telling(self.node, self.boot), "presence"))
+        self._loops.append(self._loop(self.node.network.stock(), "network"))
         await self.uplink.connect()
         await asyncio.gather(*told)
         self._lane = await self.uplink.lane(self.work.handle, self.work.arrived)

@@ -3,18 +3,24 @@
 Only the subnet waits for the disk: everything that has an address ends with the machine, and the next one begins with none of it.
 
 Addresses are given out in turn, not lowest first: one that was just given back may still be in somebody's cache.
+
+A network may be made before anybody needs it: then it is leased to a spare's name, and given to a sandbox later, name and all.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import secrets
 from collections.abc import Mapping
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from agents.drivers.driver import RuntimeFault
+
+_SPARE: Final = ".spare-"
+"""No sandbox's id begins like that."""
 
 
 class Ledger:
@@ -24,13 +30,32 @@ class Ledger:
         self._path = path
         self._leases: dict[str, IPv4Address] = {}
         self._ready: set[str] = set()
+        self._made_as: dict[str, str] = {}
         self._last = 0
         self.subnet: IPv4Network | None = None
         self._load()
 
     @property
     def leases(self) -> Mapping[str, IPv4Address]:
+        """By sandbox, or by spare."""
         return self._leases
+
+    @property
+    def sandboxes(self) -> Mapping[str, IPv4Address]:
+        return {name: address for name, address in self._leases.items() if not is_spare(name)}
+
+    @property
+    def spares(self) -> list[str]:
+        """Those that nothing is missing of."""
+        return [name for name in self._leases if is_spare(name) and name in self._ready]
+
+    def made_as(self, sandbox_id: str) -> str:
+        """Under which name its network was made: its own, or that of the spare that it was given."""
+        return self._made_as.get(sandbox_id, sandbox_id)
+
+    def give(self, spare: str, sandbox_id: str) -> None:
+        """The spare is the sandbox's from now on, with its address."""
+        self._append({"given": spare, "to": sandbox_id})
 
     @property
     def gateway(self) -> IPv4Address:
@@ -87,9 +112,15 @@ class Ledger:
             self._last = int(self._leases[entry["id"]]) - int(self._network()[2]) + 1
         elif "ready" in entry:
             self._ready.add(entry["ready"])
+        elif "given" in entry:
+            spare, sandbox_id = entry["given"], entry["to"]
+            self._leases[sandbox_id] = self._leases.pop(spare)
+            self._ready = self._ready - {spare} | {sandbox_id}
+            self._made_as[sandbox_id] = spare
         elif "released" in entry:
             self._leases.pop(entry["released"], None)
             self._ready.discard(entry["released"])
+            self._made_as.pop(entry["released"], None)
 
     def _append(self, entry: dict[str, Any]) -> None:
         with self._path.open("ab") as file:
@@ -101,11 +132,21 @@ class Ledger:
 
     def _compact(self) -> None:
         entries: list[dict[str, Any]] = [{"subnet": str(self.subnet)}] if self.subnet else []
-        entries += [{"id": name, "address": str(address)} for name, address in self._leases.items()]
-        entries += [{"ready": name} for name in sorted(self._ready)]
+        entries += [{"id": self.made_as(name), "address": str(address)} for name, address in self._leases.items()]
+        entries += [{"ready": self.made_as(name)} for name in sorted(self._ready)]
+        entries += [{"given": spare, "to": name} for name, spare in self._made_as.items()]
         draft = self._path.with_suffix(".new")
         with draft.open("wb") as file:
             file.writelines(json.dumps(entry).encode() + b"\n" for entry in entries)
             file.flush()
             os.fsync(file.fileno())
         draft.replace(self._path)
+
+
+def new_spare() -> str:
+    """A name for a network that is nobody's yet."""
+    return _SPARE + secrets.token_hex(6)
+
+
+def is_spare(name: str) -> bool:
+    return name.startswith(_SPARE)

@@ -1,12 +1,13 @@
 """A network for each sandbox: a namespace of its own, a veth pair to the node's bridge, an address that is leased to it.
 
 Names and subnet follow from the data directory, so that several agents share a host; sandboxes reach neither each other nor the node, and
-the world only when ``egress`` is asked for.
+the world only when ``egress`` is asked for. A few networks are made while nobody waits for one: making one takes 2 ms.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import os
 import shutil
@@ -19,7 +20,7 @@ from typing import Final
 from agents.drivers.driver import RuntimeFault
 from agents.host import spawn
 from agents.network import firewall, namespaces
-from agents.network.ledger import Ledger
+from agents.network.ledger import Ledger, is_spare, new_spare
 from agents.network.rtnetlink import Route
 
 _POOL: Final = IPv4Network("100.64.0.0/10")
@@ -27,6 +28,10 @@ _POOL: Final = IPv4Network("100.64.0.0/10")
 
 _PREFIX: Final = 22
 _INSIDE: Final = "eth0"
+_SPARES: Final = 2
+"""Networks in stock: as many as there are starts at a time on a small node."""
+_QUIET_S: Final = 0.05
+"""The stock is filled up when no sandbox has asked for so long: whoever waits comes first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +57,9 @@ class NoNetwork:
 
     async def teardown(self) -> None: ...
 
+    async def stock(self) -> None:
+        await asyncio.Event().wait()
+
 
 class BridgeNetwork:
     """``directory`` is its own. ``isolate``: sandboxes cannot reach each other; ``egress``: they reach the world as the node."""
@@ -66,15 +74,14 @@ class BridgeNetwork:
         self._egress, self._isolate = egress, isolate
         self._ledger = Ledger(self._directory / "leases.jsonl")
         self._lock = asyncio.Lock()
+        self._asked = asyncio.Event()
 
-    def _link(self, sandbox_id: str) -> str:
-        """At most 15 characters, whatever the id."""
-        return f"sl{self._mark[:4]}{hashlib.sha256(sandbox_id.encode()).hexdigest()[:9]}"
+    def _link(self, name: str) -> str:
+        """Of a sandbox or a spare; at most 15 characters, whatever the name."""
+        return f"sl{self._mark[:4]}{hashlib.sha256(self._ledger.made_as(name).encode()).hexdigest()[:9]}"
 
-    def _path(self, sandbox_id: str) -> Path:
-        if "/" in sandbox_id or sandbox_id.startswith("."):
-            raise RuntimeFault("sandbox.invalid-id", f"{sandbox_id!r} is no sandbox id")
-        return self._namespaces / sandbox_id
+    def _path(self, name: str) -> Path:
+        return self._namespaces / self._ledger.made_as(name)
 
     async def setup(self) -> None:
         async with self._lock:
@@ -83,6 +90,7 @@ class BridgeNetwork:
                 subnet = await self._free_subnet()
                 self._ledger.choose(subnet)
             await asyncio.to_thread(self._make_bridge)
+            await asyncio.to_thread(self._remove_half_made)
             await firewall.install(self.table, self.bridge, subnet, egress=self._egress)
             if self._egress:
                 await asyncio.to_thread(Path("/proc/sys/net/ipv4/ip_forward").write_text, "1", encoding="ascii")
@@ -117,59 +125,106 @@ class BridgeNetwork:
         return IPv4Interface(f"{address}/{_PREFIX}")
 
     async def attach(self, sandbox_id: str) -> Attachment:
+        _check(sandbox_id)
+        self._asked.set()
         async with self._lock:
-            path = self._path(sandbox_id)
-            address = self._ledger.lease(sandbox_id)
-            try:
-                await asyncio.to_thread(self._attach, sandbox_id, path)
-            except OSError as error:
-                raise RuntimeFault("network.attach-failed", f"{sandbox_id}: {error}", retryable=True) from error
-            return Attachment(path, str(address))
+            if sandbox_id not in self._ledger.leases and (spares := self._ledger.spares):
+                self._ledger.give(spares[0], sandbox_id)
+            return await self._made(sandbox_id)
 
-    def _attach(self, sandbox_id: str, path: Path) -> None:
-        name = self._link(sandbox_id)
+    async def _made(self, name: str) -> Attachment:
+        address = self._ledger.lease(name)
+        try:
+            await asyncio.to_thread(self._make, name)
+        except OSError as error:
+            raise RuntimeFault("network.attach-failed", f"{name}: {error}", retryable=True) from error
+        return Attachment(self._path(name), str(address))
+
+    def _make(self, name: str) -> None:
+        link, path = self._link(name), self._path(name)
         with Route() as host:
-            if self._ledger.is_ready(sandbox_id) and namespaces.exists(path) and host.index(name) is not None:
+            if self._whole(host, name):
                 return
-            self._clear(host, sandbox_id, path)
+            self._clear(host, name)
             with namespaces.create(path) as (namespace, inside):
-                host.add_veth(name, self._bridge_index(host), _INSIDE, namespace)
-                if self._isolate and (port := host.index(name)) is not None:
+                host.add_veth(link, self._bridge_index(host), _INSIDE, namespace)
+                if self._isolate and (port := host.index(link)) is not None:
                     host.isolate(port)
                 index = inside.index(_INSIDE)
                 if index is None:
-                    raise OSError(f"{_INSIDE} did not appear in the namespace of {sandbox_id}")
-                inside.add_address(index, self._interface(self._ledger.leases[sandbox_id]))
+                    raise OSError(f"{_INSIDE} did not appear in the namespace of {name}")
+                inside.add_address(index, self._interface(self._ledger.leases[name]))
                 inside.up(index)
                 inside.add_default_route(index, self._ledger.gateway)
-        self._ledger.set_ready(sandbox_id)
+        self._ledger.set_ready(name)
 
-    def _clear(self, host: Route, sandbox_id: str, path: Path) -> None:
+    def _whole(self, host: Route, name: str) -> bool:
+        """Asked each time: the kernel's part of it may be gone."""
+        return self._ledger.is_ready(name) and namespaces.exists(self._path(name)) and host.index(self._link(name)) is not None
+
+    def _clear(self, host: Route, name: str) -> None:
         """The link first: it does not go with a namespace that some process still keeps alive."""
-        index = host.index(self._link(sandbox_id))
+        index = host.index(self._link(name))
         if index is not None:
             host.delete(index)
-        namespaces.remove(path)
+        namespaces.remove(self._path(name))
 
     async def detach(self, sandbox_id: str) -> None:
+        _check(sandbox_id)
         async with self._lock:
-            await asyncio.to_thread(self._detach, sandbox_id)
+            await asyncio.to_thread(self._remove, sandbox_id)
 
-    def _detach(self, sandbox_id: str) -> None:
+    def _remove(self, name: str) -> None:
         with Route() as host:
-            self._clear(host, sandbox_id, self._path(sandbox_id))
-        self._ledger.release(sandbox_id)
+            self._clear(host, name)
+        self._ledger.release(name)
 
     async def list(self) -> Mapping[str, str]:
-        """Also namespaces without a lease: what a crash between the two has left."""
-        leased = {sandbox_id: str(address) for sandbox_id, address in self._ledger.leases.items()}
-        return dict.fromkeys((path.name for path in self._namespaces.iterdir()), "") | leased
+        """Of sandboxes. Also namespaces without a lease: what a crash between the two has left."""
+        leased = {sandbox_id: str(address) for sandbox_id, address in self._ledger.sandboxes.items()}
+        given = {self._ledger.made_as(sandbox_id) for sandbox_id in leased}
+        found = (path.name for path in self._namespaces.iterdir())
+        return dict.fromkeys((name for name in found if name not in given and not is_spare(name)), "") | leased
+
+    async def stock(self) -> None:
+        """Keep some in stock, until cancelled: then they are removed."""
+        try:
+            while True:
+                self._asked.clear()
+                await asyncio.sleep(_QUIET_S)
+                if not self._asked.is_set():
+                    await self._fill_up()
+                    await self._asked.wait()
+        finally:
+            async with self._lock:
+                for spare in self._ledger.spares:
+                    await asyncio.to_thread(self._remove, spare)
+
+    async def _fill_up(self) -> None:
+        """What makes it impossible is told to whoever attaches, if it is still so then."""
+        with contextlib.suppress(RuntimeFault):
+            while len(self._ledger.spares) < _SPARES and not self._asked.is_set():
+                async with self._lock:
+                    making = asyncio.ensure_future(self._made(new_spare()))
+                    try:
+                        await asyncio.shield(making)
+                    finally:
+                        await asyncio.wait({making})  # a thread is at it, which nothing stops
+
+    def _remove_half_made(self) -> None:
+        """Spares that an agent which died was about to make, or that the machine has lost since."""
+        found = {path.name for path in self._namespaces.iterdir()} | set(self._ledger.leases)
+        given = {self._ledger.made_as(sandbox_id) for sandbox_id in self._ledger.sandboxes}
+        with Route() as host:
+            for name in found - given:
+                if is_spare(name) and not self._whole(host, name):
+                    self._remove(name)
 
     async def teardown(self) -> None:
         """Remove everything that this network has made on the host."""
-        for sandbox_id in await self.list():
-            await self.detach(sandbox_id)
         async with self._lock:
+            for name in {*await self.list(), *self._ledger.leases}:
+                await asyncio.to_thread(self._remove, name)
             await firewall.remove(self.table)
             await asyncio.to_thread(self._remove_bridge)
 
@@ -177,6 +232,11 @@ class BridgeNetwork:
         with Route() as route:
             if (index := route.index(self.bridge)) is not None:
                 route.delete(index)
+
+
+def _check(sandbox_id: str) -> None:
+    if "/" in sandbox_id or sandbox_id.startswith("."):
+        raise RuntimeFault("sandbox.invalid-id", f"{sandbox_id!r} is no sandbox id")
 
 
 def choose_network(directory: Path, *, egress: bool = False) -> BridgeNetwork | NoNetwork:

@@ -73,8 +73,8 @@ async def bring_up(task: Task, record: SandboxRecord) -> tuple[SandboxRecord, tu
     node = task.node
     if node.find(record.id) is None:
         node.put(record)
-    await node.journal.sync()  # the order too; whatever the steps touch can be found again by this id
-    bringup = Bringup(node, record, node.drivers.pick(record.driver), task.account)
+    written = node.journal.begin_sync()  # the order too
+    bringup = Bringup(node, record, node.drivers.pick(record.driver), task.account, written)
     with node.fenced(record.id) as fence:
         try:
             await task.saga(PROVISION, bringup, fence)

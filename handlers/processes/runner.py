@@ -34,7 +34,8 @@ class Processes:
         self._pumps = pumps
         self._concerns = concerns
         self._running: dict[Key, asyncio.Lock] = {}
-        self._ahead: OrderedDict[Key, int] = OrderedDict()
+        self._moved: OrderedDict[Key, int] = OrderedDict()
+        """For which commit each was moved last."""
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def on_commit(self, commit: Commit) -> None:
@@ -46,15 +47,17 @@ class Processes:
                 await self.pump(key)
 
     async def pump(self, key: Key, seq: int | None = None) -> None:
-        """Move one process; never twice at a time in this control plane, and not for a commit that it was moved ahead for."""
+        """Move one process; never twice at a time in this control plane, and not twice for a commit."""
         pump = self._pumps.get(key[0])
         if pump is None:
             return
         lock = self._running.setdefault(key, asyncio.Lock())
         try:
             async with lock:
-                if seq is None or self._ahead.get(key, 0) < seq:
+                if seq is None or self._moved.get(key, 0) < seq:
                     await pump(self._control, key[1], key[2])
+                if seq is not None and key[0] in AHEAD:
+                    self._remember(key, seq)
         finally:
             if not lock.locked():
                 self._running.pop(key, None)
@@ -77,10 +80,11 @@ class Processes:
                 await self.pump(key, seq)
         except Exception as error:  # noqa: BLE001 - the event brings it again, and then somebody is told
             log.info("process.not-ahead", key=key, error=repr(error)[:300])
-            return
-        self._ahead[key] = max(seq, self._ahead.get(key, 0))
-        if len(self._ahead) > REMEMBERED:
-            self._ahead.popitem(last=False)
+
+    def _remember(self, key: Key, seq: int) -> None:
+        self._moved[key] = max(seq, self._moved.get(key, 0))
+        if len(self._moved) > REMEMBERED:
+            self._moved.popitem(last=False)
 
     async def close(self) -> None:
         """Leave what is being moved ahead to the events."""

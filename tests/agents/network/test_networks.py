@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
 
 import pytest
 from support.inside import inside, listen, reach
-from support.waiting import run
+from support.waiting import eventually, run
 
 from agents.drivers.driver import RuntimeFault
 from agents.network import namespaces
@@ -147,6 +149,83 @@ def test_an_attachment_that_was_cut_short_is_finished_by_the_next(
 
 def _fail(*_: object) -> None:
     raise OSError(5, "cut short")
+
+
+@asynccontextmanager
+async def stocking(network: BridgeNetwork) -> AsyncIterator[None]:
+    """The stock is full when the block begins, and filled up again while it lasts."""
+    task = asyncio.create_task(network.stock())
+    await eventually(lambda: len(network._ledger.spares) == 2)
+    yield
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+@root
+def test_a_sandbox_gets_one_from_stock_that_is_its_own_from_then_on(network: BridgeNetwork, directory: Path) -> None:
+    async def scenario() -> None:
+        await network._fill_up()
+        spares = network._ledger.spares
+        assert await network.list() == {}  # they are nobody's
+        one, two, three = [await network.attach(f"sb-{number}") for number in (1, 2, 3)]
+        assert [attached.netns.name for attached in (one, two, three)] == [*spares, "sb-3"]
+        later = BridgeNetwork(directory)
+        await later.setup()
+        assert await later.attach("sb-1") == one
+        assert await later.list() == {"sb-1": one.address, "sb-2": two.address, "sb-3": three.address}
+        with inside(one.netns, listen) as server:
+            assert reach(one.address, server.getsockname()[1]) == "open"
+            assert inside(two.netns, lambda: reach(one.address, server.getsockname()[1], timeout=0.5)) != "open"
+        link = later._link("sb-1")
+        await later.detach("sb-1")
+        assert not one.netns.exists()
+        assert set(await later.list()) == {"sb-2", "sb-3"}
+        with Route() as route:
+            assert route.index(link) is None
+
+    run(scenario())
+
+
+@root
+def test_the_stock_is_filled_up_when_nobody_waits_and_goes_with_its_keeper(network: BridgeNetwork) -> None:
+    async def scenario() -> None:
+        async with stocking(network):
+            await network.attach("sb-1")
+            assert len(network._ledger.spares) == 1
+            await eventually(lambda: len(network._ledger.spares) == 2)
+        assert set(network._ledger.leases) == {"sb-1"}
+        assert len(list(network._namespaces.iterdir())) == 1
+
+    run(scenario())
+
+
+@root
+@pytest.mark.parametrize("step", ["add_veth", "add_address", "add_default_route"])
+def test_a_spare_that_was_cut_short_is_removed_by_the_next_agent(
+    network: BridgeNetwork, directory: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    async def scenario() -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(Route, step, _fail)
+            await network._fill_up()
+        assert len(network._ledger.leases) == 1
+        later = BridgeNetwork(directory)
+        await later.setup()
+        assert (later._ledger.leases, list(later._namespaces.iterdir())) == ({}, [])
+
+    run(scenario())
+
+
+@root
+def test_a_spare_that_the_kernel_lost_is_made_again_for_who_gets_it(network: BridgeNetwork) -> None:
+    async def scenario() -> None:
+        await network._fill_up()
+        namespaces.remove(network._path(network._ledger.spares[0]))
+        attached = await network.attach("sb-1")
+        with inside(attached.netns, listen) as server:
+            assert reach(attached.address, server.getsockname()[1]) == "open"
+
+    run(scenario())
 
 
 @root
