@@ -2,7 +2,7 @@
 
 crun refuses a v2 hierarchy beside v1 ones ("cgroups in hybrid mode not supported", reference/runtimes.md §1). An empty tmpfs over the v2
 half, in a mount namespace of the agent's own, leaves the host as it was; what crun writes there vanishes with the agent. Mounts that must
-outlive the agent - sandbox roots, network namespaces - lie under its data directory, which stays shared with the host: the next agent
+outlive the agent - sandbox roots, network namespaces - lie under its data directory, which is shared with the host: the next agent
 process finds them mounted.
 """
 
@@ -27,23 +27,34 @@ def needed() -> bool:
 
 
 def enter(data: Path) -> bool:
-    """Enter a private mount namespace if the host needs one; ``data`` is the agent's data directory. True: entered.
+    """Share ``data``, the agent's directory, and enter a private mount namespace if the host needs one. False: nothing was done.
 
     To be called once, first thing, from the main thread: threads that run already would stay outside.
     """
-    if not needed():
+    if os.geteuid() != 0:
         return False
-    data.mkdir(parents=True, exist_ok=True)
-    data = data.resolve()
-    if not _shared(data):
-        syscalls.mount(str(data), data, "", syscalls.MS_BIND)
-        syscalls.mount("none", data, "", syscalls.MS_SHARED)
+    data.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        _share(data.resolve())
+    except OSError:  # root of a container may often not mount: no driver that needs it will work
+        return False
+    if needed():
+        _leave_the_host()
+    return True
+
+
+def _leave_the_host() -> None:
     global _host  # noqa: PLW0603  # a process has one way back, and it is this
     _host = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
     syscalls.unshare(syscalls.CLONE_NEWNS)
     syscalls.mount("none", cgroups.MOUNT, "", syscalls.MS_PRIVATE | syscalls.MS_REC)
     syscalls.mount("strandline", _UNIFIED, "tmpfs", syscalls.MS_NOSUID | syscalls.MS_NODEV, "size=1m,mode=755")
-    return True
+
+
+def _share(data: Path) -> None:
+    if not shared(data):
+        syscalls.mount(str(data), data, "", syscalls.MS_BIND)
+        syscalls.mount("none", data, "", syscalls.MS_SHARED)
 
 
 def leave(data: Path) -> None:
@@ -72,8 +83,8 @@ def _unmount_all(data: Path) -> None:
         syscalls.umount(data, syscalls.MNT_DETACH)
 
 
-def _shared(data: Path) -> bool:
-    """Whether mounts below ``data`` reach the other members of its peer group."""
+def shared(data: Path) -> bool:
+    """Whether mounts below ``data`` (resolved) reach the other members of its peer group."""
     above = [(point, fields) for point, fields in _mounts() if data.is_relative_to(point)]
     _, fields = max(above, key=lambda item: len(item[0]))
     return any(field.startswith("shared:") for field in fields)

@@ -12,8 +12,7 @@ import errno
 import os
 import secrets
 import signal
-from collections.abc import AsyncIterator, Mapping
-from functools import partial
+from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -24,7 +23,7 @@ from agents.drivers.identity import Who, check_program, environment, resolve, wh
 from agents.drivers.ocicheck import check
 from agents.drivers.stage import Stage
 from agents.drivers.statedir import StateDir
-from agents.host import cgroups, idmap, processes, reaper
+from agents.host import cgroups, idmap, processes, reaper, spawn
 from agents.host.ports import Ports
 
 _GONE: Final = Observed(Condition.GONE)
@@ -89,14 +88,12 @@ class OciDriver:
     async def _launch(self, spec: Spec, who: Who, env: Mapping[str, str]) -> Handle:
         bundle = self._state.create(spec)
         container = self._container(spec.sandbox_id)
-        stage = self._stage if spec.ids else None
-        config = ocispec.config(spec, who, env, container, swap=self._swap, root=stage.folder if stage else None)
-        self._state.write(spec.sandbox_id, "config", config)
-        with streams.Descriptors() as fds:
+        with streams.Descriptors() as fds, self._root_of(spec, container) as (root, within):
+            config = ocispec.config(spec, who, env, container, swap=self._swap, root=root)
+            self._state.write(spec.sandbox_id, "config", config)
             stdio = fds.stdio(spec)
             for fd in stdio:
                 os.fchown(fd, spec.ids + who.uid, spec.ids + who.gid)  # so that it may open /dev/stdout again
-            within = partial(stage.start, spec.root) if stage else None
             pid = await self._runtime.create(container, bundle, stdio, within)
         seen = processes.stat(pid)
         if seen is None:
@@ -107,6 +104,15 @@ class OciDriver:
         await self._runtime.start(container, bundle, pid)
         self._state.set_mark(spec.sandbox_id, "started", on=True)
         return handle
+
+    @contextlib.contextmanager
+    def _root_of(self, spec: Spec, container: str) -> Iterator[tuple[Path, spawn.Within | None]]:
+        """Where the runtime finds the root, and in what surroundings it has to be started for that."""
+        if self._stage is None or not spec.ids:
+            yield spec.root, None
+            return
+        with self._stage.showing(spec.root, container) as root:
+            yield root, self._stage.run
 
     # ----------------------------------------------------------------------------------------------------------- observe
 
@@ -273,3 +279,5 @@ class OciDriver:
 
     async def close(self) -> None:
         self._ports.close()
+        if self._stage is not None:
+            self._stage.close()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
 import shutil
 import tempfile
-from functools import partial
+from concurrent.futures import BrokenExecutor
 from pathlib import Path
 from typing import Final
 
@@ -37,6 +38,8 @@ async def check(runtime: Runtime, directory: Path, ids: int = 0, stage: Stage | 
     bundle = Path(tempfile.mkdtemp(prefix=".check-", dir=directory))
     try:
         return await _try(runtime, name, bundle, ids, stage)
+    except (OSError, BrokenExecutor) as error:
+        return [Fault(f"no container can be tried here: {error}", "strandline doctor")]
     finally:
         await cgroups.Cgroup(name).remove()
         runtime.forget(name)
@@ -47,13 +50,14 @@ async def _try(runtime: Runtime, name: str, bundle: Path, ids: int, stage: Stage
     root, log = bundle / "root", bundle / "log"
     root.mkdir(mode=0o755)
     spec = Spec(name, 0, root, ["/bin/true"], {}, bundle, limits=Limits(1, 64, 32), ids=ids)
-    config = ocispec.config(spec, Who(), {}, name, swap=False, root=stage.folder if stage else None)
-    config["mounts"] = [*config["mounts"], *_host_programs(root)]
-    (bundle / "config.json").write_text(json.dumps(config), encoding="utf-8")
     os.chown(root, ids, ids)
+    programs = _host_programs(root)
     argv = [runtime.program, "--root", str(runtime.root), "--log", str(log), "--log-format", "json", "run", "--bundle", str(bundle), name]
-    with Descriptors() as fds:
-        code = await spawn.wait_for(argv, spawn.HOST_ENV, fds.stdio(spec), _CHECK_S, partial(stage.start, root) if stage else None)
+    with Descriptors() as fds, stage.showing(root, name) if stage else contextlib.nullcontext(root) as place:
+        config = ocispec.config(spec, Who(), {}, name, swap=False, root=place)
+        config["mounts"] = [*config["mounts"], *programs]
+        (bundle / "config.json").write_text(json.dumps(config), encoding="utf-8")
+        code = await spawn.wait_for(argv, spawn.HOST_ENV, fds.stdio(spec), _CHECK_S, stage.run if stage else None)
     if code == 0:
         return []
     why = complaint(log.read_text(encoding="utf-8")) if log.exists() else ""

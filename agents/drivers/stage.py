@@ -1,53 +1,71 @@
 """A place where a container's root is found by a runtime that has no rights on the host any more.
 
 In a user namespace of its own, crun walks to the root as a user who may not enter the agent's directory (0700), nor perhaps what lies
-above it. So it is started in a mount namespace of its own, in which the root lies on a folder that everybody may enter and that it does not
-need. What holds the container is another namespace again, made from that one; this one goes with the runtime's process.
+above it. So it is started by a thread that lives in a mount namespace of its own, where roots can be shown in a folder that everybody may
+enter. There it sees what is mounted on the host later, roots and network namespaces; the host never sees what is mounted there, and it is
+gone with the agent. One namespace for all starts: to make one for each, and let it go, costs 3 ms.
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
+from agents.drivers import hostns
 from agents.host import syscalls
+
+T = TypeVar("T")
 
 _FOLDERS: Final = ("/mnt", "/media", "/srv", "/opt", "/home")
 
 
 class Stage:
-    """``folder``: where roots are found."""
+    """``folder``: below it roots are shown."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self._folder = folder
+        self._thread = ThreadPoolExecutor(1, "stage", self._enter)
 
     @classmethod
     def beside(cls, *needed: Path) -> Stage | None:
-        """One that hides none of these."""
+        """One that hides none of these. None where there is no such folder, or where mounts below the first one do not spread."""
+        if not hostns.shared(needed[0].resolve()):
+            return None
         found = (Path(name) for name in _FOLDERS if Path(name).is_dir() and not Path(name).is_symlink())
         folder = next((folder for folder in found if not any(path.resolve().is_relative_to(folder) for path in needed)), None)
         return None if folder is None else cls(folder)
 
-    def start(self, root: Path, begin: Callable[[], int]) -> int:
-        """Call ``begin``, which starts a process and gives its pid, where ``root`` lies on the folder. Raises what it raises."""
-        outcome: list[int | BaseException] = []
+    def _enter(self) -> None:
+        syscalls.unshare(syscalls.CLONE_NEWNS)
+        syscalls.mount("none", "/", "", syscalls.MS_SLAVE | syscalls.MS_REC)
+        syscalls.mount("strandline", self._folder, "tmpfs", syscalls.MS_NOSUID | syscalls.MS_NODEV, "size=1m,mode=711")
 
-        def visit() -> None:
-            """In a thread that ends here: it has left the host's mounts for good."""
-            try:
-                syscalls.unshare(syscalls.CLONE_NEWNS)
-                syscalls.mount("none", "/", "", syscalls.MS_PRIVATE | syscalls.MS_REC)
-                syscalls.mount(str(root), self.folder, "", syscalls.MS_BIND)
-                outcome.append(begin())
-            except BaseException as error:  # noqa: BLE001 - raised again outside
-                outcome.append(error)
+    def run(self, work: Callable[[], T]) -> T:
+        """The result of ``work``, done there: a process that it starts is there too."""
+        return self._thread.submit(work).result()
 
-        thread = threading.Thread(target=visit)
-        thread.start()
-        thread.join()
-        (result,) = outcome
-        if isinstance(result, BaseException):
-            raise result
-        return result
+    @contextlib.contextmanager
+    def showing(self, root: Path, name: str) -> Iterator[Path]:
+        """Within the block ``root`` is found at the path that is given. ``name`` is used once at a time."""
+        place = self._folder / name
+
+        def show() -> None:
+            place.mkdir()
+            syscalls.mount(str(root), place, "", syscalls.MS_BIND)
+
+        def hide() -> None:
+            with contextlib.suppress(OSError):
+                syscalls.umount(place, syscalls.MNT_DETACH)
+            place.rmdir()
+
+        self.run(show)
+        try:
+            yield place
+        finally:
+            self._thread.submit(hide)
+
+    def close(self) -> None:
+        self._thread.shutdown()

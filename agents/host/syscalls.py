@@ -21,6 +21,7 @@ MS_NODEV: Final = 0x4
 MS_BIND: Final = 0x1000
 MS_REC: Final = 0x4000
 MS_PRIVATE: Final = 1 << 18
+MS_SLAVE: Final = 1 << 19
 MS_SHARED: Final = 1 << 20
 
 MNT_DETACH: Final = 0x2
