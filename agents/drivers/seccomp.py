@@ -7,6 +7,7 @@ a container without extra capabilities (moby, profiles/seccomp/default.json), pl
 from __future__ import annotations
 
 import os
+from functools import cache
 from typing import Any, Final
 
 _ALLOW: Final = "SCMP_ACT_ALLOW"
@@ -32,8 +33,9 @@ _ARCHITECTURES: Final = {
 }
 
 
+@cache
 def profile() -> dict[str, Any]:
-    """``linux.seccomp`` of an OCI configuration."""
+    """``linux.seccomp`` of an OCI configuration: one for all, not to be changed."""
     return {
         "defaultAction": _ALLOW,
         "architectures": _ARCHITECTURES.get(os.uname().machine, []),

@@ -48,7 +48,7 @@ class StateDir:
         path = self.of(sandbox_id) / f"{name}.json"
         draft = path.with_suffix(".new")
         with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "w", encoding="utf-8") as file:
-            json.dump(value, file)
+            file.write(json.dumps(value))  # in one piece: ``json.dump`` takes ten times as long
         draft.replace(path)
 
     def read(self, sandbox_id: str, name: str) -> dict[str, Any] | None:

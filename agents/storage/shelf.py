@@ -101,7 +101,7 @@ def _whole(directory: Path) -> bool:
 def _write(directory: Path, manifest: Manifest, sync: bool = True) -> None:
     draft = directory / f".{_MANIFEST}"
     with draft.open("w", encoding="utf-8") as file:
-        json.dump(manifest, file)
+        file.write(json.dumps(manifest))
         file.flush()
         if sync:
             os.fsync(file.fileno())
