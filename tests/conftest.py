@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 from collections.abc import Iterator
@@ -49,9 +48,7 @@ def nothing_is_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     base = tmp_path_factory.getbasetemp()
     before = leftovers.of_run(base)
     yield
-    with contextlib.suppress(AssertionError):  # what was killed last may still be on its way out
-        waiting.run(waiting.eventually(lambda: leftovers.of_run(base).beyond(before) == {}, 5))
-    assert leftovers.of_run(base).beyond(before) == {}
+    assert leftovers.left(lambda: leftovers.of_run(base), before) == {}
 
 
 @pytest.fixture

@@ -9,11 +9,11 @@ process finds them mounted.
 from __future__ import annotations
 
 import os
-import threading
 from pathlib import Path
 from typing import Final
 
 from agents.host import cgroups, syscalls
+from agents.host.elsewhere import elsewhere
 
 _UNIFIED: Final = cgroups.MOUNT / "unified"
 _host: int | None = None
@@ -73,9 +73,7 @@ def leave(data: Path) -> None:
             syscalls.setns(host, syscalls.CLONE_NEWNS)
             _unmount_all(data)
 
-        thread = threading.Thread(target=visit)
-        thread.start()
-        thread.join()
+        elsewhere(visit)
 
 
 def _unmount_all(data: Path) -> None:

@@ -57,7 +57,9 @@ class Launcher(Protocol):
 
     async def check(self) -> list[Fault]: ...
 
-    def command(self, launch: Launch) -> list[str]: ...
+    def command(self, launch: Launch) -> list[str]:
+        """To be started in the sandbox's network namespace, if it has one of the node's making."""
+        ...
 
     async def executed(self, info_fd: int, first: int, monitor: tuple[int, int]) -> None:
         """Wait until the workload itself runs (or has run already). Raises ``sandbox.start-failed``."""
@@ -89,10 +91,6 @@ async def _works(argv: Sequence[str], what: str, mend: str) -> list[Fault]:
     return [] if tried.code == 0 else [Fault(f"{what}: {tried.complaint()}", mend)]
 
 
-def _in_netns(spec: Spec, argv: list[str]) -> list[str]:
-    return argv if spec.netns is None else [tool("nsenter"), f"--net={spec.netns}", "--", *argv]
-
-
 class Bubblewrap:
     """bwrap: 5 ms from nothing to running (reference/runtimes.md §2). Its own process 1 in the namespace buries orphans."""
 
@@ -116,7 +114,7 @@ class Bubblewrap:
             order += ["--setenv", name, value]
         order += ["--info-fd", str(launch.info_fd), "--json-status-fd", str(launch.status_fd), "--block-fd", str(launch.block_fd)]
         _fill(launch.order_fd, "\0".join(order).encode() + b"\0")
-        return _in_netns(spec, [tool("bwrap"), "--args", str(launch.order_fd), "--", *spec.argv])
+        return [tool("bwrap"), "--args", str(launch.order_fd), "--", *spec.argv]
 
     async def executed(self, info_fd: int, first: int, monitor: tuple[int, int]) -> None:  # noqa: ARG002  # its end says nothing
         """Process 1 is bwrap; it forks, and the fork executes: the program file changes. Nothing else tells."""
@@ -167,7 +165,7 @@ class Unshare:
         argv = [tool("unshare"), "--user", f"--map-user={who.uid}", f"--map-group={who.gid}", "--keep-caps"]
         argv += ["--mount", "--ipc", "--uts", "--pid", "--cgroup", *([] if spec.netns else ["--net"])]
         argv += ["--", tool("sh"), "-c", _MONITOR, "sh", str(launch.status)]  # its first child is process 1: no --fork
-        return _in_netns(spec, [*argv, sys.executable, "-I", "-S", str(_PIVOT), str(launch.order_fd)])
+        return [*argv, sys.executable, "-I", "-S", str(_PIVOT), str(launch.order_fd)]
 
     async def executed(self, info_fd: int, first: int, monitor: tuple[int, int]) -> None:
         """Process 1 stops being Python, or says why it could not."""

@@ -24,6 +24,7 @@ from agents.drivers.launchers import Launch, Launcher, default_launcher, read_in
 from agents.drivers.nsenter import enter_command
 from agents.drivers.statedir import StateDir
 from agents.host import processes, reaper, spawn
+from agents.host.elsewhere import in_network
 from agents.host.ports import Ports
 
 _GONE: Final = Observed(Condition.GONE)
@@ -75,7 +76,8 @@ class ProcessDriver:
             status_fd = fds.keep(os.open(status, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600))
             order = fds.keep(os.memfd_create("order"))
             argv = self._launcher.command(Launch(spec, who, env, status, info_child, block_child, status_fd, order))
-            monitor = spawn.start(argv, spawn.HOST_ENV | self._mark(spec.sandbox_id), stdio, (info_child, block_child, status_fd, order))
+            marked, keep = spawn.HOST_ENV | self._mark(spec.sandbox_id), (info_child, block_child, status_fd, order)
+            monitor = in_network(spec.netns, lambda: spawn.start(argv, marked, stdio, keep))
             fds.close(info_child, block_child)
             handle = await self._take_hold(spec, info, monitor)
             os.write(block, b"x")

@@ -6,13 +6,13 @@ Not under /run/netns: mounts there belong to the mount namespace of the agent al
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
 from agents.host import syscalls
+from agents.host.elsewhere import elsewhere
 from agents.network.rtnetlink import Route
 
 _LOW_PORTS: Final = Path("/proc/sys/net/ipv4/ip_unprivileged_port_start")
@@ -23,7 +23,7 @@ root in a user namespace of its own only, has no right over one that the node ma
 @contextmanager
 def create(path: Path) -> Iterator[tuple[int, Route]]:
     """A new namespace, mounted on ``path``, its loopback up; within the block a descriptor of it and a ``Route`` that speaks for it."""
-    fd, route = _in_thread()
+    fd, route = elsewhere(_made)
     try:
         path.touch(mode=0o600)
         syscalls.mount(f"/proc/self/fd/{fd}", path, "", syscalls.MS_BIND)
@@ -48,22 +48,7 @@ def remove(path: Path) -> None:
     path.unlink(missing_ok=True)
 
 
-def _in_thread() -> tuple[int, Route]:
-    """A thread can leave its network namespace but not come back without keeping a way: so it ends there."""
-    made: list[tuple[int, Route]] = []
-    failed: list[OSError] = []
-
-    def visit() -> None:
-        try:
-            syscalls.unshare(syscalls.CLONE_NEWNET)
-            _LOW_PORTS.write_text("0", encoding="ascii")
-            made.append((os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC), Route()))
-        except OSError as error:
-            failed.append(error)
-
-    thread = threading.Thread(target=visit)
-    thread.start()
-    thread.join()
-    if failed:
-        raise failed[0]
-    return made[0]
+def _made() -> tuple[int, Route]:
+    syscalls.unshare(syscalls.CLONE_NEWNET)
+    _LOW_PORTS.write_text("0", encoding="ascii")
+    return os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC), Route()

@@ -8,8 +8,11 @@ import os
 import shutil
 import socket
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+from support import waiting
 
 from agents.host import cgroups, processes, reaper
 
@@ -53,6 +56,17 @@ def of_run(base: Path) -> Traces:
     mine = _traces(base, tuple(_remembered))
     strays = frozenset(f"{pid} {_command(pid)}" for pid in processes.pids() if pid not in _ancestors() and _names(pid, f"{base}/"))
     return replace(mine, processes=mine.processes | strays)
+
+
+def left(look: Callable[[], Traces], before: Traces) -> dict[str, frozenset[str]]:
+    """What is there now and was not before: in the end, for what was killed last may still be on its way out."""
+
+    async def gone() -> dict[str, frozenset[str]]:
+        with contextlib.suppress(AssertionError):
+            await waiting.eventually(lambda: look().beyond(before) == {}, 5)
+        return look().beyond(before)
+
+    return waiting.run(gone())
 
 
 def _traces(directory: Path, marks: tuple[str, ...]) -> Traces:

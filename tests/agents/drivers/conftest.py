@@ -63,4 +63,4 @@ def bench(kind: Kind, tmp_path: Path, pristine: Path) -> Iterator[Bench]:
 
     yield made
     waiting.run(clear())
-    assert leftovers.traces(tmp_path).beyond(before) == {}
+    assert leftovers.left(lambda: leftovers.traces(tmp_path), before) == {}

@@ -25,7 +25,7 @@ def directory(tmp_path: Path) -> Iterator[Path]:
     before, forwarding = leftovers.traces(tmp_path), FORWARD.read_text()
     yield made
     FORWARD.write_text(forwarding)
-    assert leftovers.traces(tmp_path).beyond(before) == {}
+    assert leftovers.left(lambda: leftovers.traces(tmp_path), before) == {}
 
 
 @pytest.fixture

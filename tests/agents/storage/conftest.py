@@ -56,7 +56,7 @@ def storage(backend: type[OverlayRoots | CopyRoots], tmp_path: Path, ext4: Path)
     run(made.prepare("rfs-1", ext4))
     yield made
     run(_clear(backend(tmp_path / "store")))
-    assert leftovers.traces(tmp_path).beyond(before) == {}
+    assert leftovers.left(lambda: leftovers.traces(tmp_path), before) == {}
     assert [path for shelf in (tmp_path / "store").iterdir() for path in shelf.iterdir()] == []
 
 
