@@ -151,15 +151,9 @@ class Journal(Generic[S]):
         self.write(*entries)
         await self.sync()
 
-    def begin_sync(self) -> int:
-        """Put what was written so far on its way to the disk; what is returned, given to ``sync``, waits for just that."""
-        if self._syncing is None and self._durable < self._written:
-            self._syncing = asyncio.create_task(self._sync())
-        return self._written
-
-    async def sync(self, upto: int | None = None) -> None:
-        """Wait until everything written so far, or when ``begin_sync`` gave ``upto``, is on the disk. Raises ``RuntimeFault``."""
-        wanted = self._written if upto is None else upto
+    async def sync(self) -> None:
+        """Wait until everything written so far is on the disk. Raises ``RuntimeFault``."""
+        wanted = self._written
         while self._durable < wanted:
             if self._broken is not None:
                 raise RuntimeFault("node.journal-broken", f"{self.path}: {self._broken}", retryable=True)

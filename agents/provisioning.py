@@ -9,8 +9,7 @@
 | start | starts the main process; its handle is on record before anybody is told | destroys every generation |
 | ready | waits for the probe port; its exit beats the port | none: it only looks |
 
-Steps from ``root`` to ``start`` cost the host something and are bounded by its cores; waiting is not. The order's way to the disk goes on
-beside the steps before ``start``: what those make ends with the machine, or is found and removed as nobody's.
+Steps from ``root`` to ``start`` cost the host something and are bounded by its cores; waiting is not.
 """
 
 from __future__ import annotations
@@ -37,8 +36,6 @@ class Bringup:
     record: SandboxRecord
     driver: Driver
     account: Account
-    written: int
-    """The journal up to here has to be on the disk before anything of the sandbox's own runs."""
 
     @property
     def handle(self) -> Handle:
@@ -91,7 +88,6 @@ async def _start(b: Bringup) -> Output:
     netns = b.account.outputs["network"]["netns"]
     root, snapshot = Path(b.account.outputs["root"]["path"]), b.record.spec.snapshot_id
     spec = spec_of(b.node, b.record, root, None if netns is None else Path(netns), snapshot)
-    await b.node.journal.sync(b.written)
     async with b.node.creating:
         handle = await b.driver.start(spec)
     return {"handle": asdict(handle)}

@@ -61,8 +61,8 @@ _ANSWERED_AGAIN: Final = frozenset({Verb.SANDBOX_EXEC})
 """Whoever repeats one of these waits for the answer, which the bus must not take for the one that it has stored already."""
 _FROM_THE_LANE: Final = frozenset({Verb.IMAGE_RESOLVE, Verb.ARTIFACT_BUILD})
 """Never carried out from the journal, which does not keep their credentials: the lane still has them."""
-_SYNCS_ITSELF: Final = frozenset({Verb.SANDBOX_PROVISION})
-"""Writes more before its first effect, and waits for the disk once for all of it."""
+_ENDS_WITH_THE_MACHINE: Final = frozenset({Verb.SANDBOX_PROVISION})
+"""Need not wait for the disk: no effect of theirs outlives a power cut, after which the lane still has the order."""
 _HIDDEN: Final = frozenset({"stdin", "env", "registry_user", "registry_secret"})
 
 
@@ -199,7 +199,7 @@ class Work:
                 raise fail("order.deadline-exceeded", f"it arrived after its deadline {order.deadline.isoformat()}", retryable=True)
             node.journal.room()
             node.journal.write(order_entry(_for_the_journal(order), node.clock()))
-            if order.verb not in _SYNCS_ITSELF:
+            if order.verb not in _ENDS_WITH_THE_MACHINE:
                 await node.journal.sync()
         trail = node.memory.orders[order.id]
         node.journal.write({"k": "begun", "id": order.id, "n": trail.begun + 1})

@@ -69,12 +69,14 @@ def _known(node: LocalNode, body: SandboxProvision) -> SandboxRecord | None:
 
 
 async def bring_up(task: Task, record: SandboxRecord) -> tuple[SandboxRecord, tuple[PortStatus, ...]]:
-    """Run the steps. The record is written down before the first, and says "running" after the last. Raises ``UnwoundError``."""
+    """Run the steps. The record is written down before the first, and says "running" after the last. Raises ``UnwoundError``.
+
+    Whatever the steps touch can be found again by its id when this process has died; when the machine has, nothing of it is there.
+    """
     node = task.node
     if node.find(record.id) is None:
         node.put(record)
-    written = node.journal.begin_sync()  # the order too
-    bringup = Bringup(node, record, node.drivers.pick(record.driver), task.account, written)
+    bringup = Bringup(node, record, node.drivers.pick(record.driver), task.account)
     with node.fenced(record.id) as fence:
         try:
             await task.saga(PROVISION, bringup, fence)
