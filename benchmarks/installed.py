@@ -10,7 +10,8 @@ from pathlib import Path
 
 from agents.images.compose import compose
 from bus.client import Caller
-from strandline.installation import Installation, Options, delete_all, purge
+from strandline.installation import Installation, delete_all, purge
+from strandline.options import Options
 
 ALIAS = "bench"
 WAIT_S = 60

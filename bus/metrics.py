@@ -5,19 +5,19 @@ A format of a few lines is no reason for a dependency: https://prometheus.io/doc
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from http import HTTPStatus
 from typing import Final
 
 import structlog
 
+from bus import http
+from bus.http import Answer, Asked
+
 log = structlog.get_logger(__name__)
 
-LOOPBACK: Final = "127.0.0.1"
-ASKING_S: Final = 5.0
-"""How long somebody may take to say what they want."""
 CONTENT: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 Sample = tuple[str, Mapping[str, str], float]
@@ -71,19 +71,11 @@ def _escaped(text: str) -> str:
 async def serving(metrics: Metrics, port: int) -> AsyncIterator[int]:
     """``GET /metrics`` on the loopback address while the block runs; the port, which is a free one for 0. Raises ``OSError``."""
 
-    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
-            async with asyncio.timeout(ASKING_S):
-                asked = (await reader.readuntil(b"\r\n\r\n")).split(b" ", 2)
-                wanted = asked[:2] == [b"GET", b"/metrics"]
-                body = metrics.text().encode() if wanted else b"GET /metrics\n"
-                head = f"HTTP/1.1 {'200 OK' if wanted else '404 Not Found'}\r\nContent-Type: {CONTENT}\r\nContent-Length: {len(body)}\r\n"
-                writer.write(head.encode() + b"Connection: close\r\n\r\n" + body)
-                await writer.drain()
-        writer.close()
+    async def answer(asked: Asked) -> Answer:
+        if asked.path != "/metrics":
+            return http.plain(HTTPStatus.NOT_FOUND, "GET /metrics")
+        return Answer(HTTPStatus.OK, {"Content-Type": CONTENT}, metrics.text().encode())
 
-    server = await asyncio.start_server(answer, LOOPBACK, port)
-    bound: int = server.sockets[0].getsockname()[1]
-    log.info("metrics.serving", address=f"{LOOPBACK}:{bound}")
-    async with server:
+    async with http.serving(answer, port) as bound:
+        log.info("metrics.serving", address=f"{http.LOOPBACK}:{bound}")
         yield bound

@@ -52,11 +52,11 @@ class Stat:
     nuid: str
 
 
-def _stream(bucket: str) -> str:
+def stream_of(bucket: str) -> str:
     return f"OBJ_{bucket}"
 
 
-def _chunks(bucket: str, nuid: str) -> str:
+def chunks_of(bucket: str, nuid: str) -> str:
     return f"$O.{bucket}.C.{nuid}"
 
 
@@ -66,7 +66,7 @@ def _description(bucket: str, name: str) -> str:
 
 async def stat(nc: Client, bucket: str, name: str, *, leader: bool = False) -> Stat | None:
     """What is stored under ``name``, None for nothing; by the leader's word if wanted, which nodes have no right to ask for."""
-    found = await direct.get(nc, _stream(bucket), leader=leader, last_by_subj=_description(bucket, name))
+    found = await direct.get(nc, stream_of(bucket), leader=leader, last_by_subj=_description(bucket, name))
     return None if found is None else _read(found.data)
 
 
@@ -108,7 +108,7 @@ async def put_file(nc: Client, bucket: str, name: str, path: Path, *, sha256: st
 
 async def _send(nc: Client, bucket: str, name: str, nuid: str, path: Path, sha256: str | None, progress: Progress | None) -> Stat:
     """One chunk after the other: their order in the stream is the file's, also when one has to be sent again."""
-    subject, digest, size, chunks = _chunks(bucket, nuid), hashlib.sha256(), 0, 0
+    subject, digest, size, chunks = chunks_of(bucket, nuid), hashlib.sha256(), 0, 0
     with await asyncio.to_thread(path.open, "rb") as file:
         total = os.fstat(file.fileno()).st_size
         while data := await asyncio.to_thread(_next_chunk, file, digest):
@@ -177,8 +177,8 @@ async def present(nc: Client, bucket: str, name: str, sha256: str, size: int) ->
     what = await stat(nc, bucket, name, leader=True)
     if what is None or (what.sha256, what.size) != (sha256, size):
         return False
-    subject = _chunks(bucket, what.nuid)
-    state = (await call(nc, f"STREAM.INFO.{_stream(bucket)}", {"subjects_filter": subject}))["state"]
+    subject = chunks_of(bucket, what.nuid)
+    state = (await call(nc, f"STREAM.INFO.{stream_of(bucket)}", {"subjects_filter": subject}))["state"]
     return bool((state.get("subjects") or {}).get(subject, 0) == what.chunks)
 
 
@@ -193,7 +193,7 @@ async def _receive(nc: Client, bucket: str, what: Stat, file: IO[bytes] | None, 
     digest, seq, size, missing = hashlib.sha256(), 1, 0, what.chunks
 
     async def more(_: float) -> direct.Page:
-        got = await direct.batch(nc, _stream(bucket), _chunks(bucket, what.nuid), seq, min(BATCH, missing))
+        got = await direct.batch(nc, stream_of(bucket), chunks_of(bucket, what.nuid), seq, min(BATCH, missing))
         if got.messages:
             return got
         now = await stat(nc, bucket, what.name)
@@ -222,9 +222,9 @@ def _write(file: IO[bytes] | None, digest: hashlib._Hash, messages: list[direct.
 async def delete(nc: Client, bucket: str, name: str) -> None:
     """Forget ``name``: description first, so that nobody begins to read what is going away. Nothing there is fine."""
     known = await stat(nc, bucket, name, leader=True)
-    await call(nc, f"STREAM.PURGE.{_stream(bucket)}", {"filter": _description(bucket, name)})
+    await call(nc, f"STREAM.PURGE.{stream_of(bucket)}", {"filter": _description(bucket, name)})
     if known is not None:
-        await call(nc, f"STREAM.PURGE.{_stream(bucket)}", {"filter": _chunks(bucket, known.nuid)})
+        await call(nc, f"STREAM.PURGE.{stream_of(bucket)}", {"filter": chunks_of(bucket, known.nuid)})
 
 
 async def sweep(nc: Client, bucket: str, older_than: timedelta = timedelta(hours=1)) -> int:
@@ -235,22 +235,22 @@ async def sweep(nc: Client, bucket: str, older_than: timedelta = timedelta(hours
     used: dict[str, str] = {}
     seq = 1
     while seq:
-        got = await direct.batch(nc, _stream(bucket), f"$O.{bucket}.M.>", seq)
+        got = await direct.batch(nc, stream_of(bucket), f"$O.{bucket}.M.>", seq)
         for message in got.messages:
             if message.subject in used:
-                await call(nc, f"STREAM.PURGE.{_stream(bucket)}", {"filter": message.subject, "keep": 1})
+                await call(nc, f"STREAM.PURGE.{stream_of(bucket)}", {"filter": message.subject, "keep": 1})
             said = _read(message.data)
             used[message.subject] = said.nuid if said else ""
         seq = got.next_seq
-    prefix = _chunks(bucket, "")
-    state = (await call(nc, f"STREAM.INFO.{_stream(bucket)}", {"subjects_filter": prefix + ">"}))["state"]
+    prefix = chunks_of(bucket, "")
+    state = (await call(nc, f"STREAM.INFO.{stream_of(bucket)}", {"subjects_filter": prefix + ">"}))["state"]
     swept = 0
     for subject in state.get("subjects") or {}:
         if subject.removeprefix(prefix) in used.values():
             continue
-        newest = await direct.get(nc, _stream(bucket), last_by_subj=subject)
+        newest = await direct.get(nc, stream_of(bucket), last_by_subj=subject)
         if newest is not None and datetime.now(UTC) - datetime.fromisoformat(newest.time[:19] + "+00:00") >= older_than:
-            await call(nc, f"STREAM.PURGE.{_stream(bucket)}", {"filter": subject})
+            await call(nc, f"STREAM.PURGE.{stream_of(bucket)}", {"filter": subject})
             swept += 1
     return swept
 
@@ -258,6 +258,6 @@ async def sweep(nc: Client, bucket: str, older_than: timedelta = timedelta(hours
 async def _discard(nc: Client, bucket: str, nuid: str) -> None:
     """Remove chunks, if this connection may; otherwise ``sweep`` does."""
     try:
-        await call(nc, f"STREAM.PURGE.{_stream(bucket)}", {"filter": _chunks(bucket, nuid)}, within=1)
+        await call(nc, f"STREAM.PURGE.{stream_of(bucket)}", {"filter": chunks_of(bucket, nuid)}, within=1)
     except (Refused, ApiError) as error:
         log.info("objects.left-for-sweep", bucket=bucket, nuid=nuid, error=repr(error))

@@ -5,24 +5,36 @@ from __future__ import annotations
 import argparse
 import asyncio
 import signal
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
 import uvloop
 
+from bus import metrics
 from bus.connection import connect_from
 from bus.logging import configure
-from bus.metrics import serving
 from bus.streams import Settings, ensure_streams
 from bus.tracing import Tracing
 from domain import catalogue
+from handlers import downloads
 from handlers.plane import ControlPlane
 
 log = structlog.get_logger(__name__)
 
 
-async def run(directory: Path, settings: Settings, name: str, metrics_port: int | None = None) -> None:
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """What is served on ports of 127.0.0.1 beside the bus; None: not at all. ``artifacts_url``: where callers reach that, if elsewhere."""
+
+    metrics: int | None = None
+    artifacts: int | None = None
+    artifacts_url: str | None = None
+
+
+async def run(directory: Path, settings: Settings, name: str, ports: Ports) -> None:
     """Connect, make sure that the streams are there, serve until told to stop."""
     stopping = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -31,10 +43,9 @@ async def run(directory: Path, settings: Settings, name: str, metrics_port: int 
     async with connection:
         await ensure_streams(connection, settings=settings)
         tracing = Tracing.configured("strandline-control")
-        plane = await ControlPlane.open(connection, keys=directory / "keys", name=name, measured=metrics_port is not None, spans=tracing)
-        metrics = AsyncExitStack()
-        if plane.metrics is not None and metrics_port is not None:
-            await metrics.enter_async_context(serving(plane.metrics, metrics_port))
+        plane = await ControlPlane.open(connection, keys=directory / "keys", name=name, measured=ports.metrics is not None, spans=tracing)
+        served = AsyncExitStack()
+        await served.enter_async_context(serving(plane, ports, directory / "keys"))
         life, stop = asyncio.create_task(plane.live()), asyncio.create_task(stopping.wait())
         try:
             await asyncio.wait({life, stop}, return_when=asyncio.FIRST_COMPLETED)
@@ -45,10 +56,21 @@ async def run(directory: Path, settings: Settings, name: str, metrics_port: int 
                 task.cancel()
             await asyncio.gather(life, stop, return_exceptions=True)
             log.info("control.stopping")
-            await metrics.aclose()
+            await served.aclose()
             await plane.close()
             if tracing is not None:
                 await asyncio.to_thread(tracing.close)
+
+
+@asynccontextmanager
+async def serving(plane: ControlPlane, ports: Ports, keys: Path) -> AsyncIterator[None]:
+    """Metrics and artifacts while the block runs, as far as they were asked for. Raises ``OSError`` when a port is taken."""
+    async with AsyncExitStack() as stack:
+        if plane.metrics is not None and ports.metrics is not None:
+            await stack.enter_async_context(metrics.serving(plane.metrics, ports.metrics))
+        if ports.artifacts is not None:
+            await stack.enter_async_context(downloads.serving(plane.control, ports.artifacts, keys, ports.artifacts_url))
+        yield
 
 
 def main() -> None:
@@ -59,10 +81,13 @@ def main() -> None:
     parser.add_argument("--shards", type=int, choices=range(1, 257), metavar="N", help="streams for the lanes of a new installation")
     parser.add_argument("--name", default="control", help="tells control planes of one cluster apart")
     parser.add_argument("--metrics-port", type=int, metavar="PORT", help="serve Prometheus metrics on this port of 127.0.0.1")
+    parser.add_argument("--artifacts-port", type=int, metavar="PORT", help="serve artifacts over HTTP on this port of 127.0.0.1")
+    parser.add_argument("--artifacts-url", metavar="URL", help="where callers reach that port, if not there")
     arguments = parser.parse_args()
     configure()
     catalogue.load()
-    uvloop.run(run(arguments.dir, Settings(replicas=arguments.replicas, shards=arguments.shards), arguments.name, arguments.metrics_port))
+    ports = Ports(arguments.metrics_port, arguments.artifacts_port, arguments.artifacts_url)
+    uvloop.run(run(arguments.dir, Settings(replicas=arguments.replicas, shards=arguments.shards), arguments.name, ports))
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from domain.nodes.orders import Order, Verb
 
 if TYPE_CHECKING:
     from bus.connection import Client
+    from handlers.downloads import Links
     from handlers.fleet import Fleet
     from handlers.results import Results
     from handlers.waiting import Waiting
@@ -92,6 +93,8 @@ class Control:
     clock: Callable[[], datetime] = lambda: datetime.now(UTC)
     metrics: Metrics | None = None
     """None: nobody wants to know."""
+    links: Links | None = None
+    """None: this process serves no artifacts over HTTP."""
 
     def own_cause(self, project: str, *parts: str | int) -> Cause:
         """A cause for something the system asks of itself: the same parts give the same command id (design.md §5)."""

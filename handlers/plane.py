@@ -68,6 +68,7 @@ HANDLERS: dict[type[Command], Handler] = {
     template_commands.TemplateSetCompatPolicy: templates.set_compat_policy,
     template_commands.TemplateDelete: templates.delete,
     template_commands.ArtifactCollect: artifacts.collect,
+    template_commands.ArtifactLink: artifacts.link,
     template_commands.JobCancel: cancelling.cancel,
     template_commands.CompatRescan: nodes.rescan,
     template_commands.SnapshotCreate: snapshots.create,

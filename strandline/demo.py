@@ -21,7 +21,8 @@ from domain.kernel.errors import Refused
 from strandline.cli.exitcodes import ExitCode
 from strandline.detached import Detached
 from strandline.drivers import AUTO, HELP, choice
-from strandline.installation import HostError, Installation, InUseError, Options, delete_all, purge
+from strandline.installation import HostError, Installation, InUseError, delete_all, purge
+from strandline.options import Options
 from strandline.tour.screen import Screen
 from strandline.tour.story import Story
 from strandline.traces import Traces

@@ -11,7 +11,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import IO, Any, Final
@@ -25,6 +24,7 @@ from bus.streams import lane_shards
 from bus.subjects import EVENTS
 from domain.kernel.errors import Refused
 from strandline.mending import mend
+from strandline.options import Options
 from strandline.orphans import end_orphans
 from strandline.ports import PortTakenError, listens, taken
 from strandline.supervisor import Child, Supervisor
@@ -65,26 +65,6 @@ def runs(directory: Path) -> bool:
     return False
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What ``strandline up`` was told. ``port`` 0: the one of last time, else a free one.
-
-    ``registry_ca``, ``registry_insecure``: the agents' options of these names.
-    """
-
-    dir: Path
-    port: int = 0
-    nodes: int = 1
-    driver: str = "auto"
-    registry_ca: Path | None = None
-    registry_insecure: tuple[str, ...] = ()
-
-    def for_agents(self) -> list[str]:
-        """What every agent is told besides its name."""
-        ca = ["--registry-ca", str(self.registry_ca.absolute())] if self.registry_ca else []
-        return ["--driver", self.driver, *ca, *(word for host in self.registry_insecure for word in ("--registry-insecure", host))]
-
-
 class Installation:
     """Everything on one machine. ``start`` brings it up, ``stop`` drains it; a second start resumes where the first one ended."""
 
@@ -112,14 +92,15 @@ class Installation:
         """
         self._take_lock()
         await asyncio.to_thread(end_orphans, self.dir)
+        self._ports_free()
         authority = await asyncio.to_thread(Authority.load, self.dir / "keys")
         self._creds(authority)
         server = await self._start_bus(authority)
         self.connection = await connect_from(self.dir, "up", on_closed=lambda: None, timeout=READY_S)
         mending = mend(server.url, self.dir / "keys" / "system.creds", self.dir / "nats", partial(self.supervisor.restart, "nats"))
         self._mending = asyncio.create_task(mending, name="mending the bus")
-        await self.supervisor.start(self._child("control", "handlers"))
-        await self.supervisor.start(self._child("projector", "projections"))
+        await self.supervisor.start(self._child("control", "handlers", *self.options.for_control()))
+        await self.supervisor.start(self._child("projector", "projections", *self.options.metrics(1)))
         caller = Caller(self.connection, actor="up")
         try:
             async with asyncio.timeout(READY_S):
@@ -146,6 +127,12 @@ class Installation:
             port = 0
         raise ServerError(f"no free port in {_PORT_ATTEMPTS} attempts")
 
+    def _ports_free(self) -> None:
+        """Raises ``PortTakenError``: a part that finds its port taken would be started again and again."""
+        for port in self.options.served():
+            if taken(port):
+                raise PortTakenError(f"port {port} of 127.0.0.1 is taken by another process")
+
     def _port(self) -> int:
         """Asked for, or of last time if nobody else has it by now; 0: any. Raises ``PortTakenError``."""
         asked, last = self.options.port, self._last_port()
@@ -171,9 +158,10 @@ class Installation:
 
     async def _start_nodes(self, caller: Caller, authority: Authority) -> None:
         await self._enroll(caller, authority)
-        for node in self.node_names:
+        for place, node in enumerate(self.node_names, start=2):
             where = ["--connect", str(self.dir / "nodes" / node)]
-            await self.supervisor.start(self._child(node, "agents", "--node", node, *self.options.for_agents(), *where))
+            told = [*self.options.for_agents(), *self.options.metrics(place)]
+            await self.supervisor.start(self._child(node, "agents", "--node", node, *told, *where))
         await self._nodes_ready(caller)
 
     def _last_words(self) -> str:

@@ -17,7 +17,8 @@ from bus.server import ServerError
 from domain.kernel.errors import Refused
 from strandline.cli.exitcodes import ExitCode
 from strandline.drivers import AUTO, HELP, choice
-from strandline.installation import HostError, Installation, InUseError, Options, default_dir
+from strandline.installation import HostError, Installation, InUseError, default_dir
+from strandline.options import Options
 from strandline.ports import PortTakenError
 from strandline.supervisor import Child
 
@@ -42,6 +43,20 @@ def up(
     registry_insecure: Annotated[
         list[str] | None, typer.Option("--registry-insecure", metavar="HOST", help="Registry to speak plain HTTP with; repeatable.")
     ] = None,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(
+            "--metrics-port",
+            metavar="PORT",
+            help="Serve Prometheus metrics on loopback: the control plane's here, the projector's on the next port, then the nodes'.",
+            min=1,
+            max=65_535,
+        ),
+    ] = None,
+    artifacts_port: Annotated[
+        int | None,
+        typer.Option("--artifacts-port", metavar="PORT", help="Serve artifacts over HTTP on this port of loopback.", min=1, max=65_535),
+    ] = None,
     stop_sandboxes: Annotated[bool, typer.Option("--stop-sandboxes", help="Tear sandboxes down at the end.")] = False,
 ) -> None:
     """Start everything on this machine and stay in the foreground; Ctrl-C drains and stops.
@@ -57,7 +72,11 @@ def up(
         driver=driver,
         registry_ca=registry_ca,
         registry_insecure=tuple(registry_insecure or ()),
+        metrics_port=metrics_port,
+        artifacts_port=artifacts_port,
     )
+    if clash := options.clash():
+        raise typer.BadParameter(clash)
     raise typer.Exit(uvloop.run(_run(options, stop_sandboxes=stop_sandboxes)))
 
 
@@ -100,7 +119,7 @@ def _failed(error: Exception, options: Options) -> int:
         case InUseError():
             hint, code = f"strandline down --dir {options.dir}", ExitCode.CONFLICT
         case PortTakenError():
-            hint, code = "another --port, or none: then it takes a free one", ExitCode.CONFLICT
+            hint, code = "another port; without --port it takes a free one", ExitCode.CONFLICT
         case HostError():
             hint, code = "strandline doctor", ExitCode.FAILED
         case _:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, StringConstraints, ValidationInfo, field_validator
@@ -168,6 +169,29 @@ class ArtifactCollect(Command):
     RESULT: ClassVar[type[Record]] = ArtifactsCollected
 
     dry_run: bool = False
+
+
+class ArtifactLinked(Record):
+    """Where its bytes are, and what to say there: ``Authorization: Bearer <token>``. The token holds for these bytes, until then."""
+
+    artifact_id: ArtifactId
+    url: str
+    token: str
+    expires_at: datetime
+    sha256: str
+    size_bytes: int
+
+
+class ArtifactLink(Command):
+    """Ask for the address of an artifact's bytes over HTTP, and a token for it. Only for who has a template or a snapshot of it."""
+
+    NOUN: ClassVar[str] = "artifact"
+    VERB: ClassVar[str] = "link"
+    EXAMPLE: ClassVar[dict[str, Any]] = {"artifact_id": "rfs-000000000000000000000000", "ttl_s": 3600}
+    RESULT: ClassVar[type[Record]] = ArtifactLinked
+
+    artifact_id: ArtifactId
+    ttl_s: Annotated[int, Field(ge=1, le=604_800)] = 3600
 
 
 class JobCancelled(Record):

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Any, Unpack
 
-from domain.templates.commands import ArtifactCollect
+from domain.templates.commands import ArtifactCollect, ArtifactLink
 from strandline.client.call import Call
 from strandline.client.items import Artifact
 from strandline.client.noun import Noun
-from strandline.client.replies import ArtifactsCollected
+from strandline.client.replies import ArtifactLinked, ArtifactsCollected
 
 
 class Artifacts(Noun):
@@ -18,6 +18,13 @@ class Artifacts(Noun):
     async def collect(self, *, dry_run: bool = False, **call: Unpack[Call]) -> ArtifactsCollected:
         """Remove artifacts that no template owns any more; with ``dry_run`` only say which."""
         return await self._calls.command(ArtifactCollect, ArtifactsCollected, call, dry_run=dry_run or None)
+
+    async def link(self, artifact_id: str, *, ttl_s: int | None = None, **call: Unpack[Call]) -> ArtifactLinked:
+        """Where its bytes are over HTTP, and the token to say there (``Authorization: Bearer …``) for ``ttl_s`` seconds (3600).
+
+        Raises ``artifact.not-served`` where no control plane was started with ``--artifacts-port``.
+        """
+        return await self._calls.command(ArtifactLink, ArtifactLinked, call, artifact_id=artifact_id, ttl_s=ttl_s)
 
     async def get(self, artifact_id: str) -> Artifact:
         """One artifact. Raises ``artifact.not-found``."""

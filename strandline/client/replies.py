@@ -52,6 +52,15 @@ class ArtifactsCollected(Accepted):
     kept: list[Any] | int = 0
 
 
+class ArtifactLinked(Accepted):
+    artifact_id: str
+    url: str
+    token: str
+    expires_at: str
+    sha256: str
+    size_bytes: int
+
+
 class CompatRescanned(Accepted):
     changed: int
 

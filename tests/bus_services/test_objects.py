@@ -10,7 +10,7 @@ from datetime import timedelta
 
 import pytest
 
-from bus import direct, objects
+from bus import direct, objectparts, objects
 from bus.objects import CHUNK, Stat
 from bus.requests import call, store
 from domain.kernel.errors import Refused
@@ -222,5 +222,45 @@ def test_memory_stays_bounded(connecting, run, tmp_path) -> None:
             _, peak = tracemalloc.get_traced_memory()
             tracemalloc.stop()
             assert peak < 64 * CHUNK
+
+    run(main())
+
+
+@pytest.mark.parametrize("writers", [1, 3])
+def test_a_part_is_read_from_where_it_begins(connecting, run, tmp_path, writers) -> None:
+    """Also where several files' chunks lie between each other in the stream."""
+
+    async def main() -> None:
+        content = {}
+        for n in range(writers):
+            made(tmp_path / f"in{n}", 12 * CHUNK + 99, seed=n)
+            with (tmp_path / f"in{n}").open("r+b") as file:
+                for chunk in range(13):  # each chunk another one
+                    file.seek(chunk * CHUNK)
+                    file.write(bytes([chunk]))
+            content[n] = (tmp_path / f"in{n}").read_bytes()
+        async with connecting(streams=True) as nc:
+            puts = (objects.put_file(nc, BUCKET, f"rfs-{n}", tmp_path / f"in{n}") for n in range(writers))
+            stats = await asyncio.gather(*puts)
+            for n, what in enumerate(stats):
+                for start, size in ((0, 1), (CHUNK - 1, 2), (7 * CHUNK + 5, 3 * CHUNK), (12 * CHUNK, 99), (0, what.size), (5, 0)):
+                    got = b"".join([part async for part in objectparts.read(nc, BUCKET, what, start, size)])
+                    assert got == content[n][start : start + size]
+            await objects.delete(nc, BUCKET, "rfs-0")
+            with pytest.raises(Refused) as gone:
+                await anext(objectparts.read(nc, BUCKET, stats[0], 0, 1))
+            assert gone.value.code == "object.replaced"
+
+    run(main())
+
+
+def test_a_part_is_not_made_of_chunks_that_do_not_say_which_they_are(connecting, run, tmp_path) -> None:
+    async def main() -> None:
+        async with connecting(streams=True) as nc:
+            for _ in range(3):
+                await store(nc, objects.chunks_of(BUCKET, "n"), b"x" * 10)
+            with pytest.raises(Refused) as corrupt:
+                await anext(objectparts.read(nc, BUCKET, Stat("rfs-1", 30, "0" * 64, 3, "n"), 25, 1))
+            assert corrupt.value.code == "object.corrupt"
 
     run(main())

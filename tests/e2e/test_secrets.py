@@ -21,7 +21,7 @@ from agents.images import Trust
 from agents.options import parse
 from domain.kernel.errors import Refused
 from strandline import Strandline
-from strandline.installation import Options
+from strandline.options import Options
 
 pytestmark = pytest.mark.skipif(
     not all(map(shutil.which, ("docker-registry", "htpasswd", "openssl"))), reason="needs docker-registry, htpasswd and openssl"

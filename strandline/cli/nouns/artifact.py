@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from strandline.cli import shapes
+from strandline.cli import parse, shapes
 from strandline.cli.verb import Run, verb
 from strandline.cli.watching import until, watch
 from strandline.client import Call
@@ -51,6 +51,25 @@ async def get(
 ) -> None:
     """One artifact with all its fields."""
     run.out.record(await run.s.artifacts.get(await run.id("artifact", artifact)), shapes.ARTIFACT)
+
+
+@verb(
+    app,
+    "link",
+    mutates=True,
+    examples="""
+    strandline artifact link rfs-3fa9 --for 15m
+    strandline artifact link rfs-3fa9 -o json
+    """,
+)
+async def link(
+    run: Run,
+    artifact: Annotated[str, typer.Argument(help="Its id, or the first characters of it.", show_default=False)],
+    lasting: Annotated[str, typer.Option("--for", metavar="DURATION", help="How long the token holds, at most 7d.")] = "1h",
+) -> None:
+    """Where an artifact's bytes are over HTTP, and the token to say there as `Authorization: Bearer TOKEN`."""
+    reply = await run.s.artifacts.link(await run.id("artifact", artifact), ttl_s=round(parse.seconds(lasting)), **run.call)
+    run.out.one(reply, shapes.fields("artifact_id", "url", "token", "expires_at", "sha256", "size_bytes"))
 
 
 @verb(
