@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import os
 import time
 from collections.abc import Awaitable, Callable
@@ -18,6 +17,7 @@ from typing import Any, Final, Literal
 
 import structlog
 
+from agents.host.syscalls import punch
 from agents.journal import Journal
 from agents.records import Memory
 
@@ -36,8 +36,6 @@ PARTIAL_S: Final = 1.0
 """How long the beginning of a line waits for its end."""
 NOTE_S: Final = 2.0
 HOLE: Final = 1 << 20
-_PUNCH_HOLE_KEEP_SIZE: Final = 0x02 | 0x01
-_LIBC: Final = ctypes.CDLL(None, use_errno=True)
 
 
 @dataclass(slots=True)
@@ -173,4 +171,4 @@ def _read(path: Path, offset: int) -> bytes:
 def _free(path: Path, until: int) -> None:
     """Give the file's first bytes back to the file system; offsets stay. Where that is not possible they are kept."""
     with contextlib.suppress(OSError), path.open("r+b", buffering=0) as file:
-        _LIBC.fallocate(file.fileno(), _PUNCH_HOLE_KEEP_SIZE, ctypes.c_long(0), ctypes.c_long(until))
+        punch(file.fileno(), until)

@@ -34,6 +34,8 @@ _PR_GET_CHILD_SUBREAPER: Final = 37
 _SYS_OPEN_TREE: Final = 428  # numbers since Linux 5.0 are the same on every architecture
 _SYS_OPENAT2: Final = 437
 _SYS_MOUNT_SETATTR: Final = 442
+_FALLOC_FL_KEEP_SIZE: Final = 0x01
+_FALLOC_FL_PUNCH_HOLE: Final = 0x02
 _AT_FDCWD: Final = -100
 _AT_EMPTY_PATH: Final = 0x1000
 _OPEN_TREE_CLONE: Final = 1
@@ -53,6 +55,12 @@ def mount(source: str, target: str | Path, fstype: str = "", flags: int = 0, dat
     """Mount a file system; ``data`` longer than a page (4096 bytes) is EINVAL."""
     arguments = (source.encode(), str(target).encode(), fstype.encode() or None, ctypes.c_ulong(flags), data.encode() or None)
     _checked(_libc.mount(*arguments), str(target))
+
+
+def punch(fd: int, size: int) -> None:
+    """Give the first ``size`` bytes of a file back to its file system; they read as zeros. Not every file system can."""
+    mode = ctypes.c_int(_FALLOC_FL_KEEP_SIZE | _FALLOC_FL_PUNCH_HOLE)
+    _checked(_libc.fallocate(ctypes.c_int(fd), mode, ctypes.c_long(0), ctypes.c_long(size)), "fallocate")
 
 
 def umount(target: str | Path, flags: int = 0) -> None:

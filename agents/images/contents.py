@@ -1,6 +1,7 @@
 """What files contain, while layers are put together: numbered files in one private folder.
 
-A name of a layer never becomes a name here. At the end the files move to their places in the staged tree without being copied.
+A name of a layer never becomes a name here. At the end small files move to their places in the staged tree without being copied;
+large ones wait here until the file system takes them in.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ class Contents:
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(mode=0o700)
+        self.folder = folder
         self.fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         self._next = 0
 

@@ -62,11 +62,13 @@ class Budget:
 class Layer:
     """One layer's bytes, unpacked. Both digests are checked when the stream has been read to its end."""
 
-    def __init__(self, blob: Blob, diff_id: str, budget: Budget, stop: Stop) -> None:
+    def __init__(self, blob: Blob, diff_id: str, budget: Budget, stop: Stop, *, spend: bool = False) -> None:
+        """``spend``: this is the last time that the blob is read (:meth:`Blob.chunks`)."""
         self._blob = blob
         self._diff_id = diff_id
         self._budget = budget
         self._stop = stop
+        self._spend = spend
         self.packed = 0
 
     def chunks(self) -> Iterator[bytes]:
@@ -87,7 +89,7 @@ class Layer:
             raise mismatch(self._diff_id)
 
     def _packed(self) -> Iterator[bytes]:
-        for chunk in self._blob.chunks(self._stop):
+        for chunk in self._blob.chunks(self._stop, spend=self._spend):
             self.packed += len(chunk)
             yield chunk
 

@@ -1,25 +1,28 @@
 """A staged tree made into an ext4 file, without root, byte for byte the same for the same tree and options.
 
-``mke2fs -d`` copies the tree. Then one ``debugfs`` script gives every inode its owner, mode, times and attributes: the copies have the
-agent's. What would differ from one run to the next is fixed: the UUID, the hash seed, all times, the feature set (ours, not the host's
-``mke2fs.conf``). Needs e2fsprogs 1.47.0 or later, which can leave the host's extended attributes out.
+``mke2fs -d`` copies the tree without its large files, which come then (``agents/images/bringing.py``). A last ``debugfs`` script gives
+every inode its owner, mode, times and attributes: the copies have the agent's. What would differ from one run to the next is fixed: the
+UUID, the hash seed, all times, the feature set (ours, not the host's ``mke2fs.conf``). Needs e2fsprogs 1.47.0 or later, which can leave
+the host's extended attributes out.
 Measured in reference/runtimes.md §6: mke2fs 1.47.0 alone copies change times, and so is not reproducible.
 """
 
 from __future__ import annotations
 
+import shutil
 import struct
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, Final
 
 from agents.images.blocking import Stop
+from agents.images.bringing import brought, portions, script
 from agents.images.faults import ImageFault
 from agents.images.geometry import BLOCK, INODE, Geometry
 from agents.images.staging import Staged
 from agents.images.tools import run, tail
-from agents.images.tree import Node
+from agents.images.tree import Kind, Node
 
 _FEATURES: Final = (
     "64bit,dir_index,dir_nlink,ext_attr,extent,extra_isize,filetype,flex_bg,huge_file,large_file,metadata_csum,resize_inode,sparse_super"
@@ -69,15 +72,29 @@ class Builder:
         (self._work / "mke2fs.conf").write_text(_CONFIGURATION)
         for attempt in range(1, _ATTEMPTS + 1):
             code, _, complaint = run(self._mke2fs(staged, geometry, out), self._stop, cwd=self._work, env=self._env, meanwhile=meanwhile)
-            if code == 0:
+            if code == 0 and _free_blocks(out) >= sum(file.blocks for file in staged.large):
                 break
             out.unlink(missing_ok=True)
             if "No space left on device" in complaint:
-                raise ImageFault("node.disk-full", "the disk is full while making the file system", retryable=True)
-            if _FULL not in complaint or attempt == _ATTEMPTS:
+                raise _disk_full()
+            if (code and _FULL not in complaint) or attempt == _ATTEMPTS:
                 raise ImageFault("artifact.build-failed", f"mke2fs: {tail(complaint)}")
             geometry = geometry.enlarged()
-        self._describe(staged, out)
+        found = [(_ROOT, staged.root), *_numbered(staged, out)]
+        shutil.rmtree(staged.path)  # it is in; what comes now is not there twice
+        self._debugfs(out, self._metadata([*found, *self._bring(staged, out, found, meanwhile)]))
+
+    def _bring(
+        self, staged: Staged, out: Path, found: Sequence[tuple[int, Node]], meanwhile: Callable[[], None]
+    ) -> Iterator[tuple[int, Node]]:
+        """Bring the large files in, and let go of each portion that is. Their inode numbers."""
+        directories = {id(node): number for number, node in found if node.kind is Kind.DIRECTORY}
+        for portion in portions(staged.large):
+            said = self._debugfs(out, [script(portion, directories, staged.contents.folder.name)], saying="Allocated inode: ")
+            yield from brought(portion, said)
+            for file in portion:
+                staged.contents.release(file.node.content)
+            meanwhile()
 
     def _mke2fs(self, staged: Staged, geometry: Geometry, out: Path) -> list[str]:
         extended = (
@@ -96,29 +113,24 @@ class Builder:
     def _uuid(self, what: str) -> str:
         return str(uuid.uuid5(_NAMESPACE, f"{what} {self._seed}"))
 
-    def _describe(self, staged: Staged, image: Path) -> None:
-        script = self._work / "debugfs.script"
-        with script.open("w") as file:
-            file.writelines(f"{line}\n" for line in self._script(staged, image))
-        code, out, complaint = run(["debugfs", "-w", "-f", script.name, str(image)], self._stop, cwd=self._work, env=self._env)
-        wrong = [line for line in out.splitlines() if not line.startswith("debugfs:")]
+    def _debugfs(self, image: Path, script: Iterable[bytes], saying: str = "debugfs:") -> str:
+        """Run a script; what it said. Lines that begin with ``saying`` are no complaints."""
+        path = self._work / "debugfs.script"
+        with path.open("wb") as file:
+            file.writelines(script)
+        code, out, complaint = run(["debugfs", "-w", "-f", path.name, str(image)], self._stop, cwd=self._work, env=self._env)
+        wrong = [line for line in out.splitlines() if not line.startswith(("debugfs:", saying))]
         wrong += [line for line in complaint.splitlines() if not line.startswith("debugfs ")]
         if code or any(line.strip() for line in wrong):  # debugfs goes on after a mistake and exits with 0
+            if any("No space left on device" in line for line in wrong):
+                raise _disk_full()
             raise ImageFault("artifact.build-failed", f"debugfs: {tail(' '.join(wrong)) or code}")
+        return out
 
-    def _script(self, staged: Staged, image: Path) -> Iterator[str]:
-        yield from self._inode(_ROOT, staged.root)
-        found = 0
-        with image.open("rb") as file:
-            for number, mark in inodes(file):
-                if number < _RESERVED:
-                    continue
-                if not 1 <= mark <= len(staged.nodes):
-                    raise ImageFault("artifact.build-failed", f"inode {number} of the file system is none of ours")
-                found += 1
-                yield from self._inode(number, staged.nodes[mark - 1])
-        if found != len(staged.nodes):
-            raise ImageFault("artifact.build-failed", f"the file system has {found} inodes, the image {len(staged.nodes)}")
+    def _metadata(self, found: Iterable[tuple[int, Node]]) -> Iterator[bytes]:
+        for number, node in found:
+            for line in self._inode(number, node):
+                yield f"{line}\n".encode()
 
     def _inode(self, number: int, node: Node) -> Iterator[str]:
         yield f"sif <{number}> mode 0{node.kind.value | node.mode:o}"
@@ -145,6 +157,31 @@ def _times(number: int, mtime_ns: int, epoch: int) -> Iterator[str]:
     for name in ("ctime", "crtime"):
         yield f"sif <{number}> {name} @{epoch:#x}"
         yield f"sif <{number}> {name}_extra 0"
+
+
+def _disk_full() -> ImageFault:
+    return ImageFault("node.disk-full", "the disk is full while making the file system", retryable=True)
+
+
+def _numbered(staged: Staged, image: Path) -> list[tuple[int, Node]]:
+    """Which inode each staged node has become. Raises ``artifact.build-failed`` when they do not match."""
+    with image.open("rb") as file:
+        found = [(number, mark) for number, mark in inodes(file) if number >= _RESERVED]
+    for number, mark in found:
+        if not 1 <= mark <= len(staged.nodes):
+            raise ImageFault("artifact.build-failed", f"inode {number} of the file system is none of ours")
+    if len(found) != len(staged.nodes):
+        raise ImageFault("artifact.build-failed", f"the file system has {len(found)} inodes, the image {len(staged.nodes)}")
+    return [(number, staged.nodes[mark - 1]) for number, mark in found]
+
+
+def _free_blocks(image: Path) -> int:
+    """Of the file system as it is, from its super block."""
+    with image.open("rb") as file:
+        file.seek(1024)
+        super_block = file.read(1024)
+    low, high = (struct.unpack_from("<I", super_block, at)[0] for at in (0x0C, 0x158))
+    return int(high << 32 | low)
 
 
 def inodes(file: BinaryIO) -> Iterator[tuple[int, int]]:

@@ -1,8 +1,8 @@
 """From an image reference to an ext4 file: resolve, pull, unpack, build.
 
 Everything happens below one private folder in ``work`` and in one hidden file beside ``out``; both are gone when the call ends, however it
-ends, and ``out`` appears complete or not at all. Peak disk use: the compressed layers, which go one by one as they are unpacked, then the
-unpacked tree and the file made of it.
+ends, and ``out`` appears complete or not at all. Peak disk use is little more than the image: compressed layers
+go while they are unpacked, and large files while they go into the file system.
 """
 
 from __future__ import annotations
@@ -224,8 +224,9 @@ class _Build:
         tree = Tree(self._contents.release, budget.entry, found.epoch * 10**9)
         unpacker = Unpacker(tree, self._contents, budget, self._meter)
         for number, (blob, diff_id) in enumerate(zip(self._blobs, found.diff_ids, strict=True)):
-            unpacker.apply(Layer(blob, diff_id, budget, self._stop), number)
-            if blob not in self._blobs[number + 1 :]:
+            last = blob not in self._blobs[number + 1 :]
+            unpacker.apply(Layer(blob, diff_id, budget, self._stop, spend=last), number)
+            if last:
                 blob.discard()
         self._meter.done()
         return tree

@@ -9,10 +9,12 @@ import hashlib
 import os
 import stat
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
+from agents.host.syscalls import punch
 from agents.images.blocking import Stop
 from agents.images.faults import ImageFault, host_fault
 from agents.images.manifest import (
@@ -32,6 +34,8 @@ from agents.images.options import BuildLimits
 
 CHUNK: Final = 256 * 1024
 _MAX_NESTING: Final = 3
+_SPENT: Final = 16 * CHUNK
+"""How often a file gives back what has been read of it."""
 
 Seen = Callable[[int], None]
 """Told the number of bytes that have come since the last call; negative when a download begins anew."""
@@ -47,10 +51,13 @@ class Blob:
     digest: str
     temporary: bool = False
 
-    def chunks(self, stop: Stop) -> Iterator[bytes]:
-        """The bytes, digested on the way; after the last one raises ``image.digest-mismatch`` when they are not what they should be."""
+    def chunks(self, stop: Stop, *, spend: bool = False) -> Iterator[bytes]:
+        """The bytes, digested on the way; after the last one raises ``image.digest-mismatch`` when they are not what they should be.
+
+        ``spend``: they are not read again, so that a file of ours gives back what has been read, where its file system can do that.
+        """
         hasher = hashlib.sha256()
-        with os.fdopen(open_regular(self.path), "rb", buffering=0) as file:
+        with os.fdopen(open_regular(self.path, os.O_RDWR if spend and self.temporary else os.O_RDONLY), "rb", buffering=0) as file:
             file.seek(self.offset)
             left = self.size
             while left and (chunk := file.read(min(CHUNK, left))):
@@ -58,6 +65,9 @@ class Blob:
                 left -= len(chunk)
                 hasher.update(chunk)
                 yield chunk
+                if spend and self.temporary and (self.size - left) % _SPENT < CHUNK:
+                    with suppress(OSError):
+                        punch(file.fileno(), self.size - left)
         if left or f"sha256:{hasher.hexdigest()}" != self.digest:
             raise mismatch(self.digest)
 
@@ -82,10 +92,10 @@ class Source(Protocol):
         ...
 
 
-def open_regular(path: Path) -> int:
+def open_regular(path: Path, access: int = os.O_RDONLY) -> int:
     """A descriptor on a regular file: a FIFO in a layout must not block the agent, nor a link lead elsewhere."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        fd = os.open(path, access | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
         raise ImageFault("image.not-found", f"there is no {path.name}") from None
     except OSError as error:

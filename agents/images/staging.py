@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from agents.images.bringing import Large, waits
 from agents.images.contents import Contents
 from agents.images.faults import ImageFault, host_fault
 from agents.images.tree import TOP, Kind, Node, Tree
@@ -24,18 +25,23 @@ _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 @dataclass(slots=True)
 class Staged:
-    """A staged tree: where it lies, its root directory, and the node of every other inode, whose time on disk is its index + 1."""
+    """A staged tree: where it lies, its root directory, and the node of every other inode, whose time on disk is its index + 1.
+
+    ``large``: the files that are not there but come later, from ``contents``.
+    """
 
     path: Path
     root: Node
+    contents: Contents
     nodes: list[Node] = field(default_factory=list)
+    large: list[Large] = field(default_factory=list)
 
 
 def stage(tree: Tree, contents: Contents, root: Path, check: Callable[[], None]) -> Staged:
-    """Move all contents to their places below ``root``, which must not exist. ``check`` is called often, to raise when cancelled."""
+    """Move all small contents to their places below ``root``, which must not exist. ``check`` is called often, to raise when cancelled."""
     with_lost_found(tree)
     root.mkdir(mode=0o700)
-    staged = Staged(root, tree.root)
+    staged = Staged(root, tree.root, contents)
     fd = os.open(root, _DIRECTORY)
     try:
         _Stager(staged, contents, check).directory(fd, tree.root)
@@ -76,6 +82,8 @@ class _Stager:
                     os.utime(below, (moment, moment))
                 finally:
                     os.close(below)
+            elif waits(name, child):
+                self._staged.large.append(Large(node, name, child))
             else:
                 self._leaf(fd, name, child)
 

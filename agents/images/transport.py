@@ -12,6 +12,8 @@ import socket
 import ssl
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
+from functools import lru_cache
+from pathlib import Path
 from typing import Final
 from urllib.parse import SplitResult, urljoin, urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -66,9 +68,7 @@ class Transport:
         self._timeout_s = timeout_s
         self._stop = stop
         try:
-            self._tls = ssl.create_default_context()
-            if trust.ca_file:
-                self._tls.load_verify_locations(trust.ca_file)
+            self._tls = _verifying(*_authorities(trust.ca_file))
         except (OSError, ssl.SSLError) as error:
             raise ImageFault("image.untrusted-registry", f"the CA file {trust.ca_file} cannot be used: {error}") from error
 
@@ -143,6 +143,23 @@ class Transport:
         tunnel = http.client.HTTPSConnection(via.hostname or "", via.port or 3128, timeout=self._timeout_s, context=self._tls)
         tunnel.set_tunnel(host, port or 443)
         return tunnel
+
+
+def _authorities(ca_file: Path | None) -> tuple[Path | None, tuple[tuple[str, int, int], ...]]:
+    """``ca_file``, and what says whether it or the system's own authorities are other ones than before. Raises ``OSError``."""
+    system = ssl.get_default_verify_paths()
+    files = [Path(path) for path in (system.cafile, system.capath, ca_file) if path]
+    found = [(str(path), path.stat()) for path in files]
+    return ca_file, tuple((path, stat.st_mtime_ns, stat.st_ino) for path, stat in found)
+
+
+@lru_cache(maxsize=4)
+def _verifying(ca_file: Path | None, _as_they_are: tuple[tuple[str, int, int], ...]) -> ssl.SSLContext:
+    """A context that believes the system's authorities and ``ca_file``. Reading the system's takes some 30 ms, so it is done once."""
+    context = ssl.create_default_context()
+    if ca_file:
+        context.load_verify_locations(ca_file)
+    return context
 
 
 def is_loopback(name: str) -> bool:

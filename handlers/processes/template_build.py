@@ -5,6 +5,7 @@ Read top to bottom it is the pipeline; each ``_step`` returns True when the next
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Collection
 from typing import TypeGuard
 
@@ -203,9 +204,11 @@ async def _bound(control: Control, project: str, job: Job, template: Template, a
     """The template knows its artifact and how to start; the artifact knows its owner."""
     if template.artifact_id == artifact.id and template.recipe is not None:
         return
-    await advance(control, project, job.id, Phase.GENERATING_JSON)
     own = control.own_cause(SYSTEM_PROJECT, "artifact", artifact.id, "own", template.id)
-    await control.change(Artifact, SYSTEM_PROJECT, artifact.id, own, lambda a: a.add_owner(own.at, f"{project}/{template.id}"))
+    await asyncio.gather(
+        advance(control, project, job.id, Phase.GENERATING_JSON),
+        control.change(Artifact, SYSTEM_PROJECT, artifact.id, own, lambda a: a.add_owner(own.at, f"{project}/{template.id}")),
+    )
     cause = control.own_cause(project, "template", template.id, "bind", job.id)
     config = job.facts.get("config") or artifact.image_config
     recipe = await commits.recipe(control, project, template) or recipe_of(config, template.request)

@@ -100,7 +100,7 @@ def listing(tree: Tree, contents: Contents) -> dict[str, Any]:
 
 
 def debugfs(image: Path, command: str) -> str:
-    done = subprocess.run([find("debugfs"), "-R", command, image], capture_output=True, text=True, check=True)
+    done = subprocess.run([find("debugfs"), "-R", command, image], capture_output=True, text=True, errors="surrogateescape", check=True)
     return done.stdout
 
 
