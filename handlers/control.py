@@ -62,7 +62,8 @@ class Deadlines:
     """How long each thing may take before it is given up (reference/cubesandbox.md §12 "Timers", reference/miren-sandbox.md §2).
 
     ``abandoned_s``: chunks in the object store that belong to nothing are removed when nothing was added to them for so long; a writer that
-    lives adds one within a minute, or gives up (``bus/objects.py``). Looked for every ``collect_s``.
+    lives adds one within a minute, or gives up (``bus/objects.py``). Looked for every ``collect_s``. ``orphan_ref_s``: how long a deleted
+    snapshot is kept for a sandbox that nobody knows any more.
     """
 
     job_s: float = 900
@@ -74,6 +75,7 @@ class Deadlines:
     watchdog_s: float = 5
     abandoned_s: float = 3600
     collect_s: float = 600
+    orphan_ref_s: float = 86_400
 
 
 @dataclass

@@ -153,6 +153,19 @@ class Snapshot(Aggregate):
         if sandbox_id in self.refs and LIFECYCLE.admits("detach", self.state):
             self.record(events.SnapshotDetached, at, sandbox_id=sandbox_id, reason=clip(reason) or "")
 
+    def refs_unlisted(self, at: datetime, node_id: str, error: Why) -> None:
+        """The node could not list what runs there: nothing is released, and who looks is told (reference/cubesandbox.md §5.5)."""
+        why = clip(error) or "the node could not list its sandboxes"
+        doubted = any(ref.node_id == node_id and ref.last_error != why for ref in self.refs.values())
+        if doubted and LIFECYCLE.admits("refs_unlisted", self.state):
+            self.record(events.SnapshotRefsUnlisted, at, node_id=node_id, error=why)
+
+    def refs_listed(self, at: datetime, node_id: str) -> None:
+        """The node listed what runs there; what is missing in that ends as a sandbox, and takes its ref along."""
+        doubted = any(ref.node_id == node_id and ref.last_error is not None for ref in self.refs.values())
+        if doubted and LIFECYCLE.admits("refs_listed", self.state):
+            self.record(events.SnapshotRefsListed, at, node_id=node_id)
+
     def begin_rollback(self, at: datetime, generation: int) -> None:
         """Its sandbox shall go back to it, as ``generation``. Raises ``snapshot.not-found`` for a tombstone."""
         if generation != self.rollback and LIFECYCLE.admits("begin_rollback", self.state):

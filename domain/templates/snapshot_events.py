@@ -37,11 +37,12 @@ class Export(Record):
 
 
 class RuntimeRef(Record):
-    """A running sandbox is backed by this snapshot: where, and which generation of it."""
+    """A running sandbox is backed by this snapshot: where, and which generation of it. ``last_error``: why nobody can say so now."""
 
     node_id: str
     generation: int = 0
     since: datetime
+    last_error: str | None = None
 
 
 class SnapshotCreated(CreatedEvent):
@@ -127,6 +128,33 @@ class SnapshotDetached(Event):
 
     def apply(self, snapshot: Snapshot) -> None:
         snapshot.refs.pop(self.sandbox_id, None)
+
+
+class SnapshotRefsUnlisted(Event):
+    """The node could not say what runs on it there: the refs stay, in doubt."""
+
+    TOPIC = "snapshot.refs-unlisted"
+    node_id: str
+    error: ErrorText
+
+    def apply(self, snapshot: Snapshot) -> None:
+        _say_of_refs(snapshot, self.node_id, self.error)
+
+
+class SnapshotRefsListed(Event):
+    """The node could say again what runs on it there."""
+
+    TOPIC = "snapshot.refs-listed"
+    node_id: str
+
+    def apply(self, snapshot: Snapshot) -> None:
+        _say_of_refs(snapshot, self.node_id, None)
+
+
+def _say_of_refs(snapshot: Snapshot, node_id: str, error: str | None) -> None:
+    for sandbox_id, ref in snapshot.refs.items():
+        if ref.node_id == node_id:
+            snapshot.refs[sandbox_id] = ref.model_copy(update={"last_error": error})
 
 
 class SnapshotRollbackBegun(Event):

@@ -37,6 +37,8 @@ LIFECYCLE: Final = Lifecycle(
     fail            FAILED    =        =        =                    =
     attach          !         READY    !        !snapshot.not-found  !snapshot.not-found
     detach          =         READY    FAILED   DELETED              =
+    refs_unlisted   =         READY    FAILED   DELETED              =
+    refs_listed     =         READY    FAILED   DELETED              =
     begin_rollback  !         READY    !        !snapshot.not-found  !snapshot.not-found
     end_rollback:on_it    =   READY    FAILED   DELETED              =
     end_rollback:as_was   =   READY    FAILED   DELETED              =

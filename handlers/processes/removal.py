@@ -7,18 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from datetime import timedelta
 from functools import partial
 
 from bus import chunks
 from domain.kernel.errors import Refused
 from domain.kernel.ids import SYSTEM_PROJECT, replica_id
 from domain.nodes.orders import ArtifactRemove, Failure, ReplicaRemove, SnapshotRemove, Verb
-from domain.sandboxes.sandbox import Sandbox
+from domain.sandboxes.sandbox import Sandbox, SandboxState
 from domain.templates.alias import Alias
 from domain.templates.artifact import Artifact, ArtifactState
 from domain.templates.job import Job
 from domain.templates.replica import Replica, ReplicaState
-from domain.templates.snapshot import Snapshot
+from domain.templates.snapshot import Snapshot, SnapshotState
 from domain.templates.template import GONE, Template, TemplateState
 from handlers.control import Control
 from handlers.fleet import SandboxEntry
@@ -181,6 +182,7 @@ async def pump_snapshot(control: Control, project: str, snapshot_id: str) -> Non
         snapshot = await _without_rollback(control, project, snapshot)
     if snapshot is None:
         return
+    snapshot = await _without_orphans(control, project, snapshot)
     if not snapshot.removable:
         await shipping.pump(control, project, snapshot)
         return
@@ -200,6 +202,24 @@ async def snapshot_unplaced(control: Control, project: str, snapshot_id: str, no
     cause = control.own_cause(project, "snapshot", snapshot_id, "unplaced", node_id)
     done = await control.change(Snapshot, project, snapshot_id, cause, lambda s: s.unplace(cause.at, node_id))
     await _forget_snapshot(control, project, done.aggregate)
+
+
+async def _without_orphans(control: Control, project: str, snapshot: Snapshot) -> Snapshot:
+    """Refs of a tombstone expire after a day, and only those of sandboxes that are gone from the log (reference/cubesandbox.md §5.3).
+
+    A node that is silent proves nothing: its sandboxes are there until it is evicted, and so are their refs.
+    """
+    if snapshot.state is not SnapshotState.DELETED:
+        return snapshot
+    oldest = control.clock() - timedelta(seconds=control.deadlines.orphan_ref_s)
+    for sandbox_id in sorted(name for name, ref in snapshot.refs.items() if ref.since <= oldest):
+        sandbox = await control.find(Sandbox, project, sandbox_id)
+        if sandbox is not None and (sandbox.state is not SandboxState.DEAD or sandbox.modified_on > oldest):
+            continue
+        cause = control.own_cause(project, "snapshot", snapshot.id, "orphan", sandbox_id)
+        decide = partial(Snapshot.detach, at=cause.at, sandbox_id=sandbox_id, reason="its sandbox is gone")
+        snapshot = (await control.change(Snapshot, project, snapshot.id, cause, decide)).aggregate
+    return snapshot
 
 
 async def _without_rollback(control: Control, project: str, snapshot: Snapshot) -> Snapshot:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from datetime import datetime
 from functools import partial
 from typing import Final
 
@@ -41,10 +43,33 @@ async def _exited(control: Control, report: Report, cause: Cause) -> None:
 async def _seen(control: Control, report: Report, cause: Cause) -> None:
     """A complete list is knowledge: what the log thinks runs there and is not in it, is lost (design.md §10.5)."""
     seen = SandboxesSeen.model_validate(report.body)
+    here = [entry for entry in control.fleet.sandboxes.values() if entry.node_id == report.node]
+    await _mark_refs(control, report, cause, here, complete=seen.complete)
     if not seen.complete:
         return
-    for entry in [e for e in control.fleet.sandboxes.values() if e.node_id == report.node and e.sandbox_id not in seen.sandboxes]:
+    for entry in [e for e in here if e.sandbox_id not in seen.sandboxes]:
         await _missing(control, report, cause, entry)
+
+
+async def _mark_refs(control: Control, report: Report, cause: Cause, here: Sequence[SandboxEntry], *, complete: bool) -> None:
+    """What runs on snapshots there is in doubt while the node cannot list it (reference/cubesandbox.md §5.5)."""
+    concerned: set[tuple[str, str]] = set()
+    for entry in here:
+        sandbox = await control.find(Sandbox, entry.project, entry.sandbox_id)
+        if sandbox is not None:
+            concerned |= {(entry.project, found) for found in (sandbox.spec.snapshot_id, sandbox.snapshot_id) if found}
+    for project, identifier in sorted(concerned):
+        if await control.find(Snapshot, project, identifier) is None:
+            continue
+        own = Cause(derived(cause.command, identifier), cause.digest, SYSTEM_ACTOR, project, cause.at, cause.event, cause.trace)
+
+        def mark(snapshot: Snapshot, at: datetime = own.at) -> None:
+            if complete:
+                snapshot.refs_listed(at, report.node)
+            else:
+                snapshot.refs_unlisted(at, report.node, "the node could not list its sandboxes")
+
+        await control.change(Snapshot, project, identifier, own, mark)
 
 
 async def _missing(control: Control, report: Report, cause: Cause, entry: SandboxEntry) -> None:

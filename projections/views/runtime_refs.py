@@ -17,6 +17,8 @@ VIEW: Final = View(
     key="sandbox_id",
     counted="status",
     indexed=("snapshot_id", "node_id", "status"),
+    lookups=("snapshot_id",),
+    schema=2,
     fields={
         "sandbox_id": "",
         "snapshot_id": "",
@@ -26,6 +28,7 @@ VIEW: Final = View(
         "attached_at": "",
         "released_at": None,
         "reason": None,
+        "last_error": None,
     },
 )
 
@@ -43,4 +46,22 @@ def attached(state: State, fact: Fact) -> None:
 def detached(state: State, fact: Fact) -> None:
     item = state.edit(fact.project, fact.data["sandbox_id"])
     if item is not None and item["snapshot_id"] == fact.id and item["status"] == "ACTIVE":
-        item.update(status="RELEASED", released_at=fact.time, reason=fact.data["reason"] or None)
+        item.update(status="RELEASED", released_at=fact.time, reason=fact.data["reason"] or None, last_error=None)
+
+
+@VIEW.on("snapshot.refs-unlisted")
+def unlisted(state: State, fact: Fact) -> None:
+    _say(state, fact, fact.data["error"])
+
+
+@VIEW.on("snapshot.refs-listed")
+def listed(state: State, fact: Fact) -> None:
+    _say(state, fact, None)
+
+
+def _say(state: State, fact: Fact, error: str | None) -> None:
+    """Of every sandbox that runs on it there."""
+    for project, sandbox_id in state.find({"snapshot_id": fact.id}, project=fact.project):
+        item = state.get(project, sandbox_id)
+        if item is not None and (item["node_id"], item["status"]) == (fact.data["node_id"], "ACTIVE"):
+            state.put(project, sandbox_id, {**item, "last_error": error})

@@ -372,6 +372,7 @@ JOBS = World(
 
 TAKEN = did("ready", JOB, 4096, ("disk",), V1)
 ATTACHED = did("attach", SANDBOX, "n1", 1)
+DOUBTED = did("refs_unlisted", "n1", "it cannot list them")
 ROLLING = did("begin_rollback", 1)
 EXPORT = did("request_export", LATER)
 EXPORTED = SnapshotExported(manifest="f" * 64, kind="overlay", size_bytes=4096, chunks=2, moved_chunks=1, moved_bytes=100)
@@ -398,6 +399,16 @@ SNAPSHOTS = World(
             did("detach", SANDBOX, "sandbox destroyed"),
             {"READY": (ATTACHED,)},
             {"FAILED": (TAKEN, ATTACHED, did("lost")), "DELETED": (TAKEN, ATTACHED, did("request_delete"))},
+        ),
+        "refs_unlisted": Row(
+            DOUBTED,
+            {"READY": (ATTACHED,)},
+            {"FAILED": (TAKEN, ATTACHED, did("lost")), "DELETED": (TAKEN, ATTACHED, did("request_delete"))},
+        ),
+        "refs_listed": Row(
+            did("refs_listed", "n1"),
+            {"READY": (ATTACHED, DOUBTED)},
+            {"FAILED": (TAKEN, ATTACHED, DOUBTED, did("lost")), "DELETED": (TAKEN, ATTACHED, DOUBTED, did("request_delete"))},
         ),
         "begin_rollback": Row(ROLLING),
         **{
