@@ -155,7 +155,7 @@ async def rollback(task: Task, body: SandboxRollback) -> SandboxRunning:
     node = task.node
     record = node.get(body.sandbox_id)
     if record.condition != "replacing":
-        record = await _begin(node, record, body)
+        record = await _begin(node, record, body, task.order.project)
     elif record.generation != body.generation:
         raise fail("sandbox.stale-generation", f"sandbox {record.id} is at generation {record.generation}", generation=record.generation)
     returning = Return(node, record, node.drivers.pick(record.driver), task.account, body.snapshot_id)
@@ -172,8 +172,8 @@ async def rollback(task: Task, body: SandboxRollback) -> SandboxRunning:
     return running(record, tuple(PortStatus.model_validate(port) for port in task.account.outputs["ready"]["ports"]))
 
 
-async def _begin(node: LocalNode, record: SandboxRecord, body: SandboxRollback) -> SandboxRecord:
-    """Everything that can be refused is refused before anything is touched."""
+async def _begin(node: LocalNode, record: SandboxRecord, body: SandboxRollback, project: str) -> SandboxRecord:
+    """Everything that can be refused is refused before anything is touched; a stored snapshot that was lost here is fetched before, too."""
     if body.generation <= record.generation:
         raise fail("sandbox.stale-generation", f"sandbox {record.id} is at generation {record.generation}", generation=record.generation)
     if record.condition not in {"running", "paused"}:
@@ -182,6 +182,8 @@ async def _begin(node: LocalNode, record: SandboxRecord, body: SandboxRollback) 
         there = body.snapshot_id in (await node.roots.list()).snapshots
     except RuntimeFault as fault:
         raise fail(fault.code, str(fault), retryable=True) from fault
-    if not there:
+    if not there and body.snapshot_manifest is not None:
+        await node.vault.ensure(node.roots, project, body.snapshot_id, record.spec.artifact.artifact_id, body.snapshot_manifest)
+    elif not there:
         raise fail("snapshot.not-found", f"snapshot {body.snapshot_id} is not on node {node.name}", id=body.snapshot_id)
     return node.put(record.model_copy(update={"condition": "replacing", "generation": body.generation}))

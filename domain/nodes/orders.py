@@ -329,11 +329,15 @@ class SnapshotTaken(Record):
 
 
 class SandboxRollback(Record):
-    """``generation`` must be greater than what the node has; otherwise the order is stale and refused."""
+    """``generation`` must be greater than what the node has; otherwise the order is stale and refused.
+
+    ``snapshot_manifest``: what is stored of the snapshot, for a node that does not have it any more.
+    """
 
     sandbox_id: SandboxId
     snapshot_id: SnapshotId
     generation: int
+    snapshot_manifest: Sha256 | None = None
 
 
 class SandboxCommit(Record):

@@ -160,9 +160,13 @@ async def _way_back(control: Control, asked: Asked, command: SandboxRollback, jo
     def begin(s: Sandbox) -> None:
         generations[:] = [s.request_rollback(at, asked.command_id, snapshot.id, snapshot.sandbox_id, job_id, deadline)]
 
+    def there(s: Snapshot) -> None:
+        s.place(at, sandbox.node_id)
+        s.begin_rollback(at, generations[0])
+
     return [
         part(Sandbox, asked.project, sandbox.id, begin),
-        part(Snapshot, asked.project, snapshot.id, lambda s: s.begin_rollback(at, generations[0])),
+        part(Snapshot, asked.project, snapshot.id, there),
         _job(asked, job_id, Operation.SNAPSHOT_ROLLBACK, snapshot.id, sandbox),
     ]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -73,8 +73,16 @@ async def pump(control: Control, project: str, sandbox_id: str) -> None:
     if sandbox.state in STARTING:
         await _provision(control, project, sandbox)
     elif (what := due(sandbox, 1)) is not None:
-        await control.order(sandbox.node_id, order_of(control, project, sandbox, what))
+        await control.order(sandbox.node_id, order_of(control, project, sandbox, await _with_manifest(control, project, what)))
     await _timers(control, project, sandbox)
+
+
+async def _with_manifest(control: Control, project: str, what: Due) -> Due:
+    """A rollback says where the snapshot is stored, if it is: the node fetches what it has lost."""
+    snapshot = await control.find(Snapshot, project, what.body["snapshot_id"]) if what.verb is Verb.SANDBOX_ROLLBACK else None
+    if snapshot is None or snapshot.stored_as is None:
+        return what
+    return replace(what, body={**what.body, "snapshot_manifest": snapshot.stored_as.manifest})
 
 
 def order_of(control: Control, project: str, sandbox: Sandbox, what: Due) -> Order:

@@ -211,6 +211,16 @@ async def _rolled_back(control: Control, report: Report, cause: Cause) -> None:
     if done and former not in {None, operation.snapshot_id}:
         parts.append(part(Snapshot, report.project, str(former), lambda s: s.detach(cause.at, sandbox.id, "rolled back to another one")))
     await control.store.transact_many(parts, cause)
+    if not done:
+        await _could_not_fetch(control, report, str(operation.snapshot_id))
+
+
+async def _could_not_fetch(control: Control, report: Report, snapshot_id: str) -> None:
+    """Was it that what is stored is damaged?"""
+    snapshot = await control.find(Snapshot, report.project, snapshot_id)
+    if snapshot is not None and snapshot.stored_as is not None:
+        manifest = snapshot.stored_as.manifest
+        await shipping.found_bad(control, report.project, snapshot_id, manifest, report.node, failure_of(report).code)
 
 
 async def _snapshotted(control: Control, report: Report, cause: Cause) -> None:

@@ -74,3 +74,28 @@ def test_a_snapshot_outlives_its_sandbox_its_template_and_its_node(running: tupl
             assert (seen.status, seen.stored["status"]) == ("READY", "stored")
 
     asyncio.run(scenario())
+
+
+@pytest.mark.timeout(120)
+def test_a_sandbox_goes_back_to_a_stored_snapshot_that_its_node_has_lost(running: tuple[Running, str, str]) -> None:
+    """By hand: somebody removes it from the node's disk."""
+    installation, driver, image = running
+
+    async def scenario() -> None:
+        async with Strandline.connect(installation.dir) as s:
+            made = await s.templates.create(image, alias="again", driver=driver, nodes=["node-2"])
+            assert (await s.jobs.wait(made.job_id)).status == "READY"
+            box = await s.sandboxes.create("again", cmd=["sleep", "1000"], node="node-2", wait_s=30)
+            before = "" if driver == "sim" else await said(s, box.sandbox_id, WRITE)
+            taken = await s.snapshots.create(box.sandbox_id, replicate=True)
+            assert (await s.jobs.wait(taken.job_id)).status == "READY"
+            await s.snapshots.export(taken.snapshot_id, wait_s=30)
+            await asyncio.to_thread(shutil.rmtree, installation.dir / "nodes" / "node-2" / "storage" / "snapshots" / taken.snapshot_id)
+            back = await s.sandboxes.rollback(box.sandbox_id, taken.snapshot_id, wait_s=30)
+            assert back.settled
+            if driver != "sim":
+                assert await said(s, box.sandbox_id, READ) == f"kept\n{before}"
+            await s.sandboxes.delete(box.sandbox_id, wait_s=30)
+            await s.snapshots.delete(taken.snapshot_id, wait_s=30)
+
+    asyncio.run(scenario())

@@ -253,3 +253,45 @@ def test_a_snapshot_that_its_node_does_not_list_is_lost_there(at) -> None:
         assert (await place.get(Snapshot, gone)).error_code == "snapshot.lost"
 
     at(test)
+
+
+def test_a_rollback_tells_the_node_where_the_snapshot_is_stored(at) -> None:
+    """It may have lost it; without that it goes back to what it has."""
+
+    async def test(place) -> None:
+        sandbox = await place.sandbox(await place.template())
+        snapshot = await taken(place, sandbox, ONE)
+        await place.do("sandbox.rollback", {"sandbox_id": sandbox, "snapshot_id": snapshot, "wait_s": 10})
+        await stored(place, snapshot)
+        known = await place.get(Snapshot, snapshot)
+        await place.node.has(age_s=-1)
+        child = (await place.do("sandbox.create", {"snapshot_id": snapshot, "wait_s": 10}))["sandbox_id"]
+        await place.do("sandbox.rollback", {"sandbox_id": sandbox, "snapshot_id": snapshot, "wait_s": 10})
+        first, second = place.node.did(Verb.SANDBOX_ROLLBACK)
+        assert (first.body.get("snapshot_manifest"), second.body["snapshot_manifest"]) == (None, known.stored_as.manifest)
+        found = await place.get(Snapshot, snapshot)
+        assert (found.places, child in found.refs) == ({"node-1"}, True)
+
+    at(test)
+
+
+def test_a_rollback_that_cannot_fetch_it_leaves_the_sandbox_as_it_is(at) -> None:
+    """What is stored is damaged and no node has it: the snapshot is lost, and says so."""
+
+    async def test(place) -> None:
+        sandbox = await place.sandbox(await place.template())
+        snapshot = await taken(place, sandbox, ONE)
+        await stored(place, snapshot)
+        await chunks.drop(place.nc, chunks.digest_of(ONE))
+        gone = Failure(code="object.not-found", message="a chunk is not there", retryable=False)
+        place.node.refuse = lambda order: gone if order.verb == Verb.SANDBOX_ROLLBACK else None
+        with pytest.raises(Refused) as refused:
+            await place.do("sandbox.rollback", {"sandbox_id": sandbox, "snapshot_id": snapshot, "wait_s": 10})
+        assert refused.value.code == "object.not-found"
+        assert (await place.get(Sandbox, sandbox)).state is SandboxState.RUNNING
+        await eventually(lambda: is_in(place, snapshot, SnapshotState.FAILED))
+        with pytest.raises(Refused) as lost:
+            await place.do("sandbox.rollback", {"sandbox_id": sandbox, "snapshot_id": snapshot})
+        assert (lost.value.code, lost.value.details["cause"]) == ("snapshot.lost", "snapshot.bytes-lost")
+
+    at(test)
