@@ -1,4 +1,4 @@
-"""MicroVMs by the driver alone: restore cold and from waiting machines, rollback, the pause of a snapshot, memory of a clone."""
+"""MicroVMs by the driver alone: restore and rollback, cold and from waiting machines, a snapshot's pause, 20 clones and their memory."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from agents.storage import qcow2
 from benchmarks.harness import Budget, Row
 
 KIB = 1024
+CLONES = 20
 
 
 class Desk:
@@ -137,14 +138,38 @@ async def _measure(desk: Desk, times: int) -> list[Row]:
         guest_pss.append(_guest_memory(desk, "vm-clone", memory / "ram"))
         await desk.driver.destroy("vm-clone")
         await _from_pool(desk, memory, root_then, seen)
+    clones = await _at_once(desk, memory, root_then)
     bare = statistics.median(seen["bare"]) * 1000
     rows = [
         _row("create from a snapshot", seen["clone"], bare, 60),
         _row("the same, from a waiting machine", seen["waiting"], bare, 25),
         _row("rollback", seen["rollback"], bare, 50),
+        _row("rollback, from a waiting machine", seen["rollback waiting"], bare, 50),
         _row("pause of a snapshot", desk.pauses, None, 20),
     ]
-    return [*rows, Row("memory that only one clone has, guest", f"{statistics.median(guest_pss) / KIB:.1f} MiB")]
+    return [*rows, *clones, Row("memory that only one clone has, guest", f"{statistics.median(guest_pss) / KIB:.1f} MiB")]
+
+
+async def _at_once(desk: Desk, memory: Path, below: Path) -> list[Row]:
+    """So many clones of one snapshot, asked for in the same moment; and what one more of them costs the host."""
+    specs = [replace(desk.spec(f"vm-{number}", below), memory=memory) for number in range(CLONES)]
+    began = time.perf_counter()
+    each = sorted(await asyncio.gather(*(took(desk.driver.start(spec)) for spec in specs)))
+    spent = time.perf_counter() - began
+    pss = statistics.median(_pss(desk.driver._machines[spec.sandbox_id].pid) for spec in specs)
+    for spec in specs:
+        await desk.driver.destroy(spec.sandbox_id)
+    p50, p95 = statistics.median(each) * 1000, each[int(len(each) * 0.95)] * 1000
+    return [
+        Row(f"{CLONES} clones at once", f"{spent * 1000:.0f} ms, {CLONES / spent:.0f}/s; each p50 {p50:.0f} ms, p95 {p95:.0f} ms"),
+        Row(f"memory of one of {CLONES} clones (PSS), guest and QEMU", f"{pss / KIB:.1f} MiB"),
+    ]
+
+
+def _pss(pid: int) -> int:
+    """KiB, what is shared divided among those who share it."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
 
 
 async def _rollback(driver: VmDriver, spec: Spec) -> None:
@@ -155,14 +180,19 @@ async def _rollback(driver: VmDriver, spec: Spec) -> None:
 async def _from_pool(desk: Desk, memory: Path, below: Path, seen: dict[str, list[float]]) -> None:
     """The first one is started cold, and is what makes one wait."""
     waited = bool(desk.pooled._pool._waiting)
-    spec = replace(desk.spec("vm-pooled", below), memory=memory)
-    spent = await took(desk.pooled.start(spec))
+    spent = await took(desk.pooled.start(replace(desk.spec("vm-pooled", below), memory=memory)))
     if waited:
         seen.setdefault("waiting", []).append(spent)
+    await _filled(desk)
+    again = replace(desk.spec("vm-pooled", below), memory=memory)
+    seen.setdefault("rollback waiting", []).append(await took(_rollback(desk.pooled, again)))
+    await _filled(desk)
+    await desk.pooled.destroy("vm-pooled")
+
+
+async def _filled(desk: Desk) -> None:
     while not desk.pooled._pool._waiting:  # noqa: ASYNC110
         await asyncio.sleep(0.01)
-    await asyncio.sleep(0.3)  # QEMU has come to where it waits
-    await desk.pooled.destroy("vm-pooled")
 
 
 def _guest_memory(desk: Desk, name: str, ram: Path) -> int:

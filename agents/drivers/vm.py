@@ -89,7 +89,7 @@ class VmDriver:
 
     async def _build(self) -> tuple[image.GuestImage, Build]:
         guest = await image.ensure(self._guests)
-        return guest, Build(await qemu_version(), (await self.verdict()).accel, guest.version)
+        return guest, Build.here(await qemu_version(), (await self.verdict()).accel, guest.version)
 
     async def _base(self, shape: Shape) -> Memory:
         guest, build = await self._build()
@@ -114,15 +114,17 @@ class VmDriver:
         _, build = await self._build()
         directory = self._state.create(spec)
         place = Place(directory, spec.logs, self._mark(spec.sandbox_id))
-        with self._pool.machine(place, build, memory, spec.root) as (made, state_fd):
+        with self._pool.machine(place, build, memory, spec.root) as ready:
+            made = ready.machine
             state = {"boot": processes.boot_id(), "pid": made.pid, "started": made.started, "memory": str(memory.directory)}
             handle = Handle(self.name, spec.sandbox_id, spec.generation, 1, state)
             self._state.write_handle(handle)
         self._machines[spec.sandbox_id] = made
-        await made.load(state_fd)
+        await ready.go()
         kind = channel.RESTORED if spec.memory else channel.START
         await made.guest().ask(kind, channel.fields(orders.restored(spec, memory) if spec.memory else orders.start(spec)))
         self._state.set_mark(spec.sandbox_id, "started", on=True)
+        self._pool.fill(ready.kind, build, memory)
         return handle
 
     async def _origin(self, spec: Spec) -> Memory:

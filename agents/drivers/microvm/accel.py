@@ -73,7 +73,7 @@ def _why_not_kvm() -> str:
 
 async def _try_kvm(guest: GuestImage, bases: Bases) -> str:
     try:
-        await bases.get(guest, Build(await qemu_version(), "kvm", guest.version), LEAST, _KVM_BOOT_S)
+        await bases.get(guest, Build.here(await qemu_version(), "kvm", guest.version), LEAST, _KVM_BOOT_S)
     except RuntimeFault as fault:
         return str(fault)[-300:]
     return ""

@@ -17,7 +17,7 @@ from typing import Final
 
 from agents.drivers.driver import RuntimeFault
 from agents.drivers.microvm import channel, machine
-from agents.drivers.microvm.command import Boot, Build, Shape
+from agents.drivers.microvm.command import Boot, Build, Shape, kernel_words
 from agents.drivers.microvm.machine import Machine, Place
 from agents.drivers.microvm.memory import Memory
 from agents.guest.image import GuestImage
@@ -71,8 +71,9 @@ class Bases:
 
 
 def _name(build: Build, shape: Shape) -> str:
-    qemu = hashlib.sha256(build.qemu.encode()).hexdigest()[:8]
-    return f"{build.accel}-{qemu}-{shape.ram_mb}-{shape.cpus}"
+    said = "\0".join((build.qemu, build.machine, kernel_words(build)))
+    made = hashlib.sha256(said.encode()).hexdigest()[:8]
+    return f"{build.accel}-{made}-{shape.ram_mb}-{shape.cpus}"
 
 
 def _locked(directory: Path) -> contextlib.ExitStack:

@@ -4,6 +4,7 @@ a saved memory fits only a machine that was made exactly like the one that it wa
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from agents.drivers.driver import Limits
 
 PROGRAM: Final = "qemu-system-x86_64"
 PORTS: Final = ("agent", "stdout", "stderr", "status")
+LOGS: Final = ("runtime", "stdout", "stderr")
+"""Files, and what the monitor calls the devices that write them."""
 DISK: Final = "d0"
 """What the monitor calls the disk."""
 OPENED: Final = "/dev/fdset/1"
@@ -25,14 +28,15 @@ _STEP_MB: Final = 64
 
 Accel = Literal["tcg", "kvm"]
 _ACCEL: Final[dict[Accel, Sequence[str]]] = {
-    # -cx16: QEMU 7.2 panics newer kernels at cmpxchg16b now and then; a small translation buffer, for there are many of them
-    "tcg": ("-accel", "tcg,tb-size=32", "-cpu", "max,-cx16"),
+    # -cx16: QEMU 7.2 panics newer kernels at cmpxchg16b now and then; -smap: each of its instructions ends a piece of translated code, and
+    # its guard is the guest kernel's own, not ours; a small translation buffer, for there are many of them
+    "tcg": ("-accel", "tcg,tb-size=32", "-cpu", "max,-cx16,-smap"),
     # -arch-capabilities: setting its register is refused on some hosts
     "kvm": ("-accel", "kvm", "-cpu", "host,-arch-capabilities"),
 }
-_APPEND: Final = "console=ttyS0 quiet panic=-1 reboot=t tsc=reliable"
-_APPEND_TCG: Final = "tsc_early_khz=1000000 no_timer_check"
-"""An emulated processor on a busy host fails to calibrate its clock, and hangs (reference/runtimes.md §4)."""
+_APPEND: Final = "console=ttyS0 quiet panic=-1 reboot=t tsc=reliable psi=0"
+_APPEND_TCG: Final = "tsc_early_khz=1000000 no_timer_check mitigations=off"
+"""An emulated processor on a busy host fails to calibrate its clock, and hangs (reference/runtimes.md §4). It speculates nothing either."""
 _SECCOMP: Final = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
 
@@ -53,11 +57,22 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Build:
-    """What else must be the same: ``microvm`` is not a versioned machine type, so the very QEMU; and the accelerator's processor."""
+    """What else must be the same: ``microvm`` is not a versioned machine type, so the very QEMU; the accelerator's processor; the devices.
+
+    ``machine`` names the last two, empty in what was saved before they were named.
+    """
 
     qemu: str
     accel: Accel
     guest: str
+    machine: str = ""
+
+    @classmethod
+    def here(cls, qemu: str, accel: Accel, guest: str) -> Build:
+        """With the processor and the devices that this program gives a machine."""
+        nowhere = Path()
+        said = arguments(cls(qemu, accel, guest), Shape(0, 0), nowhere, nowhere, nowhere, fds=(0, 0))
+        return cls(qemu, accel, guest, hashlib.sha256("\0".join(said).encode()).hexdigest()[:12])
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,16 +105,20 @@ def arguments(
     words += ["-object", f"memory-backend-file,id=mem0,size={shape.ram_mb}M,mem-path={_plain(ram)},share={share}"]
     words += ["-machine", "microvm,memory-backend=mem0"]
     words += ["-chardev", f"socket,id=qmp,fd={fds[0]},server=on,wait=off", "-mon", "chardev=qmp,mode=control"]
-    words += [*_file("serial", logs / "runtime"), "-serial", "chardev:serial"]
+    words += [*_file("runtime", logs / "runtime"), "-serial", "chardev:runtime"]
     words += [*_drive(disk), "-device", f"virtio-blk-device,drive={DISK}"]
     words += ["-device", "virtio-serial-device,max_ports=8", "-chardev", f"socket,id=agent,fd={fds[1]},server=on,wait=off"]
     words += [*_file("stdout", logs / "stdout"), *_file("stderr", logs / "stderr"), *_file("status", directory / "status")]
     for number, name in enumerate(PORTS, 1):
         words += ["-device", f"virtserialport,chardev={name},name=strandline.{name},nr={number}"]
     if boot is not None:
-        append = f"{_APPEND} {_APPEND_TCG}" if build.accel == "tcg" else _APPEND
-        return [*words, "-kernel", str(boot.vmlinuz), "-initrd", str(boot.initrd), "-append", append]
+        return [*words, "-kernel", str(boot.vmlinuz), "-initrd", str(boot.initrd), "-append", kernel_words(build)]
     return [*words, "-S", "-incoming", "defer", "-global", "migration.send-configuration=off"]
+
+
+def kernel_words(build: Build) -> str:
+    """The kernel's command line."""
+    return f"{_APPEND} {_APPEND_TCG}" if build.accel == "tcg" else _APPEND
 
 
 def _drive(disk: tuple[int, int] | None) -> list[str]:

@@ -13,7 +13,7 @@ from typing import Final, TypeVar
 from agents.drivers.driver import RuntimeFault
 from agents.drivers.microvm import command, sockets
 from agents.drivers.microvm.channel import Guest
-from agents.drivers.microvm.command import Boot, Build, Shape
+from agents.drivers.microvm.command import LOGS, Boot, Build, Shape
 from agents.drivers.microvm.memory import Memory
 from agents.drivers.microvm.qmp import Monitor
 from agents.drivers.streams import Descriptors
@@ -23,7 +23,6 @@ C = TypeVar("C", Monitor, Guest)
 
 _LOADED_S: Final = 30.0
 _END_S: Final = 10.0
-LOGS: Final = ("runtime", "stdout", "stderr")
 _COMPLAINTS: Final = "qemu.log"
 
 
@@ -68,6 +67,19 @@ class Machine:
         if status != "completed":
             raise RuntimeFault("snapshot.not-loaded", f"QEMU cannot go on from the memory ({status}): {self.last_words()}")
         await monitor.execute("cont")
+
+    async def go_on(self, logs: Path) -> None:
+        """Let it run again after it has waited, stopped, for a sandbox whose logs are there. It says nothing before it is told whose it is.
+
+        In this order: a port of a machine that stands still cannot be changed, and of one that runs only once.
+        """
+        monitor = self.monitor()
+        said = [monitor.send("cont")]
+        for name in LOGS:
+            file = {"out": str(logs / name), "append": True}
+            said.append(monitor.send("chardev-change", id=name, backend={"type": "file", "data": file}))
+        async with asyncio.timeout(_LOADED_S):
+            await asyncio.gather(*said)
 
     def last_words(self) -> str:
         """What QEMU complained of."""

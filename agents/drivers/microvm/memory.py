@@ -61,7 +61,7 @@ class Memory:
 
     def refuse_other(self, build: Build) -> None:
         """Raises ``snapshot.incompatible``: device states fit only the QEMU and the processor that wrote them (runtimes.md §11)."""
-        mine, theirs = (self.build.qemu, self.build.accel), (build.qemu, build.accel)
+        mine, theirs = ((made.qemu, made.accel, f"machine {made.machine}") for made in (self.build, build))
         if mine != theirs:
             raise RuntimeFault("snapshot.incompatible", f"the memory was saved by {' '.join(mine)}, this host has {' '.join(theirs)}")
 

@@ -16,9 +16,14 @@ Fields = list[tuple[str, str]]
 _ENTROPY: Final = 64
 
 
-def _now(spec: Spec) -> Fields:
+def prepare() -> Fields:
+    """It shall wait for one of the others."""
+    return _now("waiting")
+
+
+def _now(hostname: str) -> Fields:
     """What only this machine may have: its clock, its random numbers, its name."""
-    return [("h", spec.hostname), ("t", str(time.time_ns())), ("s", secrets.token_hex(_ENTROPY))]
+    return [("h", hostname), ("t", str(time.time_ns())), ("s", secrets.token_hex(_ENTROPY))]
 
 
 def _process(argv: Sequence[str], env: Mapping[str, str], cwd: str, user: str) -> Fields:
@@ -27,14 +32,14 @@ def _process(argv: Sequence[str], env: Mapping[str, str], cwd: str, user: str) -
 
 def start(spec: Spec) -> Fields:
     """Who it is from now on, and what to run."""
-    return [*_now(spec), ("l", limits(spec.limits)), *_process(spec.argv, spec.env, spec.cwd, spec.user)]
+    return [*_now(spec.hostname), ("l", limits(spec.limits)), *_process(spec.argv, spec.env, spec.cwd, spec.user)]
 
 
 def restored(spec: Spec, memory: Memory) -> Fields:
     """It goes on: a copy is a machine of its own, a rollback the same one again."""
     wanted = limits(spec.limits)
     changed = [("l", wanted)] if wanted != memory.limits else []
-    return [*_now(spec), *changed, *([("c", "")] if spec.sandbox_id != memory.sandbox else [])]
+    return [*_now(spec.hostname), *changed, *([("c", "")] if spec.sandbox_id != memory.sandbox else [])]
 
 
 def execute(spec: Spec, request: ExecRequest) -> Fields:

@@ -1,7 +1,9 @@
 """Waiting machines: QEMU started over a memory and an empty disk, so that a sandbox only has to say go (reference/runtimes.md §11).
 
-A machine waits for the next sandbox that starts from the same memory and over the same disk as one before it. What QEMU has open by then -
-disk, logs, sockets - is moved to where the sandbox wants it. Each waiting machine costs some 20 MiB, so there are none unless asked for.
+A machine waits for the next sandbox that starts from the same memory and over the same disk as one before it. It has run until its guest
+was ready to be told what it is, and stands still since then: an emulator has translated what every start needs, which is most of what one
+costs. What QEMU has open by then - disk, sockets - is moved to where the sandbox wants it; logs it opens there. Each waiting machine costs
+some 30 MiB, so there are none unless asked for.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import contextlib
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -19,8 +21,9 @@ from typing import Final
 import structlog
 
 from agents.drivers.driver import RuntimeFault
+from agents.drivers.microvm import channel, orders
 from agents.drivers.microvm.command import Build
-from agents.drivers.microvm.machine import LOGS, Machine, Place, wake
+from agents.drivers.microvm.machine import Machine, Place, wake
 from agents.drivers.microvm.memory import Memory
 from agents.host import reaper
 
@@ -51,22 +54,26 @@ class Waiting:
     kind: Kind
     directory: Path
     machine: Machine
-    state_fd: int
 
     def move(self, place: Place, disk: Path) -> Machine | None:
-        """Make it the sandbox's; None when it cannot be: logs that were begun already, another file system."""
-        logs = [place.logs / name for name in LOGS]
+        """Make it the sandbox's, but for its logs; None when it cannot be: it has died, or it is on another file system."""
         place.logs.mkdir(parents=True, exist_ok=True)
-        begun = any(path.exists() and path.stat().st_size for path in logs)
-        devices = {path.stat().st_dev for path in (self.directory, place.logs, place.directory, disk)}
-        if begun or len(devices) > 1 or not self.machine.alive:
+        if len({path.stat().st_dev for path in (self.directory, place.directory, disk)}) > 1 or not self.machine.alive:
             return None
         (self.directory / "disk").replace(disk)
-        for path in logs:
-            (self.directory / "logs" / path.name).replace(path)
         for name in _OWN:
             (self.directory / name).replace(place.directory / name)
-        return Machine(place.directory, self.machine.pid, self.machine.started)
+        self.machine.directory = place.directory
+        return self.machine
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A machine that has a sandbox's place, and runs when ``go`` has been awaited. ``kind``: of those that shall wait for the next one."""
+
+    machine: Machine
+    go: Callable[[], Awaitable[None]]
+    kind: Kind | None
 
 
 class Pool:
@@ -78,6 +85,7 @@ class Pool:
         self._size = size
         self._waiting: list[Waiting] = []
         self._taken: set[Path] = set()
+        self._wanted: dict[Kind, tuple[Build, Memory]] = {}
         self._filling: asyncio.Task[None] | None = None
 
     def _place(self, token: str) -> Place:
@@ -88,43 +96,69 @@ class Pool:
         return {"STRANDLINE_VM": f"{self._mark}{_PREFIX}{token}"}
 
     @contextlib.contextmanager
-    def machine(self, place: Place, build: Build, memory: Memory, disk: Path) -> Iterator[tuple[Machine, int]]:
-        """A machine that waits for ``load``, one of those that wait already if it fits. Inside the block its owner writes it down."""
-        if not self._size:
-            yield wake(place, build, memory, disk)
-            return
-        kind = Kind.of(memory, disk)
+    def machine(self, place: Place, build: Build, memory: Memory, disk: Path) -> Iterator[Ready]:
+        """A machine for a sandbox, one of those that wait if it fits. Inside the block its owner writes it down."""
+        kind = Kind.of(memory, disk) if self._size else None
         found = next((one for one in self._waiting if one.kind == kind), None)
+        if found is not None:
+            self._waiting.remove(found)
         moved = None if found is None else found.move(place, disk)
         if found is None or moved is None:
-            yield wake(place, build, memory, disk)
-        else:
-            self._waiting.remove(found)
-            self._taken.add(found.directory)
-            yield moved, found.state_fd
-            self._taken.discard(found.directory)
-            shutil.rmtree(found.directory, ignore_errors=True)
-        if self._filling is None or self._filling.done():
-            self._filling = asyncio.create_task(self._fill(kind, build, memory), name="vm-pool")
-
-    async def _fill(self, kind: Kind, build: Build, memory: Memory) -> None:
+            made, state_fd = wake(place, build, memory, disk)
+            yield Ready(made, lambda: made.load(state_fd), kind)
+            return
+        self._taken.add(found.directory)
         try:
-            while sum(found.kind == kind for found in self._waiting) < self._size:
-                self._waiting.append(self._make(kind, build, memory))
-                await asyncio.sleep(0)  # between two of them others have their turn
-            kinds = list(dict.fromkeys(found.kind for found in reversed(self._waiting)))
-            for old in [found for found in self._waiting if found.kind in kinds[_KINDS:]]:
-                self._waiting.remove(old)
-                await self._end(old)
-        except (OSError, RuntimeFault) as error:
-            log.warning("vm-pool.not-filled", error=repr(error)[:300])
+            yield Ready(moved, lambda: moved.go_on(place.logs), kind)
+            shutil.rmtree(found.directory, ignore_errors=True)
+        finally:
+            self._taken.discard(found.directory)
 
-    def _make(self, kind: Kind, build: Build, memory: Memory) -> Waiting:
+    def fill(self, kind: Kind | None, build: Build, memory: Memory) -> None:
+        """Have machines wait for the next one like the sandbox that has just been started."""
+        if kind is None:
+            return
+        self._wanted[kind] = build, memory
+        if self._filling is None or self._filling.done():
+            self._filling = asyncio.create_task(self._fill(), name="vm-pool")
+
+    async def _fill(self) -> None:
+        while self._wanted:
+            kind = next(iter(self._wanted))
+            build, memory = self._wanted.pop(kind)
+            try:
+                while sum(found.kind == kind for found in self._waiting) < self._size:
+                    self._waiting.append(await self._make(kind, build, memory))
+                await self._end_others()
+            except (OSError, RuntimeFault) as error:
+                log.warning("vm-pool.not-filled", error=repr(error)[:300])
+
+    async def _end_others(self) -> None:
+        """Those of kinds that were not asked for lately."""
+        kinds = list(dict.fromkeys(found.kind for found in reversed(self._waiting)))
+        for old in [found for found in self._waiting if found.kind in kinds[_KINDS:]]:
+            self._waiting.remove(old)
+            await self._end(old)
+
+    async def _make(self, kind: Kind, build: Build, memory: Memory) -> Waiting:
+        """One that has run, and stands still: an emulator has translated by then what every start needs."""
         place = self._place(secrets.token_hex(6))
         place.directory.mkdir(mode=0o700)
-        (place.directory / "disk").write_bytes(kind.disk)
-        machine, state_fd = wake(place, build, memory, place.directory / "disk")
-        return Waiting(kind, place.directory, machine, state_fd)
+        self._taken.add(place.directory)
+        try:
+            (place.directory / "disk").write_bytes(kind.disk)
+            machine, state_fd = wake(place, build, memory, place.directory / "disk")
+            waiting = Waiting(kind, place.directory, machine)
+            try:
+                await machine.load(state_fd)
+                await machine.guest().ask(channel.PREPARE, channel.fields(orders.prepare()))
+                await machine.monitor().execute("stop")
+            except BaseException:
+                await self._end(waiting)
+                raise
+        finally:
+            self._taken.discard(place.directory)
+        return waiting
 
     async def _end(self, waiting: Waiting) -> None:
         await waiting.machine.kill()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
 
 from agents.drivers.driver import RuntimeFault
@@ -31,12 +31,19 @@ async def save(machine: Machine, origin: Memory, memory: Memory, disk: Path, *, 
     monitor = machine.monitor()
     before = await _disk(monitor)
     async with _standing_still(machine, monitor, running=running):
-        await monitor.execute("xen-save-devices-state", filename=str(memory.state), live=False)
-        await asyncio.to_thread(copy_own_pages, machine.pid, origin.ram, memory.ram)
+        pages = asyncio.to_thread(copy_own_pages, machine.pid, origin.ram, memory.ram)
+        await _both(pages, monitor.execute("xen-save-devices-state", filename=str(memory.state), live=False))
         onward = {"snapshot-file": str(disk), "format": "qcow2", "mode": "existing"}
         await monitor.execute("blockdev-snapshot-sync", device=DISK, **onward)
     memory.write()
     return before
+
+
+async def _both(one: Coroutine[None, None, object], other: Coroutine[None, None, object]) -> None:
+    """Both have ended when this returns or raises: neither may go on when the machine does."""
+    for failed in await asyncio.gather(one, other, return_exceptions=True):
+        if isinstance(failed, BaseException):
+            raise failed
 
 
 async def _disk(monitor: Monitor) -> Path | None:
@@ -63,5 +70,6 @@ async def _standing_still(machine: Machine, monitor: Monitor, *, running: bool) 
 
 
 async def _go_on(machine: Machine, monitor: Monitor) -> None:
+    thawed = asyncio.create_task(machine.guest().ask(channel.THAW))
     await monitor.execute("cont")
-    await machine.guest().ask(channel.THAW)
+    await thawed

@@ -29,7 +29,8 @@ enum kind {
   LIMITS = 'L',   /* text "cpu_us memory_bytes pids" -> OK, or FAILED                                                 */
   FREEZE = 'Z',   /* no process of the sandbox moves from here on, for THAW_S at most -> OK                           */
   THAW = 'z',     /* -> OK                                                                                            */
-  RESTORED = 'C', /* fields: this is a copy of what it was: clock, entropy, name, then THAW -> OK                     */
+  RESTORED = 'C', /* fields: this is a copy of what it was: clock, entropy, name -> OK, then THAW                     */
+  PREPARE = 'B',  /* fields: it waits to be told what it is: take the disk, do once what START or RESTORED do -> OK   */
   PORTS = 'T',    /* -> OK with TCP ports that something listens on, as text                                          */
   USAGE = 'U',    /* -> OK with "cpu_usec memory_bytes pids" of the sandbox                                           */
   PUT = 'W',      /* path NUL mode NUL offset NUL bytes -> OK, or FAILED                                              */
@@ -66,7 +67,7 @@ void send_failure(uint32_t number, const char *code, const char *format, ...);
 void boot(void);
 int load_modules(const char *list);
 int port_open(const char *name, int flags);
-void mount_disk(void);
+int mount_disk(void);
 void write_file(const char *path, const char *text);
 long read_number(const char *path, const char *key);
 void switch_off(void);
@@ -76,6 +77,7 @@ struct who { uid_t uid; gid_t gid; gid_t groups[64]; int count; char home[256]; 
 int resolve_user(const char *user, struct who *who);
 
 /* world.c */
+void open_world(void);
 int set_limits(const char *text);
 void set_clock(const char *nanoseconds);
 void add_entropy(const char *hex);
@@ -99,6 +101,7 @@ void become(struct order *order);
 
 /* run.c */
 extern pid_t main_pid;
+void open_ports(void);
 void rehearse(void);
 void start_main(uint32_t number, struct order *order);
 void start_exec(uint32_t number, struct order *order);

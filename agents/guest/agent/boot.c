@@ -108,12 +108,16 @@ void boot(void) {
   load_modules("/modules/early");
 }
 
-void mount_disk(void) {
+/* Once; 0 when it was there already. */
+int mount_disk(void) {
+  static int mounted;
   struct stat seen;
+  if (mounted) return 0;
   mkdir(DISK, 0755);
   load_modules("/modules/late");
   while (stat("/dev/vda", &seen)) a_moment();
   mount_or_say("/dev/vda", DISK, "ext4", MS_NOATIME, 0);
+  return mounted = 1;
 }
 
 void switch_off(void) {

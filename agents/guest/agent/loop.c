@@ -62,7 +62,23 @@ static void become_this_machine(struct order *order) {
   if (*order->entropy) add_entropy(order->entropy);
   if (*order->hostname) set_name(order->hostname);
   if (*order->limits) set_limits(order->limits);
+}
+
+/* Nothing of the sandbox moves before it is thawed, so the answer need not wait for that; a machine-id is read from the disk. */
+static void restored(uint32_t number, struct order *order) {
+  become_this_machine(order);
+  frame_send(number, OK, "", 0);
   if (order->copy) new_machine_id();
+  freeze_sandbox(0);
+  thaw_at = 0;
+}
+
+/* Processes that a memory has stay frozen, for as long as nobody says whose they are. */
+static void prepare(uint32_t number, struct order *order) {
+  thaw_at = 0;
+  become_this_machine(order);
+  if (!main_pid && mount_disk()) rehearse();
+  frame_send(number, OK, "", 0);
 }
 
 static void take_text(uint32_t number, size_t (*say)(char *, size_t)) {
@@ -89,7 +105,8 @@ static void take(uint32_t number, int kind, char *body, size_t size) {
     case LIMITS: set_limits(body), frame_send(number, OK, "", 0); break;
     case FREEZE: freeze(number, 1); break;
     case THAW: freeze(number, 0); break;
-    case RESTORED: parse(&order, body, size), become_this_machine(&order), freeze(number, 0); break;
+    case RESTORED: parse(&order, body, size), restored(number, &order); break;
+    case PREPARE: parse(&order, body, size), prepare(number, &order); break;
     case PORTS: take_text(number, list_ports); break;
     case USAGE: take_text(number, read_usage); break;
     case PUT: put_file(number, body, size); break;
@@ -121,6 +138,8 @@ int main(void) {
   sigset_t wanted;
   struct epoll_event events[32];
   boot();
+  open_ports();
+  open_world();
   rehearse();
   signal(SIGPIPE, SIG_IGN);
   sigemptyset(&wanted);

@@ -42,12 +42,15 @@ static int became(struct pipes *p, uint32_t number) {
   return size <= 0;
 }
 
-/* Done once before the machine is saved: everything that the kernel does at the first time only - caches, patched branches - is done in
- * every machine that goes on from there. */
-void rehearse(void) {
+void open_ports(void) {
   main_port[0] = port_open("strandline.stdout", O_WRONLY);
   main_port[1] = port_open("strandline.stderr", O_WRONLY);
   status_port = port_open("strandline.status", O_WRONLY);
+}
+
+/* Done once before the machine is saved: everything that the kernel does at the first time only - caches, patched branches - is done in
+ * every machine that goes on from there. Done again in one that waits: an emulator forgets what it had translated. */
+void rehearse(void) {
   set_limits("100000 67108864 64");
   mkdir(DISK, 0755);
   pid_t pid = syscall(SYS_clone, CLONE_NEWPID | CLONE_NEWNS | SIGCHLD, 0, 0, 0, 0);

@@ -11,6 +11,14 @@
 #include <time.h>
 #include <unistd.h>
 
+static int urandom = -1, freezer = -1;
+
+/* What is written in the first moment of every machine is open before it: looking for a file costs an emulated processor milliseconds. */
+void open_world(void) {
+  urandom = open("/dev/urandom", O_WRONLY | O_CLOEXEC);
+  freezer = open(SANDBOX "/cgroup.freeze", O_WRONLY | O_CLOEXEC);
+}
+
 int set_limits(const char *text) {
   long cpu, memory, pids;
   char value[64];
@@ -35,11 +43,8 @@ void add_entropy(const char *hex) {
   struct { int bits, size; unsigned char bytes[64]; } pool = {0};
   for (; pool.size < 64 && sscanf(hex + 2 * pool.size, "%2hhx", &pool.bytes[pool.size]) == 1; pool.size++);
   pool.bits = pool.size * 8;
-  int fd = open("/dev/urandom", O_WRONLY | O_CLOEXEC);
-  if (fd < 0) return;
-  ioctl(fd, RNDADDENTROPY, &pool);
-  ioctl(fd, RNDRESEEDCRNG);
-  close(fd);
+  ioctl(urandom, RNDADDENTROPY, &pool);
+  ioctl(urandom, RNDRESEEDCRNG);
 }
 
 void set_name(const char *name) { sethostname(name, strlen(name)); }
@@ -61,7 +66,7 @@ void new_machine_id(void) {
 }
 
 int freeze_sandbox(int on) {
-  write_file(SANDBOX "/cgroup.freeze", on ? "1" : "0");
+  if (pwrite(freezer, on ? "1" : "0", 1, 0) != 1) return 0;
   if (!on) return 1;
   for (int look = 0; look < 200; look++) {
     if (read_number(SANDBOX "/cgroup.events", "frozen") == on) return 1;

@@ -186,16 +186,17 @@ def test_the_next_agent_saves_what_an_earlier_one_started(bench: Bench) -> None:
     run(scenario())
 
 
-def test_a_memory_of_another_qemu_is_refused(bench: Bench) -> None:
+def test_a_memory_of_another_qemu_or_other_devices_is_refused(bench: Bench) -> None:
     async def scenario() -> None:
         handle = await bench.start()
         saved = await Saved(bench, "s").take(handle, bench.place("sb-1"))
         manifest = saved.memory / "machine.json"
         said = json.loads(manifest.read_text())
-        manifest.write_text(json.dumps({**said, "build": {**said["build"], "qemu": "0.1"}}))
-        with pytest.raises(RuntimeFault) as refusal:
-            await saved.start("sb-2")
-        assert refusal.value.code == "snapshot.incompatible"
+        for other in ({"qemu": "0.1"}, {"machine": "of other devices"}):
+            manifest.write_text(json.dumps({**said, "build": {**said["build"], **other}}))
+            with pytest.raises(RuntimeFault) as refusal:
+                await saved.start("sb-2")
+            assert refusal.value.code == "snapshot.incompatible"
         manifest.unlink()
         with pytest.raises(RuntimeFault) as refusal:
             await saved.start("sb-2")
@@ -261,11 +262,29 @@ def test_a_machine_that_waits_becomes_the_next_sandbox_of_its_kind(bench: Bench)
         saved = await Saved(bench, "s").take(handle, bench.place("sb-2"))
         assert await bench.said(await saved.start("sb-3"), "cat /srv/mine") == "2"
         await eventually(lambda: len(_waiting(bench)) == 2)
-        rolled = await bench.start("/bin/sh", "-c", "echo again", name="sb-2", generation=1)
-        assert (await bench.driver.wait(rolled)).code == 0
-        assert bench.log(name="sb-2") == "said\nagain\n"  # its log was begun: none that waits can have it
         await bench.driver.destroy("sb-2")
         assert set(await bench.driver.list()) == {"sb-1", "sb-3"}
+
+    run(scenario())
+
+
+def test_a_rollback_is_a_waiting_machine_that_takes_over_and_goes_on_with_the_log(bench: Bench) -> None:
+    async def scenario() -> None:
+        bench.driver = VmDriver(bench.directory / "driver", GUESTS, waiting=1)
+        first = await counting(bench)
+        saved = await Saved(bench, "s").take(first, bench.place("sb-1"))
+        handle = await saved.start("sb-2")
+        then = await count(bench, handle)
+        await bench.said(handle, "echo before > /proc/1/fd/1; echo 1 > /srv/later; echo 1 > /dev/shm/later")
+        await eventually(lambda: bench.log(name="sb-2") == "before\n")
+        await eventually(lambda: len(_waiting(bench)) == 2)
+        waited = _waiting(bench)
+        back = await saved.start("sb-2", generation=1)
+        assert back.state["pid"] in waited
+        assert await bench.said(back, "ls /srv/later /dev/shm/later 2>/dev/null | cat; hostname") == "sb-2"
+        await bench.said(back, "echo after > /proc/1/fd/1")
+        await eventually(lambda: bench.log(name="sb-2") == "before\nafter\n")
+        await counts_beyond(bench, back, then)
 
     run(scenario())
 
