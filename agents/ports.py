@@ -47,12 +47,19 @@ class Roots(Protocol):
 
 
 class Attachment(Protocol):
-    """``netns`` is None, and ``address`` empty, where a sandbox gets no network of its own."""
+    """``netns`` is None, and the rest empty, where a sandbox gets no network of its own.
+
+    ``interface``: the address and its prefix's length.
+    """
 
     @property
     def netns(self) -> Path | None: ...
     @property
     def address(self) -> str: ...
+    @property
+    def interface(self) -> str: ...
+    @property
+    def gateway(self) -> str: ...
 
 
 class Network(Protocol):

@@ -23,6 +23,7 @@ from typing import Final
 
 from agents.drivers.driver import Driver, Handle, Limits, MapsUsers, Spec, TakesDisk
 from agents.node import LocalNode
+from agents.ports import Attachment
 from agents.readiness import port_statuses, wait_ready
 from agents.records import SandboxRecord
 from agents.steps import Account, Output, Step
@@ -68,7 +69,13 @@ async def _remove_root(b: Bringup) -> None:
 async def _network(b: Bringup) -> Output:
     async with b.node.creating:
         attached = await b.node.network.attach(b.record.id)
-    return {"netns": None if attached.netns is None else str(attached.netns), "address": attached.address}
+    return wire_of(attached)
+
+
+def wire_of(attached: Attachment) -> Output:
+    """What ``spec_of`` has to know of a sandbox's network."""
+    said = {"address": attached.address, "interface": attached.interface, "gateway": attached.gateway}
+    return {"netns": None if attached.netns is None else str(attached.netns), **said}
 
 
 async def _detach(b: Bringup) -> None:
@@ -85,9 +92,8 @@ async def _remove_logs(b: Bringup) -> None:
 
 
 async def _start(b: Bringup) -> Output:
-    netns = b.account.outputs["network"]["netns"]
     root, snapshot = Path(b.account.outputs["root"]["path"]), b.record.spec.snapshot_id
-    spec = spec_of(b.node, b.record, root, None if netns is None else Path(netns), snapshot)
+    spec = spec_of(b.node, b.record, root, b.account.outputs["network"], snapshot)
     async with b.node.creating:
         handle = await b.driver.start(spec)
     return {"handle": asdict(handle)}
@@ -117,8 +123,11 @@ PROVISION: Final = (
 )
 
 
-def spec_of(node: LocalNode, record: SandboxRecord, root: Path, netns: Path | None, snapshot_id: str | None = None) -> Spec:
-    """What a driver is asked to start, or to go on with if the snapshot that the root was made from holds a memory."""
+def spec_of(node: LocalNode, record: SandboxRecord, root: Path, wire: Output, snapshot_id: str | None = None) -> Spec:
+    """What a driver is asked to start, or to go on with if the snapshot that the root was made from holds a memory.
+
+    ``wire``: what ``wire_of`` said; an earlier program's has less.
+    """
     recipe = record.spec.recipe
     return Spec(
         sandbox_id=record.id,
@@ -131,7 +140,9 @@ def spec_of(node: LocalNode, record: SandboxRecord, root: Path, netns: Path | No
         user=recipe.user,
         hostname=_hostname(record),
         limits=Limits(cpu=recipe.cpu, memory_mb=recipe.memory_mb, pids=recipe.pids),
-        netns=netns,
+        netns=None if wire["netns"] is None else Path(wire["netns"]),
+        address=wire.get("interface", ""),
+        gateway=wire.get("gateway", ""),
         ids=node.roots.ids(record.id),
         memory=None if snapshot_id is None else node.roots.memory(snapshot_id),
     )

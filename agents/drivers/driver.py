@@ -48,8 +48,9 @@ class Spec:
 
     ``memory``: go on from this saved memory, and not from the beginning, with the disk that belongs to it; only for a driver that has
     saved it (``CanSnapshot``). What is running in it runs on, and ``argv`` and ``env`` are what later execs start from.
-    ``netns`` is the path of a network namespace made for it (drivers without network support ignore it), ``logs`` a directory that
-    the driver writes ``stdout`` and ``stderr`` of the main process into, as plain files that it only appends to.
+    ``netns`` is the path of a network namespace made for it (drivers without network support ignore it), where ``eth0`` has ``address``
+    (with its prefix's length) and a route by ``gateway``; ``logs`` a directory that the driver writes ``stdout`` and ``stderr`` of the main
+    process into, as plain files that it only appends to.
     """
 
     sandbox_id: str
@@ -66,6 +67,8 @@ class Spec:
     ids: int = 0
     """The host's number of user 0 in ``root``: the files of its user n belong to ``ids`` + n."""
     memory: Path | None = None
+    address: str = ""
+    gateway: str = ""
 
 
 @dataclass(frozen=True, slots=True)

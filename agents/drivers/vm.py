@@ -13,6 +13,7 @@ import os
 import signal
 import struct
 from collections.abc import AsyncIterator, Mapping
+from ipaddress import IPv4Interface
 from pathlib import Path
 from typing import Final
 
@@ -27,9 +28,11 @@ from agents.drivers.microvm.machine import Machine, Place
 from agents.drivers.microvm.memory import Memory
 from agents.drivers.microvm.pool import Pool, size_wanted
 from agents.drivers.microvm.saving import save
+from agents.drivers.microvm.together import together
 from agents.drivers.statedir import StateDir
 from agents.guest import image
 from agents.host import processes, reaper
+from agents.network import taps
 
 _GONE: Final = Observed(Condition.GONE)
 _LIVING: Final = (Condition.RUNNING, Condition.PAUSED)
@@ -52,7 +55,7 @@ class VmDriver:
         self._machines: dict[str, Machine] = {}
         self._verdict: Verdict | None = None
         flags = "exec files limits live-limits memory-snapshot pause ports stream usage users own-kernel"
-        self.flags: tuple[str, ...] = tuple(sorted(flags.split()))
+        self.flags: tuple[str, ...] = tuple(sorted([*flags.split(), *(["network"] if taps.possible() else [])]))
 
     def _mark(self, sandbox_id: str) -> dict[str, str]:
         """In QEMU's environment: finds machines whose start was never written down."""
@@ -114,13 +117,13 @@ class VmDriver:
         _, build = await self._build()
         directory = self._state.create(spec)
         place = Place(directory, spec.logs, self._mark(spec.sandbox_id))
-        with self._pool.machine(place, build, memory, spec.root) as ready:
+        with self._pool.machine(place, build, memory, spec.root, wired=spec.netns is not None) as ready:
             made = ready.machine
             state = {"boot": processes.boot_id(), "pid": made.pid, "started": made.started, "memory": str(memory.directory)}
             handle = Handle(self.name, spec.sandbox_id, spec.generation, 1, state)
             self._state.write_handle(handle)
         self._machines[spec.sandbox_id] = made
-        await ready.go()
+        await together(ready.go(), _plug(ready.tap, spec))
         kind = channel.RESTORED if spec.memory else channel.START
         await made.guest().ask(kind, channel.fields(orders.restored(spec, memory) if spec.memory else orders.start(spec)))
         self._state.set_mark(spec.sandbox_id, "started", on=True)
@@ -322,3 +325,13 @@ class VmDriver:
         await self._pool.close()
         for sandbox_id in [*self._machines]:
             self._forget(sandbox_id)
+
+
+async def _plug(tap: str, spec: Spec) -> None:
+    """Connect a machine to its sandbox's network, if it has one."""
+    if spec.netns is None:
+        return
+    try:
+        await asyncio.to_thread(taps.plug, tap, spec.netns, IPv4Interface(spec.address))
+    except (OSError, ValueError) as error:
+        raise RuntimeFault("network.attach-failed", f"{spec.sandbox_id}: {error}", retryable=True) from error

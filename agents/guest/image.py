@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from agents.drivers.driver import RuntimeFault
-from agents.guest import initramfs, kernel
+from agents.guest import initramfs, kernel, uses
 from agents.host import spawn
 
 SOURCES: Final = Path(__file__).parent / "agent"
@@ -74,11 +74,13 @@ async def build(directory: Path, *, upgrade: bool = False, own_kernel: Path | No
     """Make an image and make it the current one. ``upgrade``: over the newest kernel that the package lists have. Raises as ``ensure``."""
     await asyncio.to_thread(directory.mkdir, mode=0o700, parents=True, exist_ok=True)
     with await asyncio.to_thread(_locked, directory):
-        base = own_kernel or await _kernel(directory, upgrade=upgrade)
+        base = await asyncio.to_thread(kernel.keep, own_kernel, directory) if own_kernel else await _kernel(directory, upgrade=upgrade)
         version = f"{(base / 'version').read_text(encoding='ascii').strip()}-{source_digest()}"
         if not (directory / version).is_dir():
             await _make(directory, version, base)
+        os.utime(directory / version)
         _point(directory, version)
+        await asyncio.to_thread(uses.prune, directory, directory / version)
         return GuestImage(version, directory / version)
 
 
@@ -107,14 +109,14 @@ async def _kernel(directory: Path, *, upgrade: bool) -> Path:
         return there[-1]
     package = await kernel.newest()
     found = directory / f"kernel-{package.removeprefix('linux-image-')}"
-    if not found.is_dir():
+    if not kernel.complete(found):
         await kernel.fetch(package, found)
     return found
 
 
 def _kernels(directory: Path) -> list[Path]:
-    """Those that are here, the newest last."""
-    return sorted(directory.glob("kernel-*"), key=lambda path: path.stat().st_mtime)
+    """Those that are here and have what machines need, the newest last."""
+    return sorted((path for path in directory.glob("kernel-*") if kernel.complete(path)), key=lambda path: path.stat().st_mtime)
 
 
 async def _make(directory: Path, version: str, base: Path) -> None:

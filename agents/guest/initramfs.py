@@ -9,7 +9,7 @@ import stat
 from collections.abc import Iterator, Mapping
 from typing import Final
 
-EARLY: Final = ("virtio_ring", "virtio", "virtio_mmio", "virtio_console")
+EARLY: Final = ("virtio_ring", "virtio", "virtio_mmio", "virtio_console", "failover", "net_failover", "virtio_net")
 LATE: Final = ("virtio_blk",)
 """Modules in the order in which they are loaded (reference/runtimes.md §4). The late ones when the machine learns which disk it has."""
 

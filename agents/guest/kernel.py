@@ -1,6 +1,7 @@
 """The guest kernel: Debian's own cloud kernel, fetched and unpacked without root. Our own minimal one can take its place.
 
-A kernel is a directory with ``vmlinuz``, ``version`` and ``modules/<name>.ko``; ``scripts/guest-kernel`` makes one of the same kind.
+A kernel is a directory with ``vmlinuz``, ``version`` and ``modules/<name>.ko``; ``scripts/guest-kernel`` makes one of the same kind. One
+that was fetched has also ``wanted``: the modules that were looked for in its package.
 """
 
 from __future__ import annotations
@@ -23,6 +24,29 @@ PACKAGE: Final = "linux-image-cloud-amd64"
 _FETCH_S: Final = 300.0
 
 
+WANTED: Final = "".join(f"{name}\n" for name in (*EARLY, *LATE))
+
+
+def complete(kernel: Path) -> bool:
+    """Whether it has every module that machines need now: fetched with it, or, in one without modules, built in."""
+    try:
+        return (kernel / "wanted").read_text(encoding="ascii") == WANTED
+    except OSError:
+        return (kernel / "vmlinuz").is_file() and not any((kernel / "modules").iterdir())
+
+
+def keep(own: Path, shelf: Path) -> Path:
+    """Put a kernel of our own making beside the fetched ones: the newest, and so the one that images are made of from now on."""
+    kept = shelf / f"kernel-{(own / 'version').read_text(encoding='ascii').strip()}"
+    with tempfile.TemporaryDirectory(prefix=".kernel-", dir=shelf) as name:
+        draft = Path(name) / "kernel"
+        shutil.copytree(own, draft, copy_function=shutil.copyfile)
+        shutil.rmtree(kept, ignore_errors=True)
+        draft.replace(kept)
+    os.utime(kept)
+    return kept
+
+
 async def newest() -> str:
     """The name of the kernel package that the package lists offer now. Raises ``guest.no-kernel``."""
     done = await _try(["apt-cache", "depends", PACKAGE])
@@ -42,6 +66,7 @@ async def fetch(package: str, into: Path) -> None:
         await _need(["dpkg-deb", "--extract", archive, "tree"], work)
         kernel = work / "kernel"
         await asyncio.to_thread(_collect, work / "tree", kernel, version)
+        await asyncio.to_thread(shutil.rmtree, into, ignore_errors=True)  # of an earlier program, which needed fewer modules
         kernel.replace(into)
 
 
@@ -53,6 +78,7 @@ def _collect(tree: Path, kernel: Path, version: str) -> None:
         for found in tree.rglob(f"{name}.ko*"):
             data = found.read_bytes()
             (kernel / "modules" / f"{name}.ko").write_bytes(lzma.decompress(data) if found.suffix == ".xz" else data)
+    (kernel / "wanted").write_text(WANTED, encoding="ascii")
     (kernel / "version").write_text(f"{version}\n", encoding="ascii")
 
 

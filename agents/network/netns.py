@@ -36,10 +36,15 @@ _QUIET_S: Final = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Attachment:
-    """``netns`` is None and ``address`` empty where a sandbox has no network of the node's making."""
+    """``netns`` is None and the rest empty where a sandbox has no network of the node's making.
+
+    ``interface``: the address with its prefix's length.
+    """
 
     netns: Path | None = None
     address: str = ""
+    interface: str = ""
+    gateway: str = ""
 
 
 class NoNetwork:
@@ -138,7 +143,7 @@ class BridgeNetwork:
             await asyncio.to_thread(self._make, name)
         except OSError as error:
             raise RuntimeFault("network.attach-failed", f"{name}: {error}", retryable=True) from error
-        return Attachment(self._path(name), str(address))
+        return Attachment(self._path(name), str(address), str(self._interface(address)), str(self._ledger.gateway))
 
     def _make(self, name: str) -> None:
         link, path = self._link(name), self._path(name)

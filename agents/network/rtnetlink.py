@@ -12,7 +12,7 @@ import struct
 from ipaddress import IPv4Address, IPv4Interface
 from typing import Final, Self
 
-_NEWLINK, _DELLINK, _GETLINK, _SETLINK, _NEWADDR, _NEWROUTE = 16, 17, 18, 19, 20, 24
+_NEWLINK, _DELLINK, _GETLINK, _SETLINK, _NEWADDR, _DELADDR, _NEWROUTE = 16, 17, 18, 19, 20, 21, 24
 _REQUEST, _ACK, _EXCL, _CREATE = 0x1, 0x4, 0x200, 0x400
 _ERROR: Final = 2
 
@@ -48,6 +48,12 @@ def _info(kind: str, data: bytes = b"") -> bytes:
 
 def _link(index: int = 0, flags: int = 0, change: int = 0, family: int = socket.AF_UNSPEC) -> bytes:
     return _LINK.pack(family, 0, index, flags, change)
+
+
+def _address(index: int, address: IPv4Interface) -> bytes:
+    body = struct.pack("=BBBBI", socket.AF_INET, address.network.prefixlen, 0, 0, index)
+    packed = address.ip.packed
+    return body + _attribute(_IFA_LOCAL, packed) + _attribute(_IFA_ADDRESS, packed)
 
 
 class Route:
@@ -101,6 +107,14 @@ class Route:
         inside = _attribute(_BRPORT_ISOLATED, b"\1")
         self._ask(_SETLINK, _ACK, _link(index, family=socket.AF_BRIDGE) + _attribute(_IFLA_PROTINFO | _NESTED, inside))
 
+    def join(self, index: int, bridge: int) -> None:
+        """Make it a port of a bridge."""
+        self._ask(_SETLINK, _ACK, _link(index) + _attribute(_IFLA_MASTER, struct.pack("=I", bridge)))
+
+    def move(self, index: int, namespace: int, name: str) -> None:
+        """To the network namespace behind a descriptor, where it has that name."""
+        self._ask(_SETLINK, _ACK, _link(index) + _attribute(_IFLA_NET_NS_FD, struct.pack("=I", namespace)) + _name(name))
+
     def up(self, index: int) -> None:
         self._ask(_NEWLINK, _ACK, _link(index, _UP, _UP))
 
@@ -108,9 +122,10 @@ class Route:
         self._ask(_DELLINK, _ACK, _link(index))
 
     def add_address(self, index: int, address: IPv4Interface) -> None:
-        body = struct.pack("=BBBBI", socket.AF_INET, address.network.prefixlen, 0, 0, index)
-        packed = address.ip.packed
-        self._ask(_NEWADDR, _ACK | _CREATE | _EXCL, body + _attribute(_IFA_LOCAL, packed) + _attribute(_IFA_ADDRESS, packed))
+        self._ask(_NEWADDR, _ACK | _CREATE | _EXCL, _address(index, address))
+
+    def delete_address(self, index: int, address: IPv4Interface) -> None:
+        self._ask(_DELADDR, _ACK, _address(index, address))
 
     def add_default_route(self, index: int, gateway: IPv4Address) -> None:
         body = struct.pack("=BBBBBBBBI", socket.AF_INET, 0, 0, 0, _RT_TABLE_MAIN, _RTPROT_STATIC, 0, _RTN_UNICAST, 0)

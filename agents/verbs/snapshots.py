@@ -15,7 +15,7 @@ import structlog
 from agents.drivers.driver import CanPause, CanSnapshot, Driver, Handle, RuntimeFault
 from agents.failures import FailedError, fail
 from agents.node import LocalNode
-from agents.provisioning import spec_of
+from agents.provisioning import spec_of, wire_of
 from agents.readiness import port_statuses, wait_ready
 from agents.records import SandboxRecord
 from agents.steps import Account, Output, Step, UnwoundError
@@ -122,7 +122,7 @@ async def _restart(r: Return) -> Output:
     attached = await r.node.network.attach(r.record.id)
     async with r.node.creating:
         root = Path(r.account.outputs["restore"]["path"])
-        handle = await r.driver.start(spec_of(r.node, r.record, root, attached.netns, r.snapshot_id))
+        handle = await r.driver.start(spec_of(r.node, r.record, root, wire_of(attached), r.snapshot_id))
     return {"handle": asdict(handle), "address": attached.address}
 
 

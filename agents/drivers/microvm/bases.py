@@ -20,6 +20,7 @@ from agents.drivers.microvm import channel, machine
 from agents.drivers.microvm.command import Boot, Build, Shape, kernel_words
 from agents.drivers.microvm.machine import Machine, Place
 from agents.drivers.microvm.memory import Memory
+from agents.guest import uses
 from agents.guest.image import GuestImage
 
 BOOT_S: Final = 60.0
@@ -59,8 +60,18 @@ class Bases:
             for name in ("qmp", "agent", "qemu.log", "status"):
                 (draft / name).unlink(missing_ok=True)
             shutil.rmtree(draft / "logs")
+            uses.allow(draft)
             memory.write()
             draft.rename(directory)
+            self._discard_others(directory)
+
+    @staticmethod
+    def _discard_others(directory: Path) -> None:
+        """Boots of the same image by another QEMU, or of a machine that an earlier program made."""
+        accel, made, *_ = directory.name.split("-")
+        for other in directory.parent.glob(f"{accel}-*"):
+            if not other.name.startswith(f"{accel}-{made}-"):
+                uses.discard_if_free(other)
 
     async def _answers(self, booted: Machine, draft: Path, boot_s: float) -> None:
         try:

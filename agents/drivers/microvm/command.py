@@ -14,6 +14,8 @@ from typing import Final, Literal
 from agents.drivers.driver import Limits
 
 PROGRAM: Final = "qemu-system-x86_64"
+_HARDWARE: Final = "02:53:00:00:00:00"
+"""Until the guest is told its own."""
 PORTS: Final = ("agent", "stdout", "stderr", "status")
 LOGS: Final = ("runtime", "stdout", "stderr")
 """Files, and what the monitor calls the devices that write them."""
@@ -93,11 +95,12 @@ def arguments(
     fds: tuple[int, int],
     boot: Boot | None = None,
     disk: tuple[int, int] | None = None,
+    tap: int | None = None,
 ) -> list[str]:
     """``fds``: listening sockets for monitor and guest agent. ``ram``: written by a boot, mapped copy-on-write by everything else.
 
     ``disk``: its file, opened to write and opened to read: QEMU opens a disk again when it becomes another's backing file, and one that is
-    known by descriptors may have got another name by then.
+    known by descriptors may have got another name by then. ``tap``: of its network; None: it has an interface that leads nowhere.
     """
     share = "on" if boot else "off"
     words = [PROGRAM, *_ACCEL[build.accel], "-m", f"{shape.ram_mb}M", "-smp", str(shape.cpus)]
@@ -107,6 +110,7 @@ def arguments(
     words += ["-chardev", f"socket,id=qmp,fd={fds[0]},server=on,wait=off", "-mon", "chardev=qmp,mode=control"]
     words += [*_file("runtime", logs / "runtime"), "-serial", "chardev:runtime"]
     words += [*_drive(disk), "-device", f"virtio-blk-device,drive={DISK}"]
+    words += [*_network(tap), "-device", f"virtio-net-device,netdev=n0,mac={_HARDWARE},guest_announce=off"]
     words += ["-device", "virtio-serial-device,max_ports=8", "-chardev", f"socket,id=agent,fd={fds[1]},server=on,wait=off"]
     words += [*_file("stdout", logs / "stdout"), *_file("stderr", logs / "stderr"), *_file("status", directory / "status")]
     for number, name in enumerate(PORTS, 1):
@@ -127,6 +131,11 @@ def _drive(disk: tuple[int, int] | None) -> list[str]:
         return ["-drive", f"id={DISK},driver=null-co,size=1048576,if=none"]
     named = [word for fd in disk for word in ("-add-fd", f"fd={fd},set=1")]
     return [*named, "-drive", f"id={DISK},file={OPENED},format=qcow2,if=none,cache=unsafe,file.locking=off"]
+
+
+def _network(tap: int | None) -> tuple[str, str]:
+    """A machine that was saved without a network goes on with one, and the other way round: so neither may offload anything."""
+    return "-netdev", "hubport,id=n0,hubid=0" if tap is None else f"tap,id=n0,fd={tap}"
 
 
 def _file(name: str, path: Path) -> tuple[str, str]:

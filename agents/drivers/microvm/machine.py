@@ -17,6 +17,7 @@ from agents.drivers.microvm.command import LOGS, Boot, Build, Shape
 from agents.drivers.microvm.memory import Memory
 from agents.drivers.microvm.qmp import Monitor
 from agents.drivers.streams import Descriptors
+from agents.guest import uses
 from agents.host import processes, reaper, spawn
 
 C = TypeVar("C", Monitor, Guest)
@@ -128,16 +129,18 @@ def boot(place: Place, build: Build, shape: Shape, ram: Path, kernel: Boot) -> M
         return _spawn(place, fds, lambda ends: command.arguments(build, shape, ram, place.directory, place.logs, fds=ends, boot=kernel))
 
 
-def wake(place: Place, build: Build, memory: Memory, disk: Path) -> tuple[Machine, int]:
-    """Start a machine that waits for ``load``, and the number that it knows the memory's state by."""
+def wake(place: Place, build: Build, memory: Memory, disk: Path, tap: int | None = None) -> tuple[Machine, int]:
+    """Start a machine that waits for ``load``, and the number that it knows the memory's state by. ``tap`` stays the caller's to close."""
     with Descriptors() as fds:
         state = fds.keep(os.open(memory.state, os.O_RDONLY | os.O_CLOEXEC))
+        used = uses.hold(memory.directory)
+        held = () if used is None else (fds.keep(used),)
         opened = fds.keep(os.open(disk, os.O_RDWR | os.O_CLOEXEC)), fds.keep(os.open(disk, os.O_RDONLY | os.O_CLOEXEC))
 
         def argv(ends: tuple[int, int]) -> list[str]:
-            return command.arguments(build, memory.shape, memory.ram, place.directory, place.logs, fds=ends, disk=opened)
+            return command.arguments(build, memory.shape, memory.ram, place.directory, place.logs, fds=ends, disk=opened, tap=tap)
 
-        return _spawn(place, fds, argv, state, *opened), state
+        return _spawn(place, fds, argv, state, *opened, *held, *(() if tap is None else (tap,))), state
 
 
 def _spawn(place: Place, fds: Descriptors, argv: Callable[[tuple[int, int]], list[str]], *keep: int) -> Machine:

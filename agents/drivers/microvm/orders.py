@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Mapping, Sequence
+from ipaddress import IPv4Interface
 from typing import Final
 
 from agents.drivers.driver import ExecRequest, Limits, Spec
@@ -32,14 +33,26 @@ def _process(argv: Sequence[str], env: Mapping[str, str], cwd: str, user: str) -
 
 def start(spec: Spec) -> Fields:
     """Who it is from now on, and what to run."""
-    return [*_now(spec.hostname), ("l", limits(spec.limits)), *_process(spec.argv, spec.env, spec.cwd, spec.user)]
+    return [*_now(spec.hostname), ("n", network(spec)), ("l", limits(spec.limits)), *_process(spec.argv, spec.env, spec.cwd, spec.user)]
 
 
 def restored(spec: Spec, memory: Memory) -> Fields:
     """It goes on: a copy is a machine of its own, a rollback the same one again."""
     wanted = limits(spec.limits)
     changed = [("l", wanted)] if wanted != memory.limits else []
-    return [*_now(spec.hostname), *changed, *([("c", "")] if spec.sandbox_id != memory.sandbox else [])]
+    return [*_now(spec.hostname), ("n", network(spec)), *changed, *([("c", "")] if spec.sandbox_id != memory.sandbox else [])]
+
+
+def network(spec: Spec) -> str:
+    """Address, netmask, gateway and hardware address of its interface; empty for none.
+
+    The hardware address follows from the address, so that no two machines of a node have the same (and bit 1 says that it is nobody's).
+    """
+    if not spec.address:
+        return ""
+    interface = IPv4Interface(spec.address)
+    hardware = ":".join(f"{byte:02x}" for byte in (0x02, 0x53, *interface.ip.packed))
+    return f"{interface.ip} {interface.netmask} {spec.gateway} {hardware}"
 
 
 def execute(spec: Spec, request: ExecRequest) -> Fields:

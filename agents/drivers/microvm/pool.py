@@ -26,6 +26,7 @@ from agents.drivers.microvm.command import Build
 from agents.drivers.microvm.machine import Machine, Place, wake
 from agents.drivers.microvm.memory import Memory
 from agents.host import reaper
+from agents.network import taps
 
 log = structlog.get_logger(__name__)
 
@@ -37,14 +38,18 @@ _OWN: Final = ("qmp", "agent", "status", "qemu.log")
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """What a waiting machine fits: this memory, and a disk with exactly these bytes, which an empty overlay over the same disk has."""
+    """What a waiting machine fits: this memory, and a disk with exactly these bytes, which an empty overlay over the same disk has.
+
+    ``wired``: it has a tap for a network.
+    """
 
     memory: Path
     disk: bytes
+    wired: bool
 
     @classmethod
-    def of(cls, memory: Memory, disk: Path) -> Kind:
-        return cls(memory.directory, disk.read_bytes())
+    def of(cls, memory: Memory, disk: Path, wired: bool) -> Kind:
+        return cls(memory.directory, disk.read_bytes(), wired)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +59,7 @@ class Waiting:
     kind: Kind
     directory: Path
     machine: Machine
+    tap: str
 
     def move(self, place: Place, disk: Path) -> Machine | None:
         """Make it the sandbox's, but for its logs; None when it cannot be: it has died, or it is on another file system."""
@@ -69,9 +75,13 @@ class Waiting:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """A machine that has a sandbox's place, and runs when ``go`` has been awaited. ``kind``: of those that shall wait for the next one."""
+    """A machine that has a sandbox's place, and runs when ``go`` has been awaited.
+
+    ``tap``: the name of its end of a network, in this process's own, or empty. ``kind``: of those that shall wait for the next one.
+    """
 
     machine: Machine
+    tap: str
     go: Callable[[], Awaitable[None]]
     kind: Kind | None
 
@@ -96,20 +106,20 @@ class Pool:
         return {"STRANDLINE_VM": f"{self._mark}{_PREFIX}{token}"}
 
     @contextlib.contextmanager
-    def machine(self, place: Place, build: Build, memory: Memory, disk: Path) -> Iterator[Ready]:
+    def machine(self, place: Place, build: Build, memory: Memory, disk: Path, *, wired: bool) -> Iterator[Ready]:
         """A machine for a sandbox, one of those that wait if it fits. Inside the block its owner writes it down."""
-        kind = Kind.of(memory, disk) if self._size else None
+        kind = Kind.of(memory, disk, wired) if self._size else None
         found = next((one for one in self._waiting if one.kind == kind), None)
         if found is not None:
             self._waiting.remove(found)
         moved = None if found is None else found.move(place, disk)
         if found is None or moved is None:
-            made, state_fd = wake(place, build, memory, disk)
-            yield Ready(made, lambda: made.load(state_fd), kind)
+            made, state_fd, tap = _woken(place, build, memory, disk, wired=wired)
+            yield Ready(made, tap, lambda: made.load(state_fd), kind)
             return
         self._taken.add(found.directory)
         try:
-            yield Ready(moved, lambda: moved.go_on(place.logs), kind)
+            yield Ready(moved, found.tap, lambda: moved.go_on(place.logs), kind)
             shutil.rmtree(found.directory, ignore_errors=True)
         finally:
             self._taken.discard(found.directory)
@@ -147,8 +157,8 @@ class Pool:
         self._taken.add(place.directory)
         try:
             (place.directory / "disk").write_bytes(kind.disk)
-            machine, state_fd = wake(place, build, memory, place.directory / "disk")
-            waiting = Waiting(kind, place.directory, machine)
+            machine, state_fd, tap = _woken(place, build, memory, place.directory / "disk", wired=kind.wired)
+            waiting = Waiting(kind, place.directory, machine, tap)
             try:
                 await machine.load(state_fd)
                 await machine.guest().ask(channel.PREPARE, channel.fields(orders.prepare()))
@@ -182,6 +192,20 @@ class Pool:
         for found in [*self._waiting]:
             self._waiting.remove(found)
             await self._end(found)
+
+
+def _woken(place: Place, build: Build, memory: Memory, disk: Path, *, wired: bool) -> tuple[Machine, int, str]:
+    """As ``wake``, and the name of the tap that the machine has. Raises ``network.no-tap``."""
+    if not wired:
+        return *wake(place, build, memory, disk), ""
+    try:
+        name, tap = taps.make()
+    except OSError as error:
+        raise RuntimeFault("network.no-tap", f"no tap for a machine's network: {error}") from error
+    try:
+        return *wake(place, build, memory, disk, tap), name
+    finally:
+        os.close(tap)
 
 
 def size_wanted() -> int:

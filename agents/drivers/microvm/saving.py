@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 from agents.drivers.driver import RuntimeFault
@@ -19,6 +19,7 @@ from agents.drivers.microvm.command import DISK, OPENED
 from agents.drivers.microvm.machine import Machine
 from agents.drivers.microvm.memory import Memory, copy_own_pages, copy_sparse
 from agents.drivers.microvm.qmp import Monitor
+from agents.drivers.microvm.together import together
 
 
 async def save(machine: Machine, origin: Memory, memory: Memory, disk: Path, *, running: bool) -> Path | None:
@@ -30,20 +31,15 @@ async def save(machine: Machine, origin: Memory, memory: Memory, disk: Path, *, 
     await asyncio.to_thread(copy_sparse, origin.ram, memory.ram)
     monitor = machine.monitor()
     before = await _disk(monitor)
+    if running:  # changes nothing, but an emulator has then translated most of what it is asked next, while nobody waits for it
+        await machine.guest().ask(channel.THAW)
     async with _standing_still(machine, monitor, running=running):
         pages = asyncio.to_thread(copy_own_pages, machine.pid, origin.ram, memory.ram)
-        await _both(pages, monitor.execute("xen-save-devices-state", filename=str(memory.state), live=False))
+        await together(pages, monitor.execute("xen-save-devices-state", filename=str(memory.state), live=False))
         onward = {"snapshot-file": str(disk), "format": "qcow2", "mode": "existing"}
         await monitor.execute("blockdev-snapshot-sync", device=DISK, **onward)
     memory.write()
     return before
-
-
-async def _both(one: Coroutine[None, None, object], other: Coroutine[None, None, object]) -> None:
-    """Both have ended when this returns or raises: neither may go on when the machine does."""
-    for failed in await asyncio.gather(one, other, return_exceptions=True):
-        if isinstance(failed, BaseException):
-            raise failed
 
 
 async def _disk(monitor: Monitor) -> Path | None:

@@ -49,6 +49,7 @@ struct order {
   char *argv[MAX_ARGS + 1], *env[MAX_ARGS + 1]; /* a, e */
   int argc, envc;
   const char *cwd, *user, *hostname, *limits, *clock, *entropy; /* d, u, h, l, t (ns since 1970), s (hex) */
+  const char *network;                                          /* n: see net.c; 0 when nothing is said of it */
   size_t max_output;                                            /* m */
   int copy;                                                     /* c: it is another machine now, not the same one again */
 };
@@ -86,6 +87,10 @@ void new_machine_id(void);
 int freeze_sandbox(int on);
 size_t list_ports(char *text, size_t room);
 size_t read_usage(char *text, size_t room);
+
+/* net.c */
+void open_network(void);
+int set_network(const char *text);
 
 /* files.c */
 void put_file(uint32_t number, char *body, size_t size);

@@ -108,12 +108,24 @@ void boot(void) {
   load_modules("/modules/early");
 }
 
+/* A driver that is built in has found the disk of the first boot; it has to look again. */
+static void find_disk_anew(void) {
+  char target[256], *name;
+  ssize_t size = readlink("/sys/block/vda/device", target, sizeof target - 1);
+  if (size < 0) return; /* a module: it has not looked yet */
+  target[size] = 0;
+  name = strrchr(target, '/') ? strrchr(target, '/') + 1 : target;
+  write_file("/sys/bus/virtio/drivers/virtio_blk/unbind", name);
+  write_file("/sys/bus/virtio/drivers/virtio_blk/bind", name);
+}
+
 /* Once; 0 when it was there already. */
 int mount_disk(void) {
   static int mounted;
   struct stat seen;
   if (mounted) return 0;
   mkdir(DISK, 0755);
+  find_disk_anew();
   load_modules("/modules/late");
   while (stat("/dev/vda", &seen)) a_moment();
   mount_or_say("/dev/vda", DISK, "ext4", MS_NOATIME, 0);

@@ -42,6 +42,7 @@ static void parse(struct order *order, char *body, size_t size) {
       case 'l': order->limits = text; break;
       case 't': order->clock = text; break;
       case 's': order->entropy = text; break;
+      case 'n': order->network = text; break;
       case 'm': order->max_output = strtoul(text, 0, 10); break;
       case 'c': order->copy = 1; break;
       default: break;
@@ -57,16 +58,23 @@ static void freeze(uint32_t number, int on) {
 }
 
 /* What only this machine may have, after a start from a memory that others start from too. */
-static void become_this_machine(struct order *order) {
+static int become_this_machine(uint32_t number, struct order *order) {
   if (*order->clock) set_clock(order->clock);
   if (*order->entropy) add_entropy(order->entropy);
   if (*order->hostname) set_name(order->hostname);
   if (*order->limits) set_limits(order->limits);
+  if (!order->network || set_network(order->network)) return 1;
+  send_failure(number, "network.attach-failed", "eth0: %s", strerror(errno));
+  return 0;
+}
+
+static void start(uint32_t number, struct order *order) {
+  if (become_this_machine(number, order)) start_main(number, order);
 }
 
 /* Nothing of the sandbox moves before it is thawed, so the answer need not wait for that; a machine-id is read from the disk. */
 static void restored(uint32_t number, struct order *order) {
-  become_this_machine(order);
+  if (!become_this_machine(number, order)) return;
   frame_send(number, OK, "", 0);
   if (order->copy) new_machine_id();
   freeze_sandbox(0);
@@ -76,7 +84,7 @@ static void restored(uint32_t number, struct order *order) {
 /* Processes that a memory has stay frozen, for as long as nobody says whose they are. */
 static void prepare(uint32_t number, struct order *order) {
   thaw_at = 0;
-  become_this_machine(order);
+  become_this_machine(number, order);
   if (!main_pid && mount_disk()) rehearse();
   frame_send(number, OK, "", 0);
 }
@@ -97,7 +105,7 @@ static void take(uint32_t number, int kind, char *body, size_t size) {
   static struct order order;
   switch (kind) {
     case PING: frame_send(number, OK, "", 0); break;
-    case START: parse(&order, body, size), become_this_machine(&order), start_main(number, &order); break;
+    case START: parse(&order, body, size), start(number, &order); break;
     case EXEC: parse(&order, body, size), start_exec(number, &order); break;
     case INPUT: give_input(number, body, size); break;
     case KILL: kill_exec(number); break;
@@ -140,6 +148,7 @@ int main(void) {
   boot();
   open_ports();
   open_world();
+  open_network();
   rehearse();
   signal(SIGPIPE, SIG_IGN);
   sigemptyset(&wanted);

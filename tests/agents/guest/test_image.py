@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import shutil
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import pytest
 from support.waiting import run
 
 from agents.drivers.driver import RuntimeFault
-from agents.guest import image, initramfs, kernel
+from agents.guest import image, initramfs, kernel, uses
 
 MODULES = {name: name.encode() * 100 for name in (*initramfs.EARLY, *initramfs.LATE)}
 
@@ -49,6 +51,17 @@ def put_kernel(directory: Path, version: str) -> None:
     (directory / "vmlinuz").write_text(f"kernel {version}")
     (directory / "version").write_text(f"{version}\n")
     (directory / "modules" / "virtio_blk.ko").write_text("module")
+    (directory / "wanted").write_text(kernel.WANTED)
+
+
+@pytest.fixture
+def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An agent of a few bytes: for tests of what becomes of images."""
+
+    async def compile_nothing(out: Path) -> None:
+        await asyncio.to_thread(out.write_bytes, b"agent")
+
+    monkeypatch.setattr(image, "_compile", compile_nothing)
 
 
 def needs_compiler() -> None:
@@ -122,3 +135,54 @@ def test_what_cannot_be_built_leaves_nothing_and_says_why(shelf: Path, tmp_path:
     assert refusal.value.code == "guest.build-failed"
     assert image.current(shelf) is None
     assert {path.name for path in shelf.iterdir()} == {".lock", "kernel-1"}
+
+
+@pytest.mark.quick
+@pytest.mark.usefixtures("uncompiled")
+def test_a_kernel_that_was_fetched_without_a_module_that_is_needed_now_is_fetched_again(shelf: Path) -> None:
+    (shelf / "kernel-1" / "wanted").write_text("virtio\n")
+    assert run(image.ensure(shelf)).version.startswith("2-of-linux-image-2-cloud-")
+
+
+@pytest.mark.quick
+@pytest.mark.usefixtures("uncompiled")
+def test_a_kernel_of_our_own_stays_when_the_agent_changes(shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = tmp_path / "own"
+    (own / "modules").mkdir(parents=True)
+    (own / "vmlinuz").write_text("kernel own")
+    (own / "version").write_text("9-own\n")
+    assert run(image.build(shelf, own_kernel=own)).version.startswith("9-own-")
+    monkeypatch.setattr(initramfs, "RECIPE", initramfs.RECIPE + 1)
+    made = run(image.ensure(shelf))
+    assert (made.version, made.vmlinuz.read_text()) == (f"9-own-{image.source_digest()}", "kernel own")
+
+
+@pytest.mark.quick
+@pytest.mark.usefixtures("uncompiled")
+def test_old_images_go_when_no_machine_runs_from_them(shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    for recipe in range(3):
+        monkeypatch.setattr(initramfs, "RECIPE", recipe)
+        made.append(run(image.ensure(shelf)).directory)
+        base = made[-1] / "bases" / "tcg"
+        base.mkdir(parents=True)
+        uses.allow(base)
+        if recipe == 0:
+            machine = uses.hold(base)
+            assert machine is not None
+    assert all(path.is_dir() for path in made)  # the first is used, the second was the current one until now
+    os.close(machine)
+    monkeypatch.setattr(initramfs, "RECIPE", 3)
+    made.append(run(image.ensure(shelf)).directory)
+    assert [path.is_dir() for path in made] == [False, False, True, True]
+
+
+@pytest.mark.quick
+@pytest.mark.usefixtures("uncompiled")
+def test_a_saved_boot_that_cannot_say_who_uses_it_stays(shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = run(image.ensure(shelf)).directory
+    (first / "bases" / "tcg").mkdir(parents=True)
+    for recipe in range(7, 10):
+        monkeypatch.setattr(initramfs, "RECIPE", recipe)
+        run(image.ensure(shelf))
+    assert (first / "bases" / "tcg").is_dir()
