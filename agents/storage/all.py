@@ -46,13 +46,11 @@ class AllRoots:
         return self._disks.memory(snapshot_id)
 
     def layers(self, snapshot_id: str) -> tuple[str, str, list[Path]]:
-        """See ``Storage``. Raises ``snapshot.not-exportable`` for a disk."""
-        if self._disks.memory(snapshot_id) is not None:
-            raise RuntimeFault("snapshot.not-exportable", f"snapshot {snapshot_id} is a disk with a memory: only trees can be stored")
-        return self._trees.layers(snapshot_id)
+        """See ``Storage``."""
+        return (self._trees if self._disks.memory(snapshot_id) is None else self._disks).layers(snapshot_id)
 
     async def receive(self, snapshot_id: str, artifact_id: str, kind: str, count: int, fill: Fill) -> None:
-        await self._trees.receive(snapshot_id, artifact_id, kind, count, fill)
+        await (self._disks if kind == self._disks.kind else self._trees).receive(snapshot_id, artifact_id, kind, count, fill)
 
     async def rollback(self, sandbox_id: str, snapshot_id: str) -> Path:
         return await (self._disks if self._disks.has(sandbox_id) else self._trees).rollback(sandbox_id, snapshot_id)

@@ -2,27 +2,34 @@
 
 All overlays lie in one directory and never move, for each names the one below it; who still leads to one keeps it. Only a running machine
 can freeze its disk at the moment at which its memory is saved, so a snapshot is taken by the driver, with what is prepared here.
+
+For other nodes a snapshot is two trees of files: its memory, and its overlays, numbered from the lowest, which lies over the artifact.
 """
 
 from __future__ import annotations
 
 import asyncio
 import secrets
+import stat
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from agents.drivers.driver import RuntimeFault
 from agents.storage import qcow2, trees
-from agents.storage.base import Storage
+from agents.storage.base import Fill, Storage
 
 Take = Callable[[Path, Path], Awaitable[Path]]
 """(an empty directory for the memory, an empty overlay to go on with) to the overlay that is frozen now: ``CanSnapshot.snapshot``."""
 
+KIND: Final = "disks"
 _MEMORY: Final = "memory"
+_CHAIN: Final = "chain"
 
 
 class DiskRoots(Storage):
+    kind = KIND
+
     def __init__(self, directory: Path) -> None:
         super().__init__(directory)
         self._overlays = self.directory / "overlays"
@@ -82,6 +89,57 @@ class DiskRoots(Storage):
         """The memory that a snapshot holds; None when there is no such snapshot here."""
         path = self._snapshots.of(snapshot_id) / _MEMORY
         return path if path.is_dir() else None
+
+    def _trees(self, snapshot_id: str, found: dict[str, Any]) -> list[Path]:
+        """The overlays under names that say their order: links, for what is frozen never changes."""
+        memory, chain = (self._snapshots.of(snapshot_id) / name for name in (_MEMORY, _CHAIN))
+        if not chain.is_dir():
+            draft = chain.with_name(f".{_CHAIN}-{secrets.token_hex(4)}")
+            draft.mkdir(mode=0o700)
+            for number, name in enumerate(reversed([*self._chain(found["disk"])])):
+                (draft / f"{number:06}.qcow2").hardlink_to(self._overlay(name))
+            draft.rename(chain)
+        return [memory, chain]
+
+    async def receive(self, snapshot_id: str, artifact_id: str, kind: str, count: int, fill: Fill) -> None:
+        """As ``Storage``. Raises ``snapshot.unreadable`` for what is not two trees of plain files."""
+        if kind != self.kind or count != 2:
+            raise RuntimeFault("snapshot.foreign-kind", f"a snapshot of {count} trees of {kind} cannot be used as a disk")
+        async with self._lock(snapshot_id):
+            if self._snapshots.read(snapshot_id) is not None:
+                return
+            artifact = Path(self._artifacts.need(artifact_id)["ext4"])
+            manifest = {"artifact": artifact_id, "disk": "", "bytes": 0}
+            named: list[str] = []
+
+            async def make(draft: Path) -> None:
+                memory, chain = draft / _MEMORY, draft / _CHAIN
+                for tree in (memory, chain):
+                    tree.mkdir(mode=0o700)
+                await fill([memory, chain])
+                named.extend(secrets.token_hex(8) for _ in chain.iterdir())
+                self._making.update(named)
+                await asyncio.to_thread(self._adopt, [memory, chain], named, artifact)
+                manifest.update(disk=named[-1], bytes=await asyncio.to_thread(trees.size, memory))
+
+            try:
+                await self._snapshots.add(snapshot_id, lambda: manifest, make)
+            finally:
+                self._making.difference_update(named)
+
+    def _adopt(self, incoming: list[Path], names: list[str], below: Path) -> None:
+        """Give the overlays that came in names of this node's, each over the one before it."""
+        for path in [path for tree in incoming for path in tree.iterdir()]:
+            if not stat.S_ISREG(path.lstat().st_mode):
+                raise RuntimeFault("snapshot.unreadable", f"{path.name} is no plain file")
+        chain = incoming[-1]
+        if not names:
+            raise RuntimeFault("snapshot.unreadable", "a memory without a disk")
+        for name, path in zip(names, sorted(chain.iterdir()), strict=True):
+            qcow2.adopt(path, below)
+            below = self._overlay(name)
+            path.replace(below)
+        chain.rmdir()
 
     def has(self, sandbox_id: str) -> bool:
         """Whether a sandbox has its root here."""

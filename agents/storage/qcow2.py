@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import struct
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -28,13 +29,51 @@ def create(path: Path, backing: Path) -> None:
     tables = -(-size // _PER_TABLE)
     if tables > _CLUSTER // 8:
         raise RuntimeFault("root.too-big", f"a disk of {size >> 40} TiB")
+    first = _first_cluster(_Fields(size, tables, l1_at=3 * _CLUSTER, refcounts_at=_CLUSTER, refcounts=1), backing)
+    with path.open("xb") as file:
+        file.write(b"".join(cluster.ljust(_CLUSTER, b"\0") for cluster in (first, _ONE_TABLE, _FOUR_IN_USE, b"")))
+
+
+def adopt(path: Path, backing: Path) -> None:
+    """Lay an overlay that another node made over a file of this one, and believe nothing else of what it says.
+
+    Raises ``snapshot.unreadable`` for what is no overlay like ours: one with another name, or another file, in it could name any file here.
+    """
+    with path.open("r+b") as file:
+        head = file.read(_HEADER.size)
+        if len(head) < _HEADER.size or head[:4] != _MAGIC:
+            raise RuntimeFault("snapshot.unreadable", f"{path.name} is no overlay")
+        (_, version, _, _, bits, size, crypt, tables, l1_at, refcounts_at, refcounts, saved, _, incompatible, _, _, order, _) = (
+            _HEADER.unpack(head)
+        )
+        if (version, bits, crypt, saved, incompatible, order) != (3, _CLUSTER_BITS, 0, 0, 0, 4) or min(l1_at, refcounts_at) < _CLUSTER:
+            raise RuntimeFault("snapshot.unreadable", f"{path.name} is an overlay of another make")
+        file.seek(0)
+        file.write(_first_cluster(_Fields(size, tables, l1_at, refcounts_at, refcounts), backing).ljust(_CLUSTER, b"\0"))
+
+
+@dataclass(frozen=True, slots=True)
+class _Fields:
+    """What a header says of its own file: bytes of disk, and where its tables are."""
+
+    size: int
+    tables: int
+    l1_at: int
+    refcounts_at: int
+    refcounts: int
+
+
+_ONE_TABLE: Final = struct.pack(">Q", 2 * _CLUSTER)
+_FOUR_IN_USE: Final = struct.pack(">4H", 1, 1, 1, 1)
+
+
+def _first_cluster(of: _Fields, backing: Path) -> bytes:
     name, kind = os.fsencode(backing), b"qcow2" if _is_qcow2(backing) else b"raw"
     extensions = struct.pack(">II8sII", _FORMAT, len(kind), kind, 0, 0)
     at = _HEADER.size + len(extensions)
-    head = _HEADER.pack(_MAGIC, 3, at, len(name), _CLUSTER_BITS, size, 0, tables, 3 * _CLUSTER, _CLUSTER, 1, 0, 0, 0, 0, 0, 4, _HEADER.size)
-    clusters = [head + extensions + name, struct.pack(">Q", 2 * _CLUSTER), struct.pack(">4H", 1, 1, 1, 1), b""]
-    with path.open("xb") as file:
-        file.write(b"".join(cluster.ljust(_CLUSTER, b"\0") for cluster in clusters))
+    tables = (of.tables, of.l1_at, of.refcounts_at, of.refcounts)
+    head = _HEADER.pack(_MAGIC, 3, at, len(name), _CLUSTER_BITS, of.size, 0, *tables, 0, 0, 0, 0, 0, 4, _HEADER.size)
+    return head + extensions + name
 
 
 def size_of(path: Path) -> int:

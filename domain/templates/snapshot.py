@@ -220,11 +220,9 @@ class Snapshot(Aggregate):
             self.record(events.SnapshotUnplaced, at, node_id=node_id)
 
     def request_export(self, at: datetime, deadline: datetime) -> None:
-        """Store it, unless it is stored or being stored. Raises ``snapshot.not-exportable`` when it holds more than a disk."""
+        """Store it, unless it is stored or being stored."""
         if not LIFECYCLE.admits("request_export", self.state) or self.stored_as is not None or self.export is not None:
             return
-        if self.holds != ("disk",):
-            raise Refused("snapshot.not-exportable", f"snapshot {self.id} holds {' and '.join(self.holds)}: only disks can be stored")
         self.record(events.SnapshotExportRequested, at, attempt=self.exports + 1, deadline=deadline)
 
     def stored(self, at: datetime, attempt: int, exported: SnapshotExported) -> None:

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 Holds = tuple[Literal["disk", "memory"], ...]
 
 
+DISKS = "disks"
+"""The kind of a stored disk with its memory: for every node whose driver takes disks, whatever its own roots are."""
+
+
 class StoredSnapshot(Record):
     """What everybody can fetch. ``moved_*``: what storing it added to what was there; ``kind``: which nodes can use it (``host.roots``)."""
 

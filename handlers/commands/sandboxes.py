@@ -19,6 +19,7 @@ from domain.sandboxes.spec import ArtifactRef, Recipe, SandboxSpec
 from domain.templates.artifact import Artifact
 from domain.templates.compat import Compat, evaluate
 from domain.templates.snapshot import Snapshot
+from domain.templates.snapshot_events import DISKS
 from domain.templates.template import Template
 from handlers.commands.aliases import resolve_template
 from handlers.control import Control, Parts, existing, unchanged
@@ -140,7 +141,7 @@ def _holders(control: Control, snapshot: Snapshot) -> tuple[list[Candidate], lis
     nodes = control.fleet.nodes.values()
     kind = None if snapshot.stored_as is None else snapshot.stored_as.kind
     here = [n for n in nodes if n.node_id in snapshot.places]
-    able = [n for n in nodes if kind is not None and n.node_id not in snapshot.places and n.roots in {"", kind}]
+    able = [n for n in nodes if kind is not None and n.node_id not in snapshot.places and (kind == DISKS or n.roots in {"", kind})]
     here_first, others = ([_candidate(node, Compat.OK, replica=True) for node in some] for some in (here, able))
     return here_first, others
 

@@ -65,6 +65,28 @@ def test_a_snapshot_of_a_machine_holds_its_memory_and_everything_goes_on_from_th
     run(scenario())
 
 
+def test_a_stored_memory_goes_on_on_another_node(machines: Rig, tmp_path: Path, built, run) -> None:
+    here = machines
+    there = Rig(tmp_path / "elsewhere", *built, driver=lambda directory: VmDriver(directory, GUESTS))
+    there.shared = here.shared
+
+    async def scenario() -> None:
+        async with here.life(), there.life():
+            target = {"sandbox_id": await here.up(memory_mb=128)}
+            await said(here, "one", "mkdir -p /srv; echo mind > /dev/shm/mind; echo disk > /srv/disk")
+            await done(here, Verb.SANDBOX_SNAPSHOT, {**target, "snapshot_id": SNAPSHOT})
+            stored = await done(here, Verb.SNAPSHOT_EXPORT, {"snapshot_id": SNAPSHOT})
+            order = there.provision("two", snapshot_id=SNAPSHOT, memory_mb=128)
+            order["spec"]["snapshot_manifest"] = stored.body["manifest"]
+            await done(there, Verb.SANDBOX_PROVISION, order)
+            assert await said(there, "two", "cat /dev/shm/mind /srv/disk") == "mind\ndisk"
+            await said(there, "two", "cat /bin/* > /dev/null")
+            for rig, name in ((here, "one"), (there, "two")):
+                await done(rig, Verb.SANDBOX_DESTROY, {"sandbox_id": rig.sandbox(name), "grace_s": 0})
+
+    run(scenario())
+
+
 def test_an_agent_that_died_during_a_snapshot_leaves_a_machine_that_goes_on(machines: Rig, run) -> None:
     rig = machines
 

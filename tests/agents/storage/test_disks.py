@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import shutil
+import struct
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from support.local_node import SharedChunks
 from support.waiting import run
 
 from agents.drivers.driver import RuntimeFault
@@ -14,6 +17,7 @@ from agents.storage import qcow2
 from agents.storage.all import AllRoots
 from agents.storage.copies import CopyRoots
 from agents.storage.disks import DiskRoots
+from agents.vault import Vault
 
 ART, OTHER = "rfs-1", "rfs-2"
 
@@ -175,3 +179,89 @@ def test_both_kinds_of_roots_lie_side_by_side(tmp_path: Path, artifact: Path) ->
         assert await roots.list() == type(await roots.list())(frozenset(), frozenset(), frozenset())
 
     run(scenario())
+
+
+def snapped_twice(disks: DiskRoots) -> None:
+    """Two snapshots of one sandbox: the second lies over what the first froze."""
+    machine = Machine(run(disks.create("sb-1", ART)))
+    for name in ("snap-1", "snap-2"):
+        run(disks.snapshot("sb-1", name, machine.snapshot))
+
+
+@pytest.mark.quick
+def test_a_disk_with_its_memory_is_the_same_on_another_node(disks: DiskRoots, tmp_path: Path) -> None:
+    snapped_twice(disks)
+    [memory, chain] = disks.layers("snap-2")[2]
+    sent = [path.read_bytes()[1 << 16 :] for path in sorted(chain.iterdir())]
+    other = tmp_path / "other.ext4"
+    other.write_bytes(b"\0" * (1 << 20))
+    elsewhere = DiskRoots(tmp_path / "elsewhere")
+    vault = Vault(SharedChunks().chunks())
+
+    async def scenario() -> None:
+        stored = await vault.send(AllRoots(CopyRoots(tmp_path / "trees"), disks), "default", "snap-2")
+        assert stored.kind == "disks"
+        await elsewhere.prepare(ART, other)
+        for _ in range(2):  # again is fine
+            await vault.ensure(elsewhere, "default", "snap-2", ART, stored.manifest)
+        below, seen = qcow2.below(await elsewhere.create("sb-9", ART, "snap-2")), []
+        while below not in (other, None):
+            seen.insert(0, below.read_bytes()[1 << 16 :])
+            assert below.parent == elsewhere.directory / "overlays"
+            below = qcow2.below(below)
+        assert (below, seen) == (other, sent)
+        assert (elsewhere.memory("snap-2") / "ram").read_bytes() == (memory / "ram").read_bytes()
+        await elsewhere.remove("sb-9")
+        await elsewhere.remove_snapshot("snap-2")
+        assert overlays(elsewhere) == set()
+
+    run(scenario())
+
+
+def points_elsewhere(memory: Path, chain: Path) -> None:
+    (memory / "ram").symlink_to("/etc/passwd")
+    (chain / "1.qcow2").unlink()
+
+
+def has_an_external_file(memory: Path, chain: Path) -> None:
+    with (chain / "1.qcow2").open("r+b") as file:
+        file.seek(72)
+        file.write(struct.pack(">Q", 4))
+
+
+def is_no_overlay(memory: Path, chain: Path) -> None:
+    (chain / "1.qcow2").write_bytes(b"x" * 1000)
+
+
+def has_no_disk(memory: Path, chain: Path) -> None:
+    (chain / "1.qcow2").unlink()
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("spoil", [points_elsewhere, has_an_external_file, is_no_overlay, has_no_disk], ids=lambda spoil: spoil.__name__)
+def test_what_another_node_sent_cannot_reach_for_files_of_this_one(
+    disks: DiskRoots, artifact: Path, spoil: Callable[[Path, Path], None]
+) -> None:
+    async def fill(targets: list[Path]) -> None:
+        qcow2.create(targets[1] / "1.qcow2", artifact)
+        spoil(*targets)
+
+    with pytest.raises(RuntimeFault) as refusal:
+        run(disks.receive("snap-1", ART, "disks", 2, fill))
+    assert refusal.value.code == "snapshot.unreadable"
+    assert run(disks.list()).snapshots == frozenset()
+    run(disks.remove("sb-1"))
+    assert overlays(disks) == set()
+
+
+@pytest.mark.quick
+def test_an_overlay_that_came_in_lies_over_this_nodes_artifact_whatever_it_says(disks: DiskRoots, artifact: Path, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"\0" * (1 << 20))
+
+    async def fill(targets: list[Path]) -> None:
+        qcow2.create(targets[1] / "1.qcow2", secret)
+
+    run(disks.receive("snap-1", ART, "disks", 2, fill))
+    [came] = overlays(disks)
+    assert qcow2.below(came) == artifact
