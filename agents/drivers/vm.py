@@ -23,6 +23,7 @@ from agents.drivers.identity import Who, environment
 from agents.drivers.microvm import channel, orders
 from agents.drivers.microvm.accel import Verdict, choose, qemu_version
 from agents.drivers.microvm.bases import Bases
+from agents.drivers.microvm.bounds import Bounds
 from agents.drivers.microvm.command import Build, Shape
 from agents.drivers.microvm.machine import Machine, Place
 from agents.drivers.microvm.memory import Memory
@@ -51,11 +52,13 @@ class VmDriver:
         self._guests = guests or image.shelf()
         self._starts = asyncio.Semaphore(starts or os.cpu_count() or 1)
         self._bases = Bases(self._mark("base"))
-        self._pool = Pool(self._state.directory, self._state.mark, size_wanted() if waiting is None else waiting)
+        self._bounds = Bounds(self._state.mark)
+        self._pool = Pool(self._state.directory, self._state.mark, size_wanted() if waiting is None else waiting, self._bounds)
         self._machines: dict[str, Machine] = {}
         self._verdict: Verdict | None = None
         flags = "exec files limits live-limits memory-snapshot pause ports stream usage users own-kernel"
-        self.flags: tuple[str, ...] = tuple(sorted([*flags.split(), *(["network"] if taps.possible() else [])]))
+        more = {"network": taps.possible(), "host-limits": self._bounds.possible}
+        self.flags: tuple[str, ...] = tuple(sorted([*flags.split(), *(name for name, works in more.items() if works)]))
 
     def _mark(self, sandbox_id: str) -> dict[str, str]:
         """In QEMU's environment: finds machines whose start was never written down."""
@@ -117,9 +120,10 @@ class VmDriver:
         _, build = await self._build()
         directory = self._state.create(spec)
         place = Place(directory, spec.logs, self._mark(spec.sandbox_id))
-        with self._pool.machine(place, build, memory, spec.root, wired=spec.netns is not None) as ready:
+        async with self._pool.machine(place, build, memory, spec.root, wired=spec.netns is not None) as ready:
             made = ready.machine
             state = {"boot": processes.boot_id(), "pid": made.pid, "started": made.started, "memory": str(memory.directory)}
+            state["cgroup"] = ready.group
             handle = Handle(self.name, spec.sandbox_id, spec.generation, 1, state)
             self._state.write_handle(handle)
         self._machines[spec.sandbox_id] = made
@@ -127,6 +131,7 @@ class VmDriver:
         kind = channel.RESTORED if spec.memory else channel.START
         await made.guest().ask(kind, channel.fields(orders.restored(spec, memory) if spec.memory else orders.start(spec)))
         self._state.set_mark(spec.sandbox_id, "started", on=True)
+        self._bounds.narrow(ready.group, memory.shape, spec.limits)
         self._pool.fill(ready.kind, build, memory)
         return handle
 
@@ -169,7 +174,7 @@ class VmDriver:
         qemu = reaper.collect(*self._main(handle))
         code, reason = self._status(handle.sandbox_id)
         if code is None and qemu is not None and qemu > 128:
-            code, reason = qemu, "exited"  # QEMU itself was killed
+            code, reason = qemu, "oom" if self._bounds.out_of_memory(handle.state.get("cgroup", "")) else "exited"  # QEMU itself was killed
         if self._state.has_mark(handle.sandbox_id, "killed"):
             code, reason = _KILLED if code is None else code, "killed"
         return self._state.write_exit(handle.sandbox_id, Exit(code, reason))
@@ -188,6 +193,7 @@ class VmDriver:
     async def list(self) -> Mapping[str, Observed]:
         await self._pool.sweep()
         handles = {sandbox_id: self._state.handle(sandbox_id) for sandbox_id in self._state.ids()}
+        await self._bounds.sweep({handle.state.get("cgroup", "") for handle in handles.values() if handle is not None} | self._pool.groups)
         return {sandbox_id: _GONE if handle is None else self._observe(handle) for sandbox_id, handle in handles.items()}
 
     # --------------------------------------------------------------------------------------------------------------- act
@@ -243,6 +249,7 @@ class VmDriver:
             raise RuntimeFault("limits.refused", f"the machine has {shape.cpus} processors and {shape.ram_mb} MiB and cannot grow")
         self._state.set_mark(handle.sandbox_id, "relimited", on=True)
         await found.guest().ask(channel.LIMITS, orders.limits(limits).encode())
+        self._bounds.narrow(handle.state.get("cgroup", ""), shape, limits)
 
     async def stop(self, handle: Handle, grace_s: float) -> Exit:
         seen = self._observe(handle)
@@ -273,6 +280,7 @@ class VmDriver:
         handle = self._state.handle(sandbox_id)
         if handle is not None and handle.state["boot"] == processes.boot_id():
             await Machine(directory, *self._main(handle)).kill()
+            await self._bounds.remove(handle.state.get("cgroup", ""))
         else:
             await reaper.kill_marked(self._mark(sandbox_id))
         reaper.sweep()

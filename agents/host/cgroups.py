@@ -23,6 +23,7 @@ from agents.host import processes
 MOUNT: Final = Path("/sys/fs/cgroup")
 PERIOD_US: Final = 100_000
 _V1: Final = ("memory", "cpu", "cpuacct", "pids", "freezer")
+_BOUNDING: Final = ("memory", "cpu", "pids")
 _SETTLE_S: Final = 2.0
 
 
@@ -60,7 +61,7 @@ class Usage:
 
 
 class Cgroup:
-    """One group. Whoever needs it makes it: this reads, changes, empties and removes it."""
+    """One group. A container's runtime makes its own; others ``make`` theirs."""
 
     def __init__(self, name: str, mount: Path = MOUNT) -> None:
         self.name = name
@@ -82,6 +83,25 @@ class Cgroup:
                 if name == key:
                     return int(value)
         return 0
+
+    def make(self) -> None:
+        """In each hierarchy that bounds something. Raises ``OSError``."""
+        if self._v2:
+            with contextlib.suppress(OSError):  # they are on, or the file that is missing below says that they cannot be
+                (self._mount / "cgroup.subtree_control").write_text("+cpu +memory +pids", encoding="ascii")
+        for controller in ("",) if self._v2 else _BOUNDING:
+            self._file(controller, "").mkdir(exist_ok=True)
+
+    def add(self, pid: int) -> None:
+        """A process, with all its threads. Raises ``OSError``."""
+        for controller in ("",) if self._v2 else _BOUNDING:
+            self._file(controller, "cgroup.procs").write_text(str(pid), encoding="ascii")
+
+    def drop(self) -> None:
+        """Take away one that nothing is in."""
+        for directory in self._directories():
+            with contextlib.suppress(OSError):
+                directory.rmdir()
 
     def exists(self) -> bool:
         return any(True for _ in self._directories())

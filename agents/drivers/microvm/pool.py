@@ -13,7 +13,7 @@ import contextlib
 import os
 import secrets
 import shutil
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -22,6 +22,7 @@ import structlog
 
 from agents.drivers.driver import RuntimeFault
 from agents.drivers.microvm import channel, orders
+from agents.drivers.microvm.bounds import Bounds
 from agents.drivers.microvm.command import Build
 from agents.drivers.microvm.machine import Machine, Place, wake
 from agents.drivers.microvm.memory import Memory
@@ -60,6 +61,7 @@ class Waiting:
     directory: Path
     machine: Machine
     tap: str
+    group: str
 
     def move(self, place: Place, disk: Path) -> Machine | None:
         """Make it the sandbox's, but for its logs; None when it cannot be: it has died, or it is on another file system."""
@@ -77,11 +79,13 @@ class Waiting:
 class Ready:
     """A machine that has a sandbox's place, and runs when ``go`` has been awaited.
 
-    ``tap``: the name of its end of a network, in this process's own, or empty. ``kind``: of those that shall wait for the next one.
+    ``tap``: the name of its end of a network, in this process's own, or empty. ``group``: its control group, or empty. ``kind``: of those
+    that shall wait for the next one.
     """
 
     machine: Machine
     tap: str
+    group: str
     go: Callable[[], Awaitable[None]]
     kind: Kind | None
 
@@ -89,7 +93,8 @@ class Ready:
 class Pool:
     """``size`` machines wait of each kind; 0: none do. ``mark`` as in ``Place``, of the driver's directory."""
 
-    def __init__(self, directory: Path, mark: str, size: int) -> None:
+    def __init__(self, directory: Path, mark: str, size: int, bounds: Bounds) -> None:
+        self._bounds = bounds
         self._directory = directory
         self._mark = mark
         self._size = size
@@ -105,8 +110,8 @@ class Pool:
     def _marked(self, token: str) -> Mapping[str, str]:
         return {"STRANDLINE_VM": f"{self._mark}{_PREFIX}{token}"}
 
-    @contextlib.contextmanager
-    def machine(self, place: Place, build: Build, memory: Memory, disk: Path, *, wired: bool) -> Iterator[Ready]:
+    @contextlib.asynccontextmanager
+    async def machine(self, place: Place, build: Build, memory: Memory, disk: Path, *, wired: bool) -> AsyncIterator[Ready]:
         """A machine for a sandbox, one of those that wait if it fits. Inside the block its owner writes it down."""
         kind = Kind.of(memory, disk, wired) if self._size else None
         found = next((one for one in self._waiting if one.kind == kind), None)
@@ -115,11 +120,14 @@ class Pool:
         moved = None if found is None else found.move(place, disk)
         if found is None or moved is None:
             made, state_fd, tap = _woken(place, build, memory, disk, wired=wired)
-            yield Ready(made, tap, lambda: made.load(state_fd), kind)
+            group = await self._bounds.around(made.pid, memory.shape)
+            async with self._bounds.unless_owned(group):
+                yield Ready(made, tap, group, lambda: made.load(state_fd), kind)
             return
         self._taken.add(found.directory)
         try:
-            yield Ready(moved, found.tap, lambda: moved.go_on(place.logs), kind)
+            async with self._bounds.unless_owned(found.group):
+                yield Ready(moved, found.tap, found.group, lambda: moved.go_on(place.logs), kind)
             shutil.rmtree(found.directory, ignore_errors=True)
         finally:
             self._taken.discard(found.directory)
@@ -158,7 +166,7 @@ class Pool:
         try:
             (place.directory / "disk").write_bytes(kind.disk)
             machine, state_fd, tap = _woken(place, build, memory, place.directory / "disk", wired=kind.wired)
-            waiting = Waiting(kind, place.directory, machine, tap)
+            waiting = Waiting(kind, place.directory, machine, tap, await self._bounds.around(machine.pid, memory.shape))
             try:
                 await machine.load(state_fd)
                 await machine.guest().ask(channel.PREPARE, channel.fields(orders.prepare()))
@@ -172,7 +180,13 @@ class Pool:
 
     async def _end(self, waiting: Waiting) -> None:
         await waiting.machine.kill()
+        await self._bounds.remove(waiting.group)
         shutil.rmtree(waiting.directory, ignore_errors=True)
+
+    @property
+    def groups(self) -> set[str]:
+        """The control groups of those that wait."""
+        return {found.group for found in self._waiting}
 
     async def sweep(self) -> None:
         """End machines that wait for an agent which has died."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 
 import pytest
+from support import bounds
 from support.benches import ALL, BOUNDING, CONTAINER, PROCESS, REAL, SIM, Bench
 from support.waiting import eventually, run
 
@@ -240,21 +241,11 @@ def test_limits_change_while_it_runs(bench: Bench) -> None:
         group = cgroups.Cgroup(handle.state["container"])
         for limits in (Limits(0.5, 128, 9), Limits(2, 48, 64)):
             await bench.driver.set_limits(handle, limits)
-            assert _limits(group) == limits
+            assert bounds.limits(group) == limits
         await bench.driver.set_limits(handle, Limits(1, 64, 9))
         assert b"can't fork" in (await bench.sh(handle, "for i in $(seq 40); do sleep 3 & done; wait")).stderr
 
     run(scenario())
-
-
-def _limits(group: cgroups.Cgroup) -> Limits:
-    if cgroups.layout() is cgroups.Layout.V2:
-        quota = group._file("", "cpu.max").read_text().split()[0]
-        memory, pids = group._number("", "memory.max"), group._number("", "pids.max")
-    else:
-        quota = str(group._number("cpu", "cpu.cfs_quota_us"))
-        memory, pids = group._number("memory", "memory.limit_in_bytes"), group._number("pids", "pids.max")
-    return Limits(int(quota) / cgroups.PERIOD_US, memory >> 20, pids)
 
 
 @CONTAINER

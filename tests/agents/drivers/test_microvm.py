@@ -9,13 +9,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from support import bounds
 from support.benches import KINDS, Bench
 from support.guests import GUESTS
 from support.waiting import eventually, run
 
 from agents.drivers.driver import Condition, Handle, Limits, RuntimeFault
+from agents.drivers.microvm.bounds import OWN_MB, OWN_THREADS
 from agents.drivers.vm import VmDriver
 from agents.host import processes
+from agents.host.cgroups import Cgroup
 from agents.storage import qcow2
 
 VM = pytest.mark.parametrize("kind", [KINDS["vm"]], indirect=True, ids=str)
@@ -215,6 +218,47 @@ def test_limits_change_inside_the_machine_and_cannot_outgrow_it(bench: Bench) ->
             with pytest.raises(RuntimeFault) as refusal:
                 await bench.driver.set_limits(handle, limits)
             assert refusal.value.code == "limits.refused"
+
+    run(scenario())
+
+
+@pytest.mark.root
+def test_who_is_root_in_a_machine_has_no_more_of_the_host_than_it_was_given(bench: Bench) -> None:
+    if "host-limits" not in bench.driver.flags:
+        pytest.skip("this user may not make control groups")
+
+    async def scenario() -> None:
+        bench.driver = VmDriver(bench.directory / "driver", GUESTS, waiting=1)
+        handles = [await bench.start(name="sb-1", limits=Limits(0.5, 128, 64))]
+        await eventually(lambda: _waiting(bench))
+        handles.append(await bench.start(name="sb-2", limits=Limits(0.5, 128, 64)))
+        for handle in handles:
+            group = Cgroup(handle.state["cgroup"])
+            assert group.members() == {handle.state["pid"]}
+            assert bounds.limits(group) == Limits(0.75, 192 + OWN_MB, 1 + OWN_THREADS)
+        await bench.driver.set_limits(handles[0], Limits(1, 128, 64))
+        assert bounds.limits(Cgroup(handles[0].state["cgroup"])).cpu == 1.25
+        await bench.again()
+        for name in ("sb-1", "sb-2"):
+            await bench.driver.destroy(name)
+        assert not any(Cgroup(handle.state["cgroup"]).exists() for handle in handles)
+
+    run(scenario())
+
+
+@pytest.mark.root
+def test_a_control_group_that_a_crash_left_is_taken_away(bench: Bench) -> None:
+    if "host-limits" not in bench.driver.flags:
+        pytest.skip("this user may not make control groups")
+
+    async def scenario() -> None:
+        handle = await bench.start()
+        left = Cgroup(handle.state["cgroup"].rpartition("-")[0] + "-left")
+        left.make()
+        await bench.again()
+        await bench.driver.list()
+        assert not left.exists()
+        assert Cgroup(handle.state["cgroup"]).exists()
 
     run(scenario())
 
