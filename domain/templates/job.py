@@ -1,25 +1,30 @@
 """The job: one attempt at a long operation, with phase and progress (reference/cubesandbox.md §1.5, §2.2).
 
-PENDING  accepted; nobody has taken it up yet. What it started may already answer, and that counts.
-RUNNING  ``holder`` works on it, until ``lease_until`` unless it is heard to move on.
-READY    done; ``result`` says what came of it.
-FAILED   not done; ``phase`` says where it ended and ``failure`` why.
-
-Terminal never leaves terminal, and progress never goes back. A job whose lease is over fails as expired: nothing is stuck for ever.
+What its states mean stands in ``job_states.py``, what can have happened to it in ``job_events.py``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
-from enum import StrEnum
 from typing import Any, ClassVar, Final, Self
 
-from domain.kernel.aggregate import Aggregate, CreatedEvent, Event
+from domain.kernel.aggregate import Aggregate
 from domain.kernel.errors import Refused
-from domain.kernel.lifecycle import Lifecycle
 from domain.nodes.orders import Failure
-from domain.templates.progress import Operation, Phase, PullProgress, first_phase, last_phase, progress_of, rank, worth_telling
+from domain.templates import job_events as events
+from domain.templates.job_states import LIFECYCLE, JobState
+from domain.templates.progress import (
+    STARTS_IN,
+    Operation,
+    Phase,
+    PullProgress,
+    first_phase,
+    last_phase,
+    progress_of,
+    rank,
+    worth_telling,
+)
 from domain.templates.redo import ReplicaView, redo_targets, resume_phase
 
 __all__ = ["Job", "JobState", "Operation", "Phase", "PullProgress", "next_attempt"]
@@ -32,153 +37,9 @@ CANCELLABLE: Final = frozenset({Operation.CREATE, Operation.REDO, Operation.COMM
 """What can be cut off: those that make templates. What is done to a running sandbox has a deadline of seconds instead."""
 
 
-class JobState(StrEnum):
-    PENDING = "PENDING"
-    RUNNING = "RUNNING"
-    READY = "READY"
-    FAILED = "FAILED"
-
-
-LIFECYCLE: Final = Lifecycle(
-    "job",
-    JobState,
-    """
-                 PENDING  RUNNING  READY  FAILED
-    start        RUNNING  =        =      =
-    advance      PENDING  RUNNING  =      =
-    pull         PENDING  RUNNING  =      =
-    set_targets  PENDING  RUNNING  =      =
-    note         PENDING  RUNNING  =      =
-    renew        PENDING  RUNNING  =      =
-    expire       FAILED   FAILED   =      =
-    cancel       FAILED   FAILED   !      =
-    succeed      READY    READY    =      =
-    fail         FAILED   FAILED   =      =
-    """,
-)
-
-
 def next_attempt(latest: int | None) -> int:
     """The number of a resource's next job: 1 for its first, else one more than the latest and at least 2 (§2.2)."""
     return 1 if latest is None else max(latest + 1, 2)
-
-
-class JobCreated(CreatedEvent):
-    TOPIC = "job.created"
-    operation: Operation
-    resource_type: str
-    resource_id: str
-    request: dict[str, Any] = {}
-    attempt: int = 1
-    retry_of: str | None = None
-    targets: tuple[str, ...] = ()
-    resume_phase: Phase | None = None
-    sandbox_id: str | None = None
-    phase: Phase
-    lease_until: datetime
-
-    def apply(self, job: Job) -> None:
-        job.state = JobState.PENDING
-        job.operation = self.operation
-        job.resource_type = self.resource_type
-        job.resource_id = self.resource_id
-        job.request = self.request
-        job.attempt = self.attempt
-        job.retry_of = self.retry_of
-        job.targets = self.targets
-        job.resume_phase = self.resume_phase
-        job.sandbox_id = self.sandbox_id
-        job.phase = self.phase
-        job.progress = 0
-        job.pulled = PullProgress()
-        job.facts = {}
-        job.holder = None
-        job.lease_until = self.lease_until
-        job.result = {}
-        job.failure = None
-
-
-class JobStarted(Event):
-    TOPIC = "job.started"
-    holder: str
-    lease_until: datetime
-    progress: int = 0
-
-    def apply(self, job: Job) -> None:
-        job.state = JobState.RUNNING
-        job.holder = self.holder
-        job.lease_until = self.lease_until
-        job.progress = self.progress
-
-
-class JobAdvanced(Event):
-    TOPIC = "job.advanced"
-    phase: Phase
-    progress: int
-
-    def apply(self, job: Job) -> None:
-        job.phase = self.phase
-        job.progress = self.progress
-
-
-class JobPulled(Event):
-    TOPIC = "job.pulled"
-    pull: PullProgress
-
-    def apply(self, job: Job) -> None:
-        job.pulled = self.pull
-
-
-class JobTargetsSet(Event):
-    TOPIC = "job.targets-set"
-    targets: tuple[str, ...]
-
-    def apply(self, job: Job) -> None:
-        job.targets = self.targets
-
-
-class JobNoted(Event):
-    """Something that later phases need, learnt on the way: a digest, an artifact id, ..."""
-
-    TOPIC = "job.noted"
-    facts: dict[str, Any]
-
-    def apply(self, job: Job) -> None:
-        job.facts = {**job.facts, **self.facts}
-
-
-class JobLeaseRenewed(Event):
-    TOPIC = "job.lease-renewed"
-    until: datetime
-
-    def apply(self, job: Job) -> None:
-        job.lease_until = self.until
-
-
-class JobSucceeded(Event):
-    TOPIC = "job.succeeded"
-    phase: Phase
-    result: dict[str, Any] = {}
-
-    def apply(self, job: Job) -> None:
-        job.state = JobState.READY
-        job.phase = self.phase
-        job.progress = 100
-        job.result = self.result
-
-
-class JobFailed(Event):
-    """The end, at ``phase``. The progress is 100 as for every ended job: there is nothing more to come (reference/cubesandbox.md §3.3)."""
-
-    TOPIC = "job.failed"
-    phase: Phase
-    failure: Failure
-
-    def apply(self, job: Job) -> None:
-        job.state = JobState.FAILED
-        job.phase = self.phase
-        job.progress = 100
-        job.failure = self.failure
 
 
 class Job(Aggregate):
@@ -223,7 +84,7 @@ class Job(Aggregate):
         kind = Operation(operation)
         resume = None if resume_phase is None else Phase(resume_phase)
         return cls.begin(
-            JobCreated,
+            events.JobCreated,
             id,
             at,
             operation=kind,
@@ -279,9 +140,9 @@ class Job(Aggregate):
         """Begin to work on it. Who holds it already goes on; nobody else takes a running job."""
         if LIFECYCLE.admits("start", self.state):
             until = at + timedelta(seconds=lease_s)
-            self.record(
-                JobStarted, at, holder=holder, lease_until=until, progress=max(self.progress, progress_of(self.operation, self.phase))
-            )
+            phase = STARTS_IN.get(self.operation)
+            progress = max(self.progress, progress_of(self.operation, phase or self.phase))
+            self.record(events.JobStarted, at, holder=holder, lease_until=until, progress=progress, phase=phase)
 
     def advance(self, at: datetime, phase: Phase | str, progress: int | None = None) -> None:
         """It is in ``phase`` now; ``progress`` if something finer than the phase's own number is known. Steps back are no news."""
@@ -290,48 +151,48 @@ class Job(Aggregate):
             return
         reached = max(self.progress, min(99, progress_of(self.operation, new) if progress is None else progress))
         if (new, reached) != (self.phase, self.progress):
-            self.record(JobAdvanced, at, phase=new, progress=reached)
+            self.record(events.JobAdvanced, at, phase=new, progress=reached)
 
     def pull(self, at: datetime, pull: PullProgress) -> None:
         """How far the image has come; news every 5 points and at its end."""
         if LIFECYCLE.admits("pull", self.state) and worth_telling(self.pulled, pull):
-            self.record(JobPulled, at, pull=pull)
+            self.record(events.JobPulled, at, pull=pull)
 
     def set_targets(self, at: datetime, nodes: tuple[str, ...]) -> None:
         targets = tuple(sorted(set(nodes)))
         if targets != self.targets and LIFECYCLE.admits("set_targets", self.state):
-            self.record(JobTargetsSet, at, targets=targets)
+            self.record(events.JobTargetsSet, at, targets=targets)
 
     def note(self, at: datetime, **facts: Any) -> None:
         """Remember what later phases need, JSON values by name."""
         news = {name: value for name, value in facts.items() if name not in self.facts or self.facts[name] != value}
         if news and LIFECYCLE.admits("note", self.state):
-            self.record(JobNoted, at, facts=news)
+            self.record(events.JobNoted, at, facts=news)
 
     def renew(self, at: datetime, until: datetime) -> None:
         """It moves; the lease only ever grows. Signs of life are frequent and events for ever: news when a third of it is used up."""
         gained = until - self.lease_until
         if LIFECYCLE.admits("renew", self.state) and gained > timedelta() and gained >= (until - at) / 3:
-            self.record(JobLeaseRenewed, at, until=until)
+            self.record(events.JobLeaseRenewed, at, until=until)
 
     def expire(self, at: datetime) -> None:
         """End it if its lease is over."""
         if at >= self.lease_until and LIFECYCLE.admits("expire", self.state):
             failure = Failure(code="job.expired", message=f"expired: no sign of life until {self.lease_until.isoformat()}", retryable=True)
-            self.record(JobFailed, at, phase=self.phase, failure=failure)
+            self.record(events.JobFailed, at, phase=self.phase, failure=failure)
 
     def cancel(self, at: datetime) -> None:
         """Somebody does not want it any more. Raises ``job.not-cancellable``, or ``job.illegal-state`` when it is done."""
         if self.operation not in CANCELLABLE:
             raise Refused("job.not-cancellable", f"a {self.operation} goes on to its end", details={"operation": self.operation.value})
         if LIFECYCLE.admits("cancel", self.state):
-            self.record(JobFailed, at, phase=self.phase, failure=Failure(code="job.cancelled", message="it was cancelled"))
+            self.record(events.JobFailed, at, phase=self.phase, failure=Failure(code="job.cancelled", message="it was cancelled"))
 
     def succeed(self, at: datetime, result: Mapping[str, Any] | None = None) -> None:
         if LIFECYCLE.admits("succeed", self.state):
-            self.record(JobSucceeded, at, phase=last_phase(self.operation), result=dict(result or {}))
+            self.record(events.JobSucceeded, at, phase=last_phase(self.operation), result=dict(result or {}))
 
     def fail(self, at: datetime, phase: Phase | str | None, failure: Failure) -> None:
         """End it. ``phase`` None: in the phase it was in."""
         if LIFECYCLE.admits("fail", self.state):
-            self.record(JobFailed, at, phase=self.phase if phase is None else Phase(phase), failure=failure)
+            self.record(events.JobFailed, at, phase=self.phase if phase is None else Phase(phase), failure=failure)

@@ -82,6 +82,9 @@ PROGRESS: Final[dict[Operation, dict[Phase, int]]] = {
 }
 """The phases of each operation in their order, with the progress at which each begins."""
 
+STARTS_IN: Final[dict[Operation, Phase]] = {Operation.SNAPSHOT_ROLLBACK: Phase.ROLLBACK_DRIVING}
+"""The phase that an operation is in as soon as somebody works on it, where waiting is a phase of its own (§2.2, §5.4)."""
+
 PULL_STEP: Final = 5
 """Percentage points that a pull must have moved to be news; every event is kept for ever."""
 

@@ -43,6 +43,11 @@ async def _create(control: Control, project: str, source: Sandbox, snapshot: Sna
     await control.store.transact_many(parts, cause)
 
 
+async def expire(control: Control, project: str, job: Job) -> None:
+    """Its time is over: the clones that are there go again, and the passing snapshot with them."""
+    await _end(control, project, job, Failure(code="job.expired", message="the clones did not come up in time", retryable=True))
+
+
 async def _end(control: Control, project: str, job: Job, failure: Failure | None) -> None:
     """All or nothing: if one clone failed, none stays."""
     clones = job.request["clones"]
@@ -58,7 +63,8 @@ async def _end(control: Control, project: str, job: Job, failure: Failure | None
             j.fail(cause.at, Phase.CLONING, failure)
 
     def let_go(s: Snapshot) -> None:
-        if s.state is SnapshotState.READY:
+        s.fail(cause.at, job.id, failure)  # if it was never taken
+        if s.state is not SnapshotState.GONE:
             s.request_delete(cause.at)
 
     await control.store.transact_many([part(Job, project, job.id, finish), part(Snapshot, project, job.resource_id, let_go)], cause)

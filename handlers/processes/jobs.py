@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from domain.templates.job import Job, JobState, Operation
-from handlers.control import Control
+from domain.templates.snapshot import Snapshot
+from handlers.control import Control, part
 from handlers.processes import clones, template_build
 
 HOLDER = "control-plane"
@@ -40,8 +41,26 @@ async def _start(control: Control, project: str, job: Job) -> Job:
 
 async def _expire(control: Control, project: str, job: Job) -> None:
     """End a job of which nothing was heard for the length of its lease, and what waits for it; unless it has been heard just now."""
-    if job.operation in MAKING:
-        await template_build.expire(control, project, job)
-        return
+    match job.operation:
+        case op if op in MAKING:
+            await template_build.expire(control, project, job)
+        case Operation.CLONE:
+            await clones.expire(control, project, job)
+        case _:
+            await _expire_with_snapshot(control, project, job)
+
+
+async def _expire_with_snapshot(control: Control, project: str, job: Job) -> None:
+    """A snapshot that nobody has said to be taken has failed with its job, so that it can be deleted (reference/cubesandbox.md §5.6)."""
     cause = control.own_cause(project, "job", job.id, "expire", job.lease_until.isoformat())
-    await control.change(Job, project, job.id, cause, lambda j: j.expire(cause.at))
+    ended: list[bool] = []
+
+    def end(j: Job) -> None:
+        j.expire(cause.at)
+        ended[:] = [not j.active]
+
+    def follow(s: Snapshot) -> None:
+        if ended[0]:
+            s.fail(cause.at, job.id, "its node did not say in time that it was taken")
+
+    await control.store.transact_many([part(Job, project, job.id, end), part(Snapshot, project, job.resource_id, follow)], cause)

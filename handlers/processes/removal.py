@@ -127,9 +127,10 @@ async def _remove_replica(control: Control, project: str, template: Template, no
 
 async def disown(control: Control, artifact: str, owner: str) -> None:
     """One owner less; the last one's going starts the clean-up (reference/cubesandbox.md §3.7)."""
-    cause = control.own_cause(SYSTEM_PROJECT, "artifact", artifact, "disown", owner)
+    build = (await control.get(Artifact, SYSTEM_PROJECT, artifact)).generation  # a template can let go of each build once
+    cause = control.own_cause(SYSTEM_PROJECT, "artifact", artifact, "disown", owner, build)
     await control.change(Artifact, SYSTEM_PROJECT, artifact, cause, lambda a: a.drop_owner(cause.at, owner))
-    collect = control.own_cause(SYSTEM_PROJECT, "artifact", artifact, "collect", owner)
+    collect = control.own_cause(SYSTEM_PROJECT, "artifact", artifact, "collect", owner, build)
     try:
         await control.change(Artifact, SYSTEM_PROJECT, artifact, collect, lambda a: a.request_cleanup(collect.at))
     except Refused as refusal:

@@ -39,20 +39,17 @@ async def pump(control: Control, project: str, job_id: str, artifact: Artifact) 
 
 
 def _phase(replicas: list[Replica]) -> Phase:
-    far = {
-        ReplicaState.DISTRIBUTED,
-        ReplicaState.SNAPSHOTTING,
-        ReplicaState.READY,
-        ReplicaState.FAILED,
-    }  # said before they are told to prepare
-    return Phase.CREATING_TEMPLATE if any(r.state in far for r in replicas) else Phase.DISTRIBUTING
+    """As far as the first of them is; one that never got the bytes is nowhere. Said before they are told to prepare."""
+    far = {ReplicaState.DISTRIBUTED, ReplicaState.SNAPSHOTTING, ReplicaState.READY}
+    reached = (r.state in far or (r.state is ReplicaState.FAILED and r.last_error_phase != Phase.DISTRIBUTING) for r in replicas)
+    return Phase.CREATING_TEMPLATE if any(reached) else Phase.DISTRIBUTING
 
 
 async def _ensure(control: Control, project: str, job: Job, template: Template, artifact: Artifact, node: str) -> Replica:
     """The replica, assigned to this job; a redo takes an earlier one up again."""
     identifier = replica_id(template.id, node)
     cause = control.own_cause(project, "replica", identifier, "assign", job.id)
-    resume = job.resume_phase or Phase.DISTRIBUTING
+    resume = (job.resume_phase if node in artifact.placements else None) or Phase.DISTRIBUTING
 
     def assign(replica: Replica | None) -> Replica:
         if replica is None:
@@ -168,9 +165,13 @@ async def _converged(control: Control, project: str, job: Job, template: Templat
 
 
 async def _publish(control: Control, project: str, job: Job, template: Template) -> None:
-    """Alias, template and job in one commit: whoever sees READY can use the alias (reference/cubesandbox.md §4.5)."""
-    await template_build.advance(control, project, job.id, Phase.REGISTERING)
+    """Alias, template and job in one batch, and in the log in this order: whoever sees READY can use the alias (§4.5).
+
+    When no replica is ready the job ends in the phase that none of them got beyond.
+    """
     ready, failed, total, error = await count(control, project, template.id)
+    if ready:
+        await template_build.advance(control, project, job.id, Phase.REGISTERING)
     cause = control.own_cause(project, "template", template.id, "publish", job.id)
     alias = await _due_alias(control, project, job, template) if ready else None
     result = {"template_id": template.id, "ready": ready, "failed": failed, "total": total}
@@ -186,9 +187,8 @@ async def _publish(control: Control, project: str, job: Job, template: Template)
         else:
             j.fail(cause.at, None, Failure(code="template.no-ready-replica", message=error or "no node got it"))
 
-    parts: Parts = [part(Template, project, template.id, settle), part(Job, project, job.id, finish)]
-    if alias is not None:
-        parts += await _alias(control, project, alias, template.id, cause.at)
+    parts: Parts = [] if alias is None else await _alias(control, project, alias, template.id, cause.at)
+    parts += [part(Template, project, template.id, settle), part(Job, project, job.id, finish)]
     await control.store.transact_many(parts, cause)
 
 

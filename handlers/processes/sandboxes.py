@@ -10,6 +10,7 @@ from typing import Any
 from domain.nodes.orders import Failure, Order, Verb
 from domain.sandboxes.provisioning import Provisioning, ProvisioningState
 from domain.sandboxes.sandbox import Operation, Sandbox, SandboxState
+from domain.templates.job import Job, Phase
 from domain.templates.snapshot import Snapshot
 from handlers.control import Control, Parts, part
 
@@ -152,7 +153,10 @@ async def _expired(control: Control, project: str, sandbox: Sandbox) -> bool:
     if operation is None or now <= operation.deadline:
         return False
     cause = control.own_cause(project, "sandbox", sandbox.id, "expire", operation.command)
-    await control.change(Sandbox, project, sandbox.id, cause, lambda s: s.operation_expired(cause.at, operation.command))
+    parts: Parts = [part(Sandbox, project, sandbox.id, lambda s: s.operation_expired(cause.at, operation.command))]
+    if operation.kind == "rollback" and operation.job_id is not None:  # done or not: what the node says later is still believed
+        parts.append(part(Job, project, operation.job_id, lambda j: j.advance(cause.at, Phase.ROLLBACK_RECOVERING)))
+    await control.store.transact_many(parts, cause)
     return True
 
 

@@ -19,9 +19,9 @@ from domain.templates.job import Job, Operation, Phase
 from domain.templates.progress import rank
 from domain.templates.recipe import recipe_of
 from domain.templates.replica import Replica
-from domain.templates.template import Template
+from domain.templates.template import Template, TemplateState
 from handlers.control import Control, Parts, part
-from handlers.processes import commits, replicas, stored
+from handlers.processes import commits, removal, replicas, stored
 
 
 async def pump(control: Control, project: str, job: Job) -> None:
@@ -202,9 +202,9 @@ async def _order_build(control: Control, project: str, job: Job, template: Templ
 
 async def _bound(control: Control, project: str, job: Job, template: Template, artifact: Artifact) -> None:
     """The template knows its artifact and how to start; the artifact knows its owner."""
-    if template.artifact_id == artifact.id and template.recipe is not None:
+    if template.artifact_id == artifact.id and template.recipe is not None and f"{project}/{template.id}" in artifact.owners:
         return
-    own = control.own_cause(SYSTEM_PROJECT, "artifact", artifact.id, "own", template.id)
+    own = control.own_cause(SYSTEM_PROJECT, "artifact", artifact.id, "own", template.id, artifact.generation)
     await asyncio.gather(
         advance(control, project, job.id, Phase.GENERATING_JSON),
         control.change(Artifact, SYSTEM_PROJECT, artifact.id, own, lambda a: a.add_owner(own.at, f"{project}/{template.id}")),
@@ -270,6 +270,19 @@ async def clean_up(control: Control, project: str, job: Job) -> None:
         await replicas.fail(control, project, replica, job.id, failure.message)
     if left:
         await replicas.recount(control, project, job.resource_id, "cleaned", job.id)
+    if job.operation is Operation.CREATE:
+        await _reclaim(control, project, job)
+
+
+async def _reclaim(control: Control, project: str, job: Job) -> None:
+    """A creation that came to nothing keeps no bytes that it has built itself; a redo builds them again (reference/cubesandbox.md §3.3)."""
+    template = await control.get(Template, project, job.resource_id)
+    identifier = job.facts.get("artifact_id")
+    if identifier is None or template.last_job != job.id or template.state is not TemplateState.FAILED:
+        return
+    artifact = await control.find(Artifact, SYSTEM_PROJECT, identifier)
+    if artifact is not None and artifact.state is ArtifactState.READY and artifact.job_id == job.id:
+        await removal.disown(control, identifier, f"{project}/{template.id}")
 
 
 async def fail(control: Control, project: str, job: Job, failure: Failure) -> None:

@@ -28,7 +28,7 @@ from domain.sandboxes.sandbox import Operation as SandboxOperation
 from domain.sandboxes.sandbox import Sandbox
 from domain.templates.artifact import Artifact
 from domain.templates.job import Job, Operation, Phase
-from domain.templates.snapshot import Snapshot
+from domain.templates.snapshot import Snapshot, SnapshotState
 from handlers.control import Control, Parts, part
 from handlers.processes import removal, sandboxes, shipping
 from handlers.reporting.taking import Taker, failure_of
@@ -228,7 +228,7 @@ async def _snapshotted(control: Control, report: Report, cause: Cause) -> None:
     job = await control.get(Job, report.project, snapshot.job_id)
     own = control.own_cause(SYSTEM_PROJECT, "artifact", snapshot.artifact.artifact_id, "own", snapshot.id)
     done = report.kind is ReportKind.DONE
-    if done:
+    if done and snapshot.state in {SnapshotState.CREATING, SnapshotState.READY}:
         await control.change(
             Artifact, SYSTEM_PROJECT, snapshot.artifact.artifact_id, own, lambda a: a.add_owner(own.at, f"{report.project}/{snapshot.id}")
         )

@@ -61,6 +61,7 @@ def created(state: State, fact: Fact) -> None:
 @VIEW.update("job.started")
 def started(item: Item, fact: Fact) -> None:
     item.update(status="RUNNING", lease_until=fact.data["lease_until"], progress=fact.data["progress"], updated_at=fact.time)
+    item["phase"] = fact.data.get("phase") or item["phase"]
 
 
 @VIEW.update("job.advanced")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from support.node import ScriptedNode
+from support.places import nodes
 from support.waiting import eventually
 
 from domain.kernel.ids import replica_id
@@ -20,18 +19,6 @@ from handlers.control import Deadlines
 from handlers.processes import convergence
 
 pytestmark = pytest.mark.quick
-
-
-@asynccontextmanager
-async def nodes(place, *names: str) -> AsyncIterator[list[ScriptedNode]]:
-    """More nodes, online."""
-    async with AsyncExitStack() as stack:
-        made = []
-        for name in names:
-            await place.do("node.enroll", {"node_id": name})
-            made.append(await stack.enter_async_context(ScriptedNode(place.nc, name)))
-        await eventually(lambda: set(names) <= {node.node_id for node in place.plane.control.fleet.healthy_nodes()})
-        yield made
 
 
 async def counts(place, template: str) -> tuple[str, int, int, int]:

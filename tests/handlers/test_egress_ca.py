@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from support.places import refusal
 
 from domain.kernel.errors import Refused
 from domain.kernel.ids import SYSTEM_PROJECT
 from domain.nodes.orders import Failure, Verb
 from domain.templates.artifact import Artifact
+from domain.templates.job import Job, JobState, Phase
 from domain.templates.template import Template
 
 
@@ -32,13 +34,17 @@ def test_the_ca_makes_another_artifact_and_reaches_the_build(at) -> None:
 
 
 def test_a_builder_without_a_ca_fails_the_job_before_anything_is_pulled(at) -> None:
+    """§11, scenario 6. Ours: a CA is baked in where that is asked for, so that without asking nothing is baked."""
+
     async def test(place) -> None:
         missing = Failure(code="egress-ca.missing", message="no egress-ca.pem on this node to bake in")
         place.node.refuse = lambda order: missing if order.verb == Verb.IMAGE_RESOLVE and order.body["egress_ca"] else None
-        with pytest.raises(Refused) as refused:
-            await place.template(egress_ca=True)
-        assert (refused.value.code, place.node.did(Verb.ARTIFACT_BUILD)) == ("egress-ca.missing", [])
-        await place.template()
+        refused = await refusal(place.template(egress_ca=True))
+        assert (refused.code, place.node.did(Verb.ARTIFACT_BUILD)) == ("egress-ca.missing", [])
+        job = await place.get(Job, refused.details["job_id"])
+        assert (job.state, job.phase, job.facts.get("artifact_id")) == (JobState.FAILED, Phase.PULLING, None)
+        plain = await place.get(Template, await place.template(egress_ca=False))
+        assert (await place.get(Artifact, plain.artifact_id, SYSTEM_PROJECT)).spec.egress_ca == ""
 
     at(test)
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime, timedelta
 
-import pytest
+from support.places import refusal
 from support.waiting import eventually
+from support.watched import watched
 
-from domain.kernel.errors import Refused
 from domain.nodes.orders import Failure, Verb
 from domain.sandboxes.sandbox import Sandbox, SandboxState
 from domain.templates.job import Job, JobState
@@ -20,12 +21,6 @@ BROKEN = Failure(code="storage.copy-failed", message="the copy broke off")
 
 async def is_in(place, snapshot: str, *states: SnapshotState) -> bool:
     return (await place.get(Snapshot, snapshot)).state in states
-
-
-async def refusal(asked) -> Refused:
-    with pytest.raises(Refused) as refused:
-        await asked
-    return refused.value
 
 
 def test_the_same_request_has_the_same_answer_whatever_became_of_it(at) -> None:
@@ -219,3 +214,80 @@ def test_what_a_node_does_not_list_is_let_go_and_a_list_that_failed_lets_nothing
         await eventually(released)
 
     at(test)
+
+
+def test_a_rollback_whose_answer_comes_too_late_is_still_the_truth(at, tmp_path) -> None:
+    """Scenario 20. Ours: one commit moves sandbox, ref and job, so that none is ever without the others; what can be half is the hearing.
+
+    The sandbox is free at the operation's deadline, the job waits on in ROLLBACK_RECOVERING until its lease is over, and whatever the node
+    says later moves the ref.
+    """
+
+    async def test(place) -> None:
+        async with watched(place, tmp_path) as w:
+            box = await place.sandbox(await place.template())
+            taken = (await place.do("snapshot.create", {"sandbox_id": box, "wait_s": 5}))["snapshot_id"]
+            place.node.hold = lambda order: order.verb == Verb.SANDBOX_ROLLBACK
+            begun = await place.do("sandbox.rollback", {"sandbox_id": box, "snapshot_id": taken})
+            (order,) = await eventually(lambda: place.node.did(Verb.SANDBOX_ROLLBACK))
+            await eventually(lambda: told(w, begun["job_id"], "RUNNING", "ROLLBACK_DRIVING"))
+            passes(place, minutes=3)
+            await eventually(lambda: told(w, begun["job_id"], "RUNNING", "ROLLBACK_RECOVERING"))
+            assert (await place.get(Sandbox, box)).operation is None
+            passes(place, minutes=20)
+            await eventually(lambda: told(w, begun["job_id"], "FAILED", "ROLLBACK_RECOVERING"))
+            await place.node.answer(order)
+            await eventually(lambda: is_on(place, box, taken))
+            snapshot = await place.get(Snapshot, taken)
+            assert (snapshot.rollback, snapshot.refs[box].generation) == (None, begun["generation"])
+            assert (await place.get(Job, begun["job_id"])).state is JobState.FAILED, "what was told is not taken back"
+            assert [ref["snapshot_id"] for ref in await w.ask("list", "runtime-refs", sandbox_id=box)] == [taken]
+            place.node.hold = lambda order: False
+            again = await place.do("sandbox.rollback", {"sandbox_id": box, "snapshot_id": taken, "wait_s": 5})
+            assert again["generation"] == begun["generation"] + 1
+
+    async def told(w, job: str, status: str, phase: str) -> bool:
+        [item] = await w.ask("get", "jobs", id=job)
+        return (item["status"], item["phase"]) == (status, phase)
+
+    async def is_on(place, box: str, snapshot: str) -> bool:
+        return (await place.get(Sandbox, box)).snapshot_id == snapshot
+
+    at(test, Deadlines(watchdog_s=0.05))
+
+
+def test_snapshots_are_listed_page_by_page_and_not_at_all_once_they_are_deleted(at, tmp_path) -> None:
+    """Scenario 25. Ours: a cursor is a key, so that nothing is skipped while items come and go; a limit beyond 1000 is refused."""
+
+    async def test(place) -> None:
+        async with watched(place, tmp_path) as w:
+            box = await place.sandbox(await place.template())
+            taken = [(await place.do("snapshot.create", {"sandbox_id": box, "wait_s": 5}))["snapshot_id"] for _ in range(45)]
+            pages = [page async for page in paged(w, limit=20)]
+            assert [len(page) for page in pages] == [20, 20, 5]
+            assert sorted(item["snapshot_id"] for page in pages for item in page) == sorted(taken)
+            assert len(await w.ask("list", "snapshots", status="READY", origin_sandbox_id=box, limit=100)) == 45
+            for field, value in (("cursor", "-1"), ("cursor", "x"), ("limit", 5000), ("limit", 0)):
+                refused = await refusal(w.ask("list", "snapshots", **{field: value}))
+                assert (refused.code, list(refused.details)) == ("query.invalid", [field])
+            place.node.hold = lambda order: order.verb == Verb.SNAPSHOT_REMOVE
+            await place.do("snapshot.delete", {"snapshot_id": taken[0]})
+            for status in ({}, {"status": "DELETED"}, {"status": "READY"}):
+                listed = await w.ask("list", "snapshots", **status)
+                assert taken[0] not in [item["snapshot_id"] for item in listed]
+            assert (await refusal(w.ask("get", "snapshots", id=taken[0]))).code == "snapshot.not-found"
+
+    async def paged(w, limit: int):
+        body: dict[str, object] = {"limit": limit, "min_seq": await w.place.plane.control.store.position()}
+        while True:
+            page = await w.place.caller.query("default", "snapshots", "list", body)
+            yield page["items"]
+            if page.get("next") is None:
+                return
+            body["cursor"] = page["next"]
+
+    at(test)
+
+
+def passes(place, minutes: float) -> None:
+    place.plane.control.clock = lambda: datetime.now(UTC) + timedelta(minutes=minutes)

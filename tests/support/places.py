@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from support.bus import connected
 from support.node import ScriptedNode
+from support.waiting import eventually
 
 from bus.client import Caller
 from bus.server import Server
 from domain import catalogue
+from domain.kernel.errors import Refused
 from domain.kernel.ids import SYSTEM_PROJECT
 from domain.nodes.node import Node
 from handlers.control import Deadlines
@@ -66,3 +68,24 @@ async def placed(server: Server, deadlines: Deadlines | None = None, **more: Any
                 yield place
         finally:
             await plane.close()
+
+
+@asynccontextmanager
+async def nodes(place: Place, *names: str) -> AsyncIterator[list[ScriptedNode]]:
+    """More nodes, online."""
+    async with AsyncExitStack() as stack:
+        made = []
+        for name in names:
+            await place.do("node.enroll", {"node_id": name})
+            made.append(await stack.enter_async_context(ScriptedNode(place.nc, name)))
+        await eventually(lambda: set(names) <= {node.node_id for node in place.plane.control.fleet.healthy_nodes()})
+        yield made
+
+
+async def refusal(asked: Awaitable[object]) -> Refused:
+    """Why what was asked is refused. Raises ``AssertionError`` when it is not."""
+    try:
+        answer = await asked
+    except Refused as refused:
+        return refused
+    raise AssertionError(f"not refused: {answer}")

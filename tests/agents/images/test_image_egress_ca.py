@@ -67,6 +67,7 @@ def test_it_is_put_into_every_anchor_folder(baked, pem):
 
 
 def test_present_everywhere_is_success_however_it_is_wrapped(baked, pem):
+    """§11, scenario 7: nothing is written."""
     done, files, _ = baked(bundles(OTHER + b"\n" + rewrapped(pem)))
     assert (done.targets, done.seeded) == ((), False)
     assert {done.skipped[name] for name in BUNDLES} == {"present"}
@@ -159,3 +160,29 @@ def test_a_built_file_system_has_it_and_is_another_than_without(bench, tmp_path,
     assert built.sha256 != without.sha256
     with pytest.raises(ImageFault):
         bench.build(image, egress_ca=b"")
+
+
+def test_a_file_system_that_has_it_in_every_target_is_built_as_it_is(bench, tmp_path, pem):
+    """§11, scenario 7: success, and not a byte is other than without."""
+
+    def fill(layer):
+        for name in BUNDLES:
+            layer.file(name, OTHER + b"\n" + pem)
+        for name in ANCHORS:
+            layer.file(f"{name}/{ANCHOR_NAME}", pem)
+
+    image = layout(tmp_path / "l", fill)
+    built = bench.build(image, egress_ca=pem)
+    check(built.path)
+    assert [content_of(built.path, "/" + name).encode() for name in BUNDLES] == [OTHER + b"\n" + pem] * len(BUNDLES)
+    assert built.sha256 == bench.build(image).sha256
+
+
+def test_a_file_system_without_any_bundle_gets_exactly_one(bench, tmp_path, pem):
+    """§11, scenario 7: a distroless image is seeded."""
+    image = layout(tmp_path / "l", lambda layer: layer.file("bin/tool", b"t"))
+    built = bench.build(image, egress_ca=pem)
+    check(built.path)
+    assert content_of(built.path, "/" + BUNDLES[0]).encode() == pem
+    for absent in (*BUNDLES[1:], *(f"{name}/{ANCHOR_NAME}" for name in ANCHORS)):
+        assert stat_of(built.path, "/" + absent) == {}
