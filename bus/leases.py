@@ -20,7 +20,7 @@ import orjson
 from nats.aio.client import Client
 
 from bus import direct, subjects
-from bus.requests import ApiError, store
+from bus.requests import WITHIN_S, ApiError, store
 from domain.kernel.errors import Refused
 
 _EXPECT: Final = "Nats-Expected-Last-Subject-Sequence"
@@ -71,8 +71,8 @@ class Leases:
         return replace(renewed, lost=lease.lost)
 
     async def release(self, lease: Lease) -> None:
-        """Let go at once; a lease that was lost is nobody's business any more."""
-        await self._write(lease.key, "", 1, lease.seq)
+        """Let go at once; a lease that was lost is nobody's business any more, and one that runs out meanwhile lets go by itself."""
+        await self._write(lease.key, "", 1, lease.seq, max(lease.until - time.monotonic(), 0.01))
 
     @asynccontextmanager
     async def held(self, key: str, holder: str, ttl_s: int) -> AsyncIterator[Lease]:
@@ -113,12 +113,12 @@ class Leases:
     def _subject(self, key: str) -> str:
         return f"$KV.{self._bucket}.{subjects.token(key)}"
 
-    async def _write(self, key: str, holder: str, ttl_s: int, expected: int) -> Lease | None:
+    async def _write(self, key: str, holder: str, ttl_s: int, expected: int, within: float = WITHIN_S) -> Lease | None:
         """One compare-and-set. A conflict with what this very call has stored, before its ack was lost, is a success."""
         begun, data = time.monotonic(), orjson.dumps({"holder": holder, "nonce": secrets.token_hex(8)})
         headers = {_EXPECT: str(expected), "Nats-TTL": str(max(int(ttl_s), 1))}
         try:
-            seq = (await store(self._nc, self._subject(key), data, headers=headers)).seq
+            seq = (await store(self._nc, self._subject(key), data, headers=headers, within=within)).seq
         except ApiError as error:
             if error.err_code not in {_STALE, _IN_FLIGHT}:
                 raise

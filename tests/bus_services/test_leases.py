@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from support.bus import connected
 
 from bus.leases import Lease, LeaseLostError, Leases
 
@@ -110,5 +111,17 @@ def test_a_lease_survives_a_killed_server(connecting, server, run) -> None:
             await asyncio.to_thread(server.start)
             assert await leases.acquire("k", "you", 60) is None
             assert (await leases.renew(mine)).valid
+
+    run(main())
+
+
+def test_letting_go_takes_no_longer_than_the_lease_would_have_lasted_when_the_bus_is_away(server, run) -> None:
+    """A process that is told to end must not wait for a bus that is gone, for a lease that is gone by then too."""
+
+    async def main() -> None:
+        async with connected(server) as nc:
+            async with asyncio.timeout(15):  # half of what a write to the bus waits for otherwise
+                async with Leases(nc).held("k", "me", 1):
+                    server.kill()
 
     run(main())

@@ -6,6 +6,7 @@ For tests of the control plane alone; the real agent is tested against the same 
 from __future__ import annotations
 
 import hashlib
+import secrets
 import tempfile
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -91,7 +92,7 @@ class ScriptedNode:
         self.hold: Callable[[Order], bool] = lambda order: False
         self.left: Callable[[Order], dict[str, Any]] = lambda order: {}
         self._reader = LaneReader(nc, node_id, self._carry_out)
-        self._reports = 0
+        self._process, self._reports = secrets.token_hex(4), 0
 
     async def __aenter__(self) -> Self:
         await self.hello()
@@ -142,7 +143,7 @@ class ScriptedNode:
 
     async def _say(self, verb: str, kind: ReportKind, project: str, body: dict[str, Any], **more: Any) -> None:
         self._reports += 1
-        identifier = more.pop("id", f"{self.node_id}-{self._reports}:{kind}")
+        identifier = more.pop("id", f"{self.node_id}-{self._process}-{self._reports}:{kind}")
         at = datetime.now(UTC) - timedelta(seconds=more.pop("age_s", 0))
         await report(
             self._nc,
