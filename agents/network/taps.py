@@ -10,16 +10,12 @@ import fcntl
 import os
 import secrets
 import struct
-import threading
-from collections.abc import Callable
 from ipaddress import IPv4Interface
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final
 
-from agents.host import syscalls
+from agents.host.elsewhere import in_network
 from agents.network.rtnetlink import Route
-
-T = TypeVar("T")
 
 _DEVICE: Final = Path("/dev/net/tun")
 _TUNSETIFF: Final = 0x400454CA
@@ -58,9 +54,9 @@ def plug(name: str, netns: Path, address: IPv4Interface) -> None:
     try:
         with Route() as here:
             here.move(_need(here, name), fd, _TAP)
-        _inside(fd, lambda: _bridge(address))
     finally:
         os.close(fd)
+    in_network(netns, lambda: _bridge(address))
 
 
 def _bridge(address: IPv4Interface) -> None:
@@ -80,23 +76,3 @@ def _need(route: Route, name: str) -> int:
     if index is None:
         raise OSError(f"there is no interface {name}")
     return index
-
-
-def _inside(namespace: int, work: Callable[[], T]) -> T:
-    """Do it in another network namespace: in a thread, which ends there."""
-    done: list[T] = []
-    failed: list[OSError] = []
-
-    def visit() -> None:
-        try:
-            syscalls.setns(namespace, syscalls.CLONE_NEWNET)
-            done.append(work())
-        except OSError as error:
-            failed.append(error)
-
-    thread = threading.Thread(target=visit)
-    thread.start()
-    thread.join()
-    if failed:
-        raise failed[0]
-    return done[0]
