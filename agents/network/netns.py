@@ -140,7 +140,8 @@ class BridgeNetwork:
     async def _made(self, name: str) -> Attachment:
         address = self._ledger.lease(name)
         try:
-            await asyncio.to_thread(self._make, name)
+            if not self._is_whole(name):
+                await asyncio.to_thread(self._make, name)
         except OSError as error:
             raise RuntimeFault("network.attach-failed", f"{name}: {error}", retryable=True) from error
         return Attachment(self._path(name), str(address), str(self._interface(address)), str(self._ledger.gateway))
@@ -148,8 +149,6 @@ class BridgeNetwork:
     def _make(self, name: str) -> None:
         link, path = self._link(name), self._path(name)
         with Route() as host:
-            if self._whole(host, name):
-                return
             self._clear(host, name)
             with namespaces.create(path) as (namespace, inside):
                 host.add_veth(link, self._bridge_index(host), _INSIDE, namespace)
@@ -163,9 +162,12 @@ class BridgeNetwork:
                 inside.add_default_route(index, self._ledger.gateway)
         self._ledger.set_ready(name)
 
-    def _whole(self, host: Route, name: str) -> bool:
+    def _is_whole(self, name: str) -> bool:
         """Asked each time: the kernel's part of it may be gone."""
-        return self._ledger.is_ready(name) and namespaces.exists(self._path(name)) and host.index(self._link(name)) is not None
+        if not self._ledger.is_ready(name) or not namespaces.exists(self._path(name)):
+            return False
+        with Route() as host:
+            return host.index(self._link(name)) is not None
 
     def _clear(self, host: Route, name: str) -> None:
         """The link first: it does not go with a namespace that some process still keeps alive."""
@@ -220,10 +222,9 @@ class BridgeNetwork:
         """Spares that an agent which died was about to make, or that the machine has lost since."""
         found = {path.name for path in self._namespaces.iterdir()} | set(self._ledger.leases)
         given = {self._ledger.made_as(sandbox_id) for sandbox_id in self._ledger.sandboxes}
-        with Route() as host:
-            for name in found - given:
-                if is_spare(name) and not self._whole(host, name):
-                    self._remove(name)
+        for name in found - given:
+            if is_spare(name) and not self._is_whole(name):
+                self._remove(name)
 
     async def teardown(self) -> None:
         """Remove everything that this network has made on the host."""
