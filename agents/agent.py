@@ -108,7 +108,7 @@ class Agent:
             network=NoNetwork() if set(drivers) == {SIMULATOR} else choose_network(place / "network", egress=options.egress),
             cache=cache,
             images=builder,
-            vault=Vault(self.uplink.chunks()),
+            vault=Vault(self.uplink.chunks(), crash.here),
             journal=journal,
             reporter=Reporter(options.node, journal, self.uplink.report, clock, crash),
             clock=clock,

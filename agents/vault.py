@@ -44,10 +44,14 @@ class Chunks:
 
 
 class Vault:
-    """Sends and fetches. Several sandboxes that start from one snapshot wait for one fetch."""
+    """Sends and fetches. Several sandboxes that start from one snapshot wait for one fetch.
 
-    def __init__(self, chunks: Chunks) -> None:
+    ``crash`` is told where it is (``agents/crashpoints.py``).
+    """
+
+    def __init__(self, chunks: Chunks, crash: Callable[[str], None] = lambda _: None) -> None:
         self._chunks = chunks
+        self._crash = crash
         self._lock = KeyedLocks()
 
     async def send(self, roots: Roots, project: str, snapshot_id: str) -> SnapshotExported:
@@ -59,6 +63,7 @@ class Vault:
         names = (*pieces, *packed.pieces)
         size = packed.size_bytes
         manifest = await self._chunks.describe(project, snapshot_id, kind, artifact, size, len(pieces), names)
+        self._crash("export-manifest:after")
         missing = await self._chunks.missing(names)
         room = asyncio.Semaphore(AT_ONCE)
 
@@ -66,9 +71,12 @@ class Vault:
             async with room:
                 known = pieces.get(digest)
                 data = await asyncio.to_thread(packing.content, packed.pieces[digest]) if known is None else known
-                return await self._chunks.put(digest, data)
+                moved = await self._chunks.put(digest, data)
+                self._crash("export-chunk:after")
+                return moved
 
         moved = [task.result() for task in await _all(put(digest) for digest in sorted(missing))]
+        self._crash("export-chunks:after")
         return SnapshotExported(
             manifest=manifest, kind=kind, size_bytes=size, chunks=len(names), moved_chunks=len(moved), moved_bytes=sum(moved)
         )
@@ -91,6 +99,7 @@ class Vault:
                     await asyncio.to_thread(maker.finish)
 
             await roots.receive(snapshot_id, artifact_id, what.kind, len(entries), fill)
+            self._crash("fetch:after")
 
     async def _fill(self, makers: list[Unpacker], digests: tuple[str, ...]) -> None:
         room = asyncio.Semaphore(AT_ONCE)
@@ -98,6 +107,7 @@ class Vault:
         async def bring(number: int, digest: str) -> None:
             async with room:
                 data = await self._chunks.get(digest)
+                self._crash("fetch-chunk:after")
                 for maker in makers:
                     await asyncio.to_thread(maker.piece, number, data)
 
