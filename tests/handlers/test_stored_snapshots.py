@@ -17,6 +17,8 @@ from domain.sandboxes.sandbox import Sandbox, SandboxState
 from domain.templates.artifact import Artifact
 from domain.templates.snapshot import Snapshot, SnapshotState
 from handlers.control import Deadlines
+from handlers.plane import ControlPlane
+from handlers.processes import shipping
 
 SHARED, ONE, TWO = b"shared" * 100, b"one" * 100, b"two" * 100
 FULL = Failure(code="node.disk-full", message="no room", retryable=False)
@@ -293,5 +295,46 @@ def test_a_rollback_that_cannot_fetch_it_leaves_the_sandbox_as_it_is(at) -> None
         with pytest.raises(Refused) as lost:
             await place.do("sandbox.rollback", {"sandbox_id": sandbox, "snapshot_id": snapshot})
         assert (lost.value.code, lost.value.details["cause"]) == ("snapshot.lost", "snapshot.bytes-lost")
+
+    at(test)
+
+
+@pytest.mark.parametrize("moment", ["ordered", "storing", "answered"])
+def test_an_export_whose_control_plane_died_is_finished_by_the_next_and_leaves_nothing_behind(at, moment: str) -> None:
+    """Whenever that was: before the node has begun, while it stores, before anybody has read what it says."""
+
+    async def test(place) -> None:
+        snapshot = await taken(place, await place.sandbox(await place.template()), ONE, TWO)
+        place.node.hold = lambda order: order.verb == Verb.SNAPSHOT_EXPORT
+        await place.do("snapshot.export", {"snapshot_id": snapshot})
+        (order,) = await eventually(lambda: place.node.did(Verb.SNAPSHOT_EXPORT))
+        if moment == "storing":
+            await chunks.put_manifest(
+                place.nc, "default", snapshot, chunks.Manifest("copies", "rfs", 0, 1, tuple(map(chunks.digest_of, (ONE, TWO))))
+            )
+            await chunks.put(place.nc, chunks.digest_of(ONE), ONE)
+        await place.plane.close()
+        if moment == "answered":
+            await place.node.answer(order)
+        place.plane = await ControlPlane.open(place.nc, name="next", deadlines=Deadlines(abandoned_s=0))
+        await place.plane.start()
+        try:
+            assert await shipping.collect(place.plane.control) == 0, "what is being stored is nobody's waste"
+            if moment != "answered":
+                await place.node.answer(order)
+
+            async def is_stored() -> bool:
+                found = await place.get(Snapshot, snapshot)
+                return found.export is None and found.stored_as is not None
+
+            await eventually(is_stored)
+            assert await there(place, ONE, TWO) == {ONE, TWO}
+            place.node.hold = lambda order: False
+            await place.do("snapshot.delete", {"snapshot_id": snapshot, "wait_s": 10})
+            await eventually(lambda: is_in(place, snapshot, SnapshotState.GONE))
+            await shipping.collect(place.plane.control)
+            assert await there(place, ONE, TWO) == set()
+        finally:
+            await place.plane.close()
 
     at(test)
