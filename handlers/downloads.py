@@ -1,7 +1,7 @@
 """Artifacts over HTTP, for tools that speak no NATS: ``GET /v1/artifacts/<id>`` with a token (reference/cubesandbox.md §3.8).
 
 ``artifact.link`` gives address and token. A token is a promise and not a record: it says until when it holds and for which bytes, signed
-with a key that control planes share. So nothing is stored that could leak, and an artifact that was built anew needs a new one.
+with a key that control planes share (docs/adr/0020-artifacts-over-http.md). So nothing is stored that could leak.
 """
 
 from __future__ import annotations

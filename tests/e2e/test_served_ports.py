@@ -39,6 +39,12 @@ def got(url: str, **headers: str) -> bytes:
         return answer.read()
 
 
+def holding(directory: Path, text: str) -> list[Path]:
+    """The files below it that have this in them."""
+    files = (path for path in directory.rglob("*") if path.is_file() and not path.is_symlink())
+    return [path for path in files if text.encode() in path.read_bytes()]
+
+
 async def built(running: Running, image: str, where: Path) -> str:
     """An artifact, and its bytes as the object store has them at ``where``. Its id."""
     async with Patient.connect(running.dir) as p:
@@ -64,6 +70,7 @@ def test_an_artifact_is_downloaded_by_its_link_and_every_part_tells_its_metrics(
         assert whole == stored
         middle = len(stored) // 2
         assert got(link["url"], **token, Range=f"bytes={middle}-{middle + 4_000_000}") == stored[middle : middle + 4_000_001]
+        assert holding(running.dir, link["token"].rpartition(".")[2]) == [], "it is in no log and no stream"
         for number, says in enumerate(("strandline_log_position", "strandline_view_position", "strandline_agent_used")):
             assert says in got(f"http://127.0.0.1:{first + number}/metrics").decode()
 
