@@ -99,3 +99,36 @@ def test_a_sandbox_goes_back_to_a_stored_snapshot_that_its_node_has_lost(running
             await s.snapshots.delete(taken.snapshot_id, wait_s=30)
 
     asyncio.run(scenario())
+
+
+@pytest.mark.timeout(120)
+def test_who_runs_on_a_snapshot_is_shown_until_it_ends(running: tuple[Running, str, str]) -> None:
+    installation, driver, image = running
+
+    async def scenario() -> None:
+        async with Strandline.connect(installation.dir) as s:
+            made = await s.templates.create(image, alias="refs", driver=driver, nodes=["node-2"])
+            assert (await s.jobs.wait(made.job_id)).status == "READY"
+            box = await s.sandboxes.create("refs", cmd=["sleep", "1000"], wait_s=30)
+            taken = await s.snapshots.create(box.sandbox_id, name="refs")
+            done = await s.jobs.wait(taken.job_id)
+            assert (done.operation, done.status, done.resource_id) == ("SNAPSHOT_CREATE", "READY", taken.snapshot_id)
+            child = await s.sandboxes.create(snapshot_id=taken.snapshot_id, cmd=["sleep", "1000"], wait_s=30)
+            (ref,) = (await s.query("runtime-refs", "list", {"snapshot_id": taken.snapshot_id, "status": "ACTIVE"}))["items"]
+            assert (ref["sandbox_id"], ref["node_id"], ref["generation"], ref["last_error"]) == (child.sandbox_id, "node-2", 0, None)
+            seen = await s.snapshots.get(taken.snapshot_id)
+            assert (seen.runtime_refs, seen.model_dump()["runtime_ref_count"]) == ([child.sandbox_id], 1)
+            assert [item.snapshot_id async for item in s.snapshots.list(name="refs")] == [taken.snapshot_id]
+
+            await s.sandboxes.delete(child.sandbox_id, wait_s=30)
+
+            async def released() -> bool:
+                (ref,) = (await s.query("runtime-refs", "get", {"id": child.sandbox_id}))["items"]
+                return (ref["status"], ref["reason"]) == ("RELEASED", "sandbox destroyed") and ref["released_at"] is not None
+
+            await eventually(released)
+            assert (await s.snapshots.get(taken.snapshot_id)).runtime_refs == []
+            await s.snapshots.delete(taken.snapshot_id, wait_s=30)
+            await s.sandboxes.delete(box.sandbox_id, wait_s=30)
+
+    asyncio.run(scenario())
