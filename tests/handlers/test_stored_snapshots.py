@@ -338,3 +338,34 @@ def test_an_export_whose_control_plane_died_is_finished_by_the_next_and_leaves_n
             await place.plane.close()
 
     at(test)
+
+
+def test_a_restore_elsewhere_whose_control_plane_died_is_finished_and_all_of_it_can_be_taken_away(at) -> None:
+    async def test(place) -> None:
+        snapshot = await taken(place, await place.sandbox(await place.template()), ONE)
+        await stored(place, snapshot)
+        async with another_node(place) as other:
+            other.hold = lambda order: order.verb == Verb.SANDBOX_PROVISION
+            box = (await place.do("sandbox.create", {"snapshot_id": snapshot, "node": "node-2"}))["sandbox_id"]
+            (order,) = await eventually(lambda: other.did(Verb.SANDBOX_PROVISION))
+            await place.plane.close()
+            await other.answer(order)
+            place.plane = await ControlPlane.open(place.nc, name="next", deadlines=Deadlines(abandoned_s=0))
+            await place.plane.start()
+            try:
+
+                async def runs() -> bool:
+                    return (await place.get(Sandbox, box)).state is SandboxState.RUNNING
+
+                await eventually(runs)
+                assert (await place.get(Snapshot, snapshot)).places == {"node-1", "node-2"}
+                await place.do("snapshot.delete", {"snapshot_id": snapshot})
+                await place.do("sandbox.delete", {"sandbox_id": box, "wait_s": 10})
+                await eventually(lambda: is_in(place, snapshot, SnapshotState.GONE))
+                assert [len(node.did(Verb.SNAPSHOT_REMOVE)) for node in (place.node, other)] == [1, 1]
+                await shipping.collect(place.plane.control)
+                assert await there(place, ONE) == set()
+            finally:
+                await place.plane.close()
+
+    at(test)
