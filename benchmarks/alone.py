@@ -1,5 +1,5 @@
-"""``python -m benchmarks.alone DRIVER DIRECTORY EXT4 COMMAND...``: sandboxes by storage, network and driver of a node, without a control
-plane, a bus, a journal or an agent.
+"""``python -m benchmarks.alone DRIVER DIRECTORY EXT4 CPU MEMORY_MB COMMAND...``: sandboxes by the storage, network and driver of a node,
+without a control plane, a bus, a journal or an agent.
 
 For each line of JSON on stdin it does ``count`` of something, ``width`` at a time, and prints how long each took, in seconds, as JSON.
 What it made is removed before the next line. As many starts are under way as the agent allows: one for each core.
@@ -13,13 +13,14 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import uvloop
 
 from agents.drivers import hostns
-from agents.drivers.driver import Driver, Handle, Limits, MapsUsers, Spec, TakesDisk
+from agents.drivers.driver import CanSnapshot, Driver, Handle, Limits, MapsUsers, Spec, TakesDisk
 from agents.host.reaper import become_subreaper
 from agents.network.netns import choose_network
 from agents.registry import working
@@ -33,8 +34,8 @@ ARTIFACT = "rfs-alone"
 class Alone:
     """A node's parts."""
 
-    def __init__(self, driver: Driver, directory: Path, ext4: Path, argv: list[str]) -> None:
-        self._driver, self._directory, self._ext4, self._argv = driver, directory, ext4, argv
+    def __init__(self, driver: Driver, directory: Path, ext4: Path, limits: Limits, argv: list[str]) -> None:
+        self._driver, self._directory, self._ext4, self._limits, self._argv = driver, directory, ext4, limits, argv
         self._roots = all_roots(directory / "storage")
         self._network = choose_network(directory / "network")
         self._places = asyncio.Semaphore(len(os.sched_getaffinity(0)))
@@ -69,11 +70,11 @@ class Alone:
         ids = self._driver.ids if isinstance(self._driver, MapsUsers) else 0
         async with self._places:
             root = await self._roots.create(name, ARTIFACT, snapshot, disk=self._disk, ids=ids)
-            netns = (await self._network.attach(name)).netns
+            wire = await self._network.attach(name)
             memory = None if snapshot is None else self._roots.memory(snapshot)
             logs = self._directory / "logs" / name
-            spec = Spec(name, 0, root, self._argv, {}, logs, limits=Limits(0.1, 128, 64), netns=netns, ids=ids, memory=memory)
-            self._sandboxes[name] = await self._driver.start(spec)
+            spec = Spec(name, 0, root, self._argv, {}, logs, limits=self._limits, netns=wire.netns, ids=ids, memory=memory)
+            self._sandboxes[name] = await self._driver.start(replace(spec, address=wire.interface, gateway=wire.gateway))
         return name
 
     async def do(self, what: str, count: int, width: int) -> list[float]:
@@ -95,17 +96,15 @@ class Alone:
         """One of a sandbox that runs, for ``restore``."""
         name = await self._create()
         began = time.perf_counter()
-        save = getattr(self._driver, "snapshot", None)
-        handle = self._sandboxes[name]
-        keep: Callable[[Path], Awaitable[object]] | None = None if save is None else lambda place: save(handle, place)
-        await self._roots.snapshot(name, "snap-1", *([] if keep is None else [keep]))
+        take = partial(self._driver.snapshot, self._sandboxes[name]) if isinstance(self._driver, CanSnapshot) else None
+        await self._roots.snapshot(name, "snap-1", take)
         return time.perf_counter() - began
 
 
 async def _main() -> None:
-    name, directory, ext4, *argv = sys.argv[1:]
+    name, directory, ext4, cpu, memory_mb, *argv = sys.argv[1:]
     drivers = await working(name, Path(directory) / "drivers")
-    alone = Alone(drivers[name], Path(directory), Path(ext4), argv)
+    alone = Alone(drivers[name], Path(directory), Path(ext4), Limits(float(cpu), int(memory_mb), 64), argv)
     await alone.open()
     try:
         while line := await asyncio.to_thread(sys.stdin.readline):

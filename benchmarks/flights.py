@@ -26,8 +26,10 @@ from bus.client import Caller
 BUDGET = Budget(10, "ms")
 WIDTHS = (1, 10, 20)
 SETTLE_S = 0.2
+SIZE = {"process": (0.1, 64), "oci": (0.1, 64), "vm": (1.0, 128)}
+"""Processors and MiB of each sandbox."""
 PROGRAM = ("/bin/sleep", "1000000")
-DRIVERS = {"process": "bwrap", "oci": "crun"}
+DRIVERS = {"process": "bwrap", "oci": "crun", "vm": "qemu-system-x86_64"}
 
 
 async def run(*, short: bool = False) -> list[Row]:
@@ -42,12 +44,13 @@ async def run(*, short: bool = False) -> list[Row]:
 
 async def _driver(driver: str, rounds: int) -> list[Row]:
     async with installed(driver) as (installation, caller):
-        await template(installation, caller)
+        await template(installation, caller, size=SIZE[driver])
         sandbox = (await _create(caller, {"template": ALIAS}))["sandbox_id"]
         snapshot = (await _ask(caller, "snapshot.create", {"sandbox_id": sandbox}))["snapshot_id"]
         node = installation.dir / "nodes" / "node-1"
-        artifact = json.loads((node / "storage" / "roots" / sandbox / "manifest.json").read_text())["artifact"]
-        ext4 = json.loads((node / "storage" / "artifacts" / artifact / "manifest.json").read_text())["ext4"]
+        root = next((node / "storage").glob(f"**/roots/{sandbox}/manifest.json"))  # of trees, or of disks
+        artifact = json.loads(root.read_text())["artifact"]
+        ext4 = json.loads((root.parents[2] / "artifacts" / artifact / "manifest.json").read_text())["ext4"]
         with tempfile.TemporaryDirectory(prefix="strandline-bench-", ignore_cleanup_errors=True) as directory:
             alone = await _Alone.open(driver, Path(directory), ext4)
             try:
@@ -147,7 +150,7 @@ class _Alone:
     @classmethod
     async def open(cls, driver: str, directory: Path, ext4: str) -> _Alone:
         pipe = asyncio.subprocess.PIPE
-        words = (driver, str(directory), ext4, *PROGRAM)
+        words = (driver, str(directory), ext4, *map(str, SIZE[driver]), *PROGRAM)
         return cls(await asyncio.create_subprocess_exec(sys.executable, "-m", "benchmarks.alone", *words, stdin=pipe, stdout=pipe))
 
     async def do(self, what: str, count: int = 1, width: int = 1) -> list[float]:

@@ -32,9 +32,10 @@ async def installed(driver: str) -> AsyncIterator[tuple[Installation, Caller]]:
             await asyncio.to_thread(purge, installation.dir)
 
 
-async def template(installation: Installation, caller: Caller) -> None:
-    """Make the template ``ALIAS`` from this host's own shell and tools, and wait until it is ready."""
+async def template(installation: Installation, caller: Caller, *, size: tuple[float, int] = (0.1, 64)) -> None:
+    """Make the template ``ALIAS`` from this host's own shell and tools, and wait until it is ready. ``size``: processors and MiB."""
     composed = await asyncio.to_thread(compose, installation.dir / "image")
-    body = {"image": composed.reference, "alias": ALIAS, "cmd": ["/bin/sleep", "1000000"], "memory_mb": 64, "cpu": 0.1, "wait_s": WAIT_S}
+    cmd, (cpu, memory_mb) = ["/bin/sleep", "1000000"], size
+    body = {"image": composed.reference, "alias": ALIAS, "cmd": cmd, "memory_mb": memory_mb, "cpu": cpu, "wait_s": WAIT_S}
     reply = await caller.command("default", "template.create", body)
     assert reply["result"]["status"] == "READY", reply
