@@ -25,6 +25,7 @@ from handlers.commands.aliases import resolve_template
 from handlers.control import Control, Parts, existing, unchanged
 from handlers.dispatch import Asked
 from handlers.fleet import NodeEntry
+from handlers.metrics import stage
 from handlers.processes import removal
 from handlers.processes.sandboxes import STARTING
 
@@ -97,13 +98,16 @@ async def _plan(control: Control, project: str, command: c.SandboxCreate) -> tup
     """The specification and the node, from a template or from a snapshot."""
     if command.snapshot_id is not None:
         return await _plan_from_snapshot(control, project, command)
-    template = await resolve_template(control, project, command.template or "")
-    template.require_startable()
-    artifact = None if template.artifact_id is None else await control.find(Artifact, ids.SYSTEM_PROJECT, template.artifact_id)
-    if template.recipe is None or artifact is None or artifact.ref is None:
-        raise no_ready_replica(f"template {template.id} is {template.state.value}", [], at_work=template.active_job is not None)
-    spec = _spec(command, template.id, None, artifact.ref, template.recipe, template.request.driver)
-    return spec, _place(control, template, _need(spec, command.node, command, at_work=template.active_job is not None))
+    with stage(control, "resolve"):
+        template = await resolve_template(control, project, command.template or "")
+        template.require_startable()
+    with stage(control, "request"):
+        artifact = None if template.artifact_id is None else await control.find(Artifact, ids.SYSTEM_PROJECT, template.artifact_id)
+        if template.recipe is None or artifact is None or artifact.ref is None:
+            raise no_ready_replica(f"template {template.id} is {template.state.value}", [], at_work=template.active_job is not None)
+        spec = _spec(command, template.id, None, artifact.ref, template.recipe, template.request.driver)
+    with stage(control, "place"):
+        return spec, _place(control, template, _need(spec, command.node, command, at_work=template.active_job is not None))
 
 
 async def _measured_plan(control: Control, project: str, command: c.SandboxCreate) -> tuple[SandboxSpec, str]:
@@ -120,20 +124,27 @@ async def _measured_plan(control: Control, project: str, command: c.SandboxCreat
 
 async def _plan_from_snapshot(control: Control, project: str, command: c.SandboxCreate) -> tuple[SandboxSpec, str]:
     """Where it is, if there is room; else wherever it can be fetched."""
-    snapshot = await control.get(Snapshot, project, command.snapshot_id or "")
-    snapshot.require_usable(command.node)
-    template = await control.find(Template, project, snapshot.template_id)
-    driver = snapshot.driver or (None if template is None else template.request.driver)
-    spec = _spec(command, snapshot.template_id, snapshot.id, snapshot.artifact, snapshot.recipe, driver)
-    spec = spec.model_copy(update={"snapshot_manifest": snapshot.stored_as.manifest if snapshot.stored_as else None})
+    with stage(control, "resolve"):
+        snapshot = await control.get(Snapshot, project, command.snapshot_id or "")
+        snapshot.require_usable(command.node)
+    with stage(control, "request"):
+        template = await control.find(Template, project, snapshot.template_id)
+        driver = snapshot.driver or (None if template is None else template.request.driver)
+        spec = _spec(command, snapshot.template_id, snapshot.id, snapshot.artifact, snapshot.recipe, driver)
+        spec = spec.model_copy(update={"snapshot_manifest": snapshot.stored_as.manifest if snapshot.stored_as else None})
+    with stage(control, "place"):
+        return spec, _place_snapshot(control, snapshot, spec, command)
+
+
+def _place_snapshot(control: Control, snapshot: Snapshot, spec: SandboxSpec, command: c.SandboxCreate) -> str:
     here, able = _holders(control, snapshot)
     only = snapshot.node_id if not able and snapshot.places == {snapshot.node_id} else None
     try:
-        return spec, choose(here, _need(spec, command.node or only, command))
+        return choose(here, _need(spec, command.node or only, command))
     except Refused:
         if not able:
             raise
-        return spec, choose([*here, *able], _need(spec, command.node, command))
+        return choose([*here, *able], _need(spec, command.node, command))
 
 
 def _holders(control: Control, snapshot: Snapshot) -> tuple[list[Candidate], list[Candidate]]:

@@ -65,6 +65,11 @@ def test_a_control_plane_says_what_happened_and_what_is(at) -> None:
         assert said['strandline_template_resolve_seconds_count{code="ok"}'] == 1
         assert said['strandline_template_resolve_seconds_count{code="template.not-found"}'] == 1
         assert said['strandline_template_resolve_seconds_sum{code="ok"}'] > 0
+        stages = {name.partition("{")[2]: value for name, value in said.items() if "resolve_stage_seconds_count" in name}
+        assert stages == {
+            **{f'stage="{stage}",code="ok"}}': 1 for stage in ("resolve", "request", "place")},
+            'stage="resolve",code="template.not-found"}': 1,
+        }
         await place.do("sandbox.delete", {"sandbox_id": sandbox, "wait_s": 10})
 
         async def removed() -> bool:

@@ -216,6 +216,24 @@ def test_what_a_node_does_not_list_is_let_go_and_a_list_that_failed_lets_nothing
     at(test)
 
 
+def test_a_node_that_is_not_heard_of_lets_nothing_go(at, tmp_path) -> None:
+    """Scenario 23: an unreachable node's refs are as they were (design.md §10.5)."""
+
+    async def test(place) -> None:
+        async with watched(place, tmp_path) as w:
+            box = await place.sandbox(await place.template())
+            taken = (await place.do("snapshot.create", {"sandbox_id": box, "wait_s": 5}))["snapshot_id"]
+            child = (await place.do("sandbox.create", {"snapshot_id": taken, "wait_s": 5}))["sandbox_id"]
+            await w.silent("node-1")
+            await place.do("snapshot.delete", {"snapshot_id": taken})
+            [ref] = await w.ask("list", "runtime-refs", snapshot_id=taken)
+            assert (ref["sandbox_id"], ref["node_id"], ref["status"]) == (child, "node-1", "ACTIVE")
+            assert set((await place.get(Snapshot, taken)).refs) == {child}
+            assert [item["mode"] for item in await w.ask("list", "storage")] == ["unknown"]
+
+    at(test)
+
+
 def test_a_rollback_whose_answer_comes_too_late_is_still_the_truth(at, tmp_path) -> None:
     """Scenario 20. Ours: one commit moves sandbox, ref and job, so that none is ever without the others; what can be half is the hearing.
 
