@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,10 @@ class Watcher(Stranger):
             values += [item[field] for item in reply.get("items", ())]
         return list(dict.fromkeys(values))
 
+    async def ended(self, job: str) -> dict[str, Any] | None:
+        [item] = await self.qry("jobs", "get", id=job)
+        return None if item["status"] in {"PENDING", "RUNNING"} else item
+
     async def is_released(self, sandbox: str) -> bool:
         return (await self.reply("qry.default.runtime-refs.get", id=sandbox))["items"][0]["status"] == "RELEASED"
 
@@ -89,7 +94,7 @@ async def redone(s: Watcher, template: str, image: str) -> None:
     broken = error["details"]["template_id"]
     for attempt, (mode, nodes) in enumerate((("FAILED_ONLY", []), ("FAILED_NODES", ["node-1"])), start=2):
         error = await s.refused("template.redo", template=broken, mode=mode, nodes=nodes, wait_s=60)
-        [item] = await s.qry("jobs", "get", id=error["details"]["job_id"])
+        item = await eventually(partial(s.ended, error["details"]["job_id"]))  # a refusal does not say where in the log it stands
         assert (item["status"], item["attempt"], item["targets"]) == ("FAILED", attempt, ["node-1"])
     await s.cmd("template.delete", template=broken, wait_s=60)
     phases = await s.seen("replicas", "replica", f"{broken}_node-1", "phase", template_id=broken)
