@@ -12,6 +12,7 @@ from typing import Protocol
 
 from agents.cache import Cache
 from agents.crashpoints import CrashPoints
+from agents.cutting import Cuts
 from agents.drivers.driver import Driver, Handle
 from agents.failures import fail
 from agents.fence import Fence
@@ -108,6 +109,7 @@ class LocalNode:
     """Ships what is left of a sandbox's output before it goes."""
     settings: Settings = Settings()
     dooms: dict[str, Doom] = field(default_factory=dict)
+    cuts: Cuts = field(default_factory=Cuts)
     fences: dict[str, set[Fence]] = field(default_factory=dict)
     watches: dict[str, asyncio.Task[None]] = field(default_factory=dict)
     swept: dict[str, int] = field(default_factory=dict)

@@ -7,19 +7,21 @@ stored that report. So whatever dies in between, either the order is still on th
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final, Protocol
 
 import structlog
 from pydantic import ValidationError
 
 from agents.account import OrderAccount
+from agents.cutting import CUTTABLE
 from agents.failures import FailedError, fail, failure_of
+from agents.fence import FencedError
 from agents.keyed import KeyedLocks
 from agents.node import LocalNode
 from agents.records import Trail, order_entry
 from agents.task import Task
-from agents.verbs import commits, execute, images, inspect, power, provision, replicas, snapshots
+from agents.verbs import cancel, commits, execute, images, inspect, power, provision, replicas, snapshots
 from agents.watching import ensure_watched
 from bus.tracing import Tracing
 from domain.kernel.aggregate import Record
@@ -27,7 +29,7 @@ from domain.nodes.orders import BODIES, Order, Report, ReportKind, Steps, Verb
 
 log = structlog.get_logger(__name__)
 
-Perform = Callable[[Task, Any], Awaitable[Record | None]]
+Perform = Callable[[Task, Any], Coroutine[Any, Any, Record | None]]
 
 VERBS: Final[dict[Verb, Perform]] = {
     Verb.IMAGE_RESOLVE: images.resolve,
@@ -48,9 +50,13 @@ VERBS: Final[dict[Verb, Perform]] = {
     Verb.SNAPSHOT_REMOVE: snapshots.remove,
     Verb.SNAPSHOT_EXPORT: snapshots.export,
     Verb.NODE_INSPECT: inspect.inspect,
+    Verb.ORDER_CANCEL: cancel.cancel,
 }
 CLEARING: Final = frozenset(
-    {Verb.SANDBOX_STOP, Verb.SANDBOX_DESTROY, Verb.REPLICA_REMOVE, Verb.ARTIFACT_REMOVE, Verb.SNAPSHOT_REMOVE, Verb.NODE_INSPECT}
+    {
+        *(Verb.SANDBOX_STOP, Verb.SANDBOX_DESTROY, Verb.REPLICA_REMOVE, Verb.ARTIFACT_REMOVE, Verb.SNAPSHOT_REMOVE),
+        *(Verb.NODE_INSPECT, Verb.ORDER_CANCEL),
+    }
 )
 """Done however late: what is to go has to go."""
 REPEATABLE: Final = frozenset({Verb.SANDBOX_DESTROY, Verb.SNAPSHOT_REMOVE, Verb.NODE_INSPECT})
@@ -59,8 +65,8 @@ MAX_BEGUN: Final = 3
 """An order that was begun this often by agents that died is taken for the reason why they died."""
 _ANSWERED_AGAIN: Final = frozenset({Verb.SANDBOX_EXEC})
 """Whoever repeats one of these waits for the answer, which the bus must not take for the one that it has stored already."""
-_FROM_THE_LANE: Final = frozenset({Verb.IMAGE_RESOLVE, Verb.ARTIFACT_BUILD})
-"""Never carried out from the journal, which does not keep their credentials: the lane still has them."""
+_FROM_THE_LANE: Final = frozenset({Verb.IMAGE_RESOLVE, Verb.ARTIFACT_BUILD, Verb.ORDER_CANCEL})
+"""Never carried out from the journal, which does not keep their credentials: the lane still has them, and what cancels them after them."""
 _ENDS_WITH_THE_MACHINE: Final = frozenset({Verb.SANDBOX_PROVISION})
 """Need not wait for the disk: no effect of theirs outlives a power cut, after which the lane still has the order."""
 _HIDDEN: Final = frozenset({"stdin", "env", "registry_user", "registry_secret"})
@@ -84,9 +90,13 @@ class Work:
     # ------------------------------------------------------------------------------------------------------------- lane
 
     def arrived(self, order: Order) -> None:
-        """An order was received; its turn may come much later. A destroy cuts what is in progress for its sandbox short at once."""
+        """An order was received; its turn may come much later. A destroy, or a cancellation, cuts what is in progress short at once."""
         if order.verb is Verb.SANDBOX_DESTROY and isinstance(order.body.get("sandbox_id"), str):
             self._node.doom(order.body["sandbox_id"], order)
+        if order.id not in self._node.memory.ended:
+            self._node.cuts.opened(order)
+            if order.verb is Verb.ORDER_CANCEL:
+                self._node.cuts.cut(order)
 
     async def handle(self, order: Order, ack: Ack) -> None:
         """Carry it out, or find that it was; returns when its final report is stored on the bus."""
@@ -169,7 +179,7 @@ class Work:
         try:
             task = await self._accept(order)
             body = BODIES[order.verb].model_validate(order.body)
-            result = await VERBS[order.verb](task, body)
+            result = await self._perform(task, body)
             report = node.reporter.of(order, ReportKind.DONE, {} if result is None else result.model_dump(mode="json"))
         except ValidationError as error:
             faults = error.errors(include_input=False, include_url=False)
@@ -180,11 +190,27 @@ class Work:
         finally:
             if task is not None:
                 await task.account.close()
+        node.cuts.ended(order)
         if order.verb is Verb.SANDBOX_DESTROY:
             node.spare(order.body.get("sandbox_id", ""), order)
         await node.reporter.end(order, self._renamed(report) if repeated else report)
         ensure_watched(node, str(order.body.get("sandbox_id", "")))
         return report
+
+    async def _perform(self, task: Task, body: Any) -> Record | None:
+        """Do it. Raises ``order.cancelled`` for one that is cut off, when nothing of it is left."""
+        order = task.order
+        if order.verb not in CUTTABLE:
+            return await VERBS[order.verb](task, body)
+        cut = self._node.cuts.opened(order)
+        try:
+            if order.verb is Verb.REPLICA_PREPARE and not cut.closed:  # its boot has a fence of its own, behind which it is undone
+                return await VERBS[order.verb](task, body)
+            return await cut.guard(VERBS[order.verb](task, body))
+        except (FencedError, FailedError) as error:
+            if not cut.closed:
+                raise
+            raise fail("order.cancelled", "its job was cancelled") from error
 
     def _failed(self, order: Order, error: Exception) -> Report:
         failure = failure_of(error)

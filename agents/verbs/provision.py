@@ -78,6 +78,7 @@ async def bring_up(task: Task, record: SandboxRecord) -> tuple[SandboxRecord, tu
         node.put(record)
     bringup = Bringup(node, record, node.drivers.pick(record.driver), task.account)
     with node.fenced(record.id) as fence:
+        node.cuts.also(task.order, fence)
         try:
             await task.saga(PROVISION, bringup, fence)
         except UnwoundError as unwound:

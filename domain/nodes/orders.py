@@ -42,6 +42,7 @@ class Verb(StrEnum):
     SNAPSHOT_REMOVE = "snapshot-remove"
     SNAPSHOT_EXPORT = "snapshot-export"
     NODE_INSPECT = "node-inspect"
+    ORDER_CANCEL = "order-cancel"
 
 
 class Order(Record):
@@ -381,6 +382,17 @@ class NodeInspect(Record):
     """Say again what you are: answered with a ``NodeHello``."""
 
 
+class OrderCancel(Record):
+    """Cut off what was ordered for this process before, and leave nothing of it; such an order fails as ``order.cancelled``.
+
+    ``attempt``: only orders of this attempt and earlier ones; None: all.
+    """
+
+    process: str
+    process_id: str
+    attempt: int | None = None
+
+
 # ------------------------------------------------------------------------------------------------------- observations
 
 
@@ -463,6 +475,7 @@ BODIES: Final[dict[Verb, type[Record]]] = {
     Verb.SNAPSHOT_REMOVE: SnapshotRemove,
     Verb.SNAPSHOT_EXPORT: SnapshotExport,
     Verb.NODE_INSPECT: NodeInspect,
+    Verb.ORDER_CANCEL: OrderCancel,
 }
 
 RESULTS: Final[dict[Verb, type[Record] | None]] = {
@@ -484,4 +497,5 @@ RESULTS: Final[dict[Verb, type[Record] | None]] = {
     Verb.SNAPSHOT_REMOVE: None,
     Verb.SNAPSHOT_EXPORT: SnapshotExported,
     Verb.NODE_INSPECT: NodeHello,
+    Verb.ORDER_CANCEL: None,
 }

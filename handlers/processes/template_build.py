@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection
-from typing import TypeGuard
+from typing import Final, TypeGuard
 
 from bus import sealed
 from domain.kernel.errors import Refused
 from domain.kernel.ids import SYSTEM_PROJECT, artifact_id, replica_id
-from domain.nodes.orders import ArtifactBuild, Failure, ImageResolve, Verb
+from domain.nodes.orders import ArtifactBuild, Failure, ImageResolve, OrderCancel, Verb
+from domain.sandboxes.sandbox import Sandbox
 from domain.templates.artifact import Artifact, ArtifactState
 from domain.templates.fingerprint import ArtifactSpec, fingerprint
 from domain.templates.job import Job, Operation, Phase
@@ -22,6 +23,9 @@ from domain.templates.replica import Replica
 from domain.templates.template import Template, TemplateState
 from handlers.control import Control, Parts, part
 from handlers.processes import commits, removal, replicas, stored
+
+CALLED_OFF: Final = frozenset({"job.cancelled", "job.expired", "template.deleted"})
+"""Why a job ends while nodes are perhaps still at work for it."""
 
 
 async def pump(control: Control, project: str, job: Job) -> None:
@@ -263,6 +267,7 @@ async def _fail_artifact(control: Control, job: Job, failure: Failure) -> None:
 async def clean_up(control: Control, project: str, job: Job) -> None:
     """What a job that failed had begun and not ended: its build, and the replicas that it was making. Whoever comes first does it."""
     failure = job.failure or Failure(code="internal", message="it failed")
+    await _call_off(control, project, job)
     await _fail_artifact(control, job, failure)
     left = [replica for node in job.targets if (replica := await control.find(Replica, project, replica_id(job.resource_id, node)))]
     left = [replica for replica in left if replica.job_id == job.id and replica.state in replicas.UNDER_WAY]
@@ -272,6 +277,27 @@ async def clean_up(control: Control, project: str, job: Job) -> None:
         await replicas.recount(control, project, job.resource_id, "cleaned", job.id)
     if job.operation is Operation.CREATE:
         await _reclaim(control, project, job)
+
+
+async def _call_off(control: Control, project: str, job: Job) -> None:
+    """Whoever still works for it stops, and leaves nothing; a node that has ended that work finds nothing to do."""
+    if job.failure is None or job.failure.code not in CALLED_OFF:
+        return
+    work = [(str(job.facts["builder"]), "job", job.id)] if "builder" in job.facts else []
+    if job.sandbox_id is not None and (sandbox := await control.find(Sandbox, project, job.sandbox_id)) is not None:
+        work.append((sandbox.node_id, "job", job.id))
+    for node in job.targets:
+        replica = await control.find(Replica, project, replica_id(job.resource_id, node))
+        if replica is not None and replica.job_id == job.id:
+            work.append((node, "replica", replica.id))
+    for node, process, identifier in work:
+        if node in control.fleet.nodes and not control.fleet.nodes[node].evicted:
+            attempt = job.attempt if process == "replica" else None  # another job may be at work on it by now
+            body = OrderCancel(process=process, process_id=identifier, attempt=attempt).model_dump(mode="json")
+            order = control.new_order(
+                Verb.ORDER_CANCEL, project, (process, identifier), body, key=f"cancel-{job.id}-{identifier}", salt=f"{job.id}-{node}"
+            )
+            await control.order(node, order)
 
 
 async def _reclaim(control: Control, project: str, job: Job) -> None:

@@ -28,11 +28,16 @@ def test_a_creation_that_is_cancelled_fails_with_all_that_it_had_begun_and_can_b
         assert (job.state, job.failure.code) == (JobState.FAILED, "job.cancelled")
         assert (await place.get(Template, made["template_id"])).state is TemplateState.FAILED
         await eventually(lambda: nothing_unfinished(place, job))
+        await eventually(lambda: (held.process, held.process_id) in called_off(place))
         place.node.hold = lambda order: False
         await place.node.answer(held)
         await place.do("template.delete", {"template": made["template_id"], "wait_s": 10})
         assert (await place.get(Template, made["template_id"])).state is TemplateState.DELETED
         assert await place.template(), "the next one is not hindered"
+
+    def called_off(place) -> list[tuple[str, str]]:
+        """What the node was told to stop: the order that it has in hand."""
+        return [(order.body["process"], order.body["process_id"]) for order in place.node.did(Verb.ORDER_CANCEL)]
 
     async def nothing_unfinished(place, job: Job) -> bool:
         artifact = await place.get(Artifact, job.facts.get("artifact_id", "rfs-" + "0" * 24), SYSTEM_PROJECT)
