@@ -8,6 +8,8 @@ import structlog
 
 from domain.kernel.command import Cause
 from domain.kernel.errors import Refused
+from domain.kernel.ids import SYSTEM_PROJECT
+from domain.nodes.node import Liveness, Node
 from domain.nodes.orders import Report, ReportKind, Verb
 from handlers.control import Control, because, digest_of
 from handlers.reporting import nodes, sandboxes, templates
@@ -23,7 +25,7 @@ AWAITED: Final = frozenset({Verb.SANDBOX_EXEC, Verb.NODE_INSPECT})
 async def take(control: Control, report: Report) -> None:
     """Take one report. Raises what should make the bus deliver it again; what is stale or refused for good is only logged."""
     taker = TAKERS.get(report.verb)
-    if not _believed(control, report):
+    if not await _believed(control, report):
         log.warning("report.refused", verb=report.verb, node=report.node)
         return
     command, actor = digest_of(report.id), f"node:{report.node}"
@@ -40,7 +42,10 @@ async def take(control: Control, report: Report) -> None:
         await control.results.publish(report)
 
 
-def _believed(control: Control, report: Report) -> bool:
-    """Only nodes that are enrolled have a say."""
+async def _believed(control: Control, report: Report) -> bool:
+    """Only nodes that are enrolled have a say. The log decides where the index says no: it may not have got as far as the enrolment."""
     node = control.fleet.nodes.get(report.node)
-    return node is not None and not node.evicted
+    if node is not None and not node.evicted:
+        return True
+    known = await control.find(Node, SYSTEM_PROJECT, report.node)
+    return known is not None and known.liveness is not Liveness.EVICTED

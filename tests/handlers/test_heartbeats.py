@@ -86,3 +86,19 @@ def test_a_silent_nodes_storage_is_unknown_and_known_again_with_its_next_beat(at
         assert (await place.get(Node, "node-1", SYSTEM_PROJECT)).status == "ready"
 
     at(test, Deadlines(node_dead_s=0.5))
+
+
+@pytest.mark.quick
+def test_a_node_that_speaks_before_the_index_has_its_enrolment_is_believed(at) -> None:
+    """Nobody would ask it again, and a node that nothing is known of builds and runs nothing."""
+
+    async def test(place) -> None:
+        fleet = place.plane.control.fleet
+        fleet.nodes.pop("node-1")  # as if the log were read no further than to here
+        await place.node.hello(cpu=77)
+        await eventually(lambda: is_described(place))
+
+    async def is_described(place) -> bool:
+        return (await place.get(Node, "node-1", SYSTEM_PROJECT)).capacity.cpu == 77
+
+    at(test)
