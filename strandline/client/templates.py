@@ -42,12 +42,18 @@ class Templates(Noun):
         probe_port: int | None = None,
         driver: str | None = None,
         nodes: Sequence[str] | None = None,
+        min_replicas: int | None = None,
+        max_replicas: int | None = None,
+        priority: int | None = None,
         egress_ca: bool | None = None,
         registry_user: str | None = None,
         registry_secret: str | None = None,
         **call: Unpack[Call],
     ) -> TemplateAccepted:
         """Make a template from an image: ``docker://host/name:tag``, ``oci:folder[:tag]`` or ``oci-archive:file``.
+
+        ``min_replicas`` (0 to 10000) nodes get it before others get theirs, the greater ``priority`` (-1000 to 1000) first, and no more
+        than ``max_replicas`` (1 to 10000) do. Raises ``command.invalid``, also when at most is less than at least.
 
         ``registry_secret`` is the plain secret. It is sealed here, to the nodes that can build now, and leaves this process in no other
         form. Raises ``template.no-nodes`` when there are none.
@@ -67,6 +73,9 @@ class Templates(Noun):
             probe_port=probe_port,
             driver=driver,
             nodes=nodes,
+            min_replicas=min_replicas,
+            max_replicas=max_replicas,
+            priority=priority,
             egress_ca=egress_ca,
             registry_user=registry_user,
             registry_secret=None if registry_secret is None else await self._sealed(registry_secret, image),

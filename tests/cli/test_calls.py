@@ -56,6 +56,35 @@ def test_creating_a_sandbox_sends_exactly_what_was_said(cli: Cli, fleet: Scripte
     }
 
 
+def test_creating_a_template_says_on_how_many_nodes_it_is_to_be_and_what_comes_first(cli: Cli, fleet: Scripted) -> None:
+    words = "--min-replicas 2 --max-replicas 5 --priority -7"
+    result = cli("template", "create", "docker://x/y", *words.split())
+    assert result.exit_code == 0, result.stderr
+    sent = next(command.body for command in fleet.commands if command.name == "template.create")
+    assert sent == {"image": "docker://x/y", "min_replicas": 2, "max_replicas": 5, "priority": -7}
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        ("--min-replicas -1", "--min-replicas"),
+        ("--min-replicas 10001", "--min-replicas"),
+        ("--max-replicas 0", "--max-replicas"),
+        ("--max-replicas two", "--max-replicas"),
+        ("--priority 1001", "--priority"),
+        ("--priority -1001", "--priority"),
+        ("--min-replicas 3 --max-replicas 2", "--max-replicas"),
+    ],
+)
+def test_a_number_of_replicas_that_makes_no_sense_is_a_usage_error_and_nothing_is_sent(
+    cli: Cli, fleet: Scripted, words: str, named: str
+) -> None:
+    result = cli("template", "create", "docker://x/y", *words.split())
+    assert result.exit_code == 2
+    assert named in result.stderr
+    assert fleet.commands == []
+
+
 def test_no_wait_asks_for_no_waiting(cli: Cli, fleet: Scripted) -> None:
     cli("sandbox", "create", "--no-wait", "python")
     assert "wait_s" not in fleet.commands[-1].body

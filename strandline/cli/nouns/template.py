@@ -54,6 +54,16 @@ async def create(
         Literal["process", "oci", "vm", "sim"] | None, typer.Option("--driver", help="How nodes run it.", show_default=False)
     ] = None,
     nodes: args.Nodes = None,
+    min_replicas: Annotated[
+        int | None,
+        typer.Option("--min-replicas", min=0, max=10_000, help="So many nodes get it before others get theirs.", show_default=False),
+    ] = None,
+    max_replicas: Annotated[
+        int | None, typer.Option("--max-replicas", min=1, max=10_000, help="No more nodes get it.", show_default=False)
+    ] = None,
+    priority: Annotated[
+        int | None, typer.Option("--priority", min=-1000, max=1000, help="The greater, the sooner nodes get it.", show_default=False)
+    ] = None,
     egress_ca: Annotated[bool, typer.Option("--egress-ca", help="Trust the egress proxy's certificate inside.")] = False,
     registry_user: Annotated[str | None, typer.Option("--registry-user", help="User at the registry.", show_default=False)] = None,
     registry_secret_file: Annotated[
@@ -71,6 +81,8 @@ async def create(
 
     Waits with a progress bar until it is ready on its nodes.
     """
+    if max_replicas is not None and max_replicas < (min_replicas or 0):
+        raise UsageProblem("--max-replicas is less than --min-replicas")
     if if_not_exists and await _existing(run, alias):
         return
     call = run.call | Call(wait_s=0)
@@ -86,6 +98,9 @@ async def create(
         probe_port=probe_port,
         driver=driver,
         nodes=parse.listed(nodes),
+        min_replicas=min_replicas,
+        max_replicas=max_replicas,
+        priority=priority,
         egress_ca=egress_ca or None,
         registry_user=registry_user,
         registry_secret=_secret(registry_secret_file),
