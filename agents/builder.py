@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import shutil
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -120,11 +121,17 @@ class Builder:
         return result
 
     async def pack(self, root: Path, disk_mb: int, order_id: str, tell: Callable[[BuildProgress], None]) -> SandboxCommitted:
-        """Make a file of a sandbox's root directory, and keep it in the cache under the id that follows. Raises ``ImageFault``."""
+        """Make a file of a sandbox's root directory, and keep it in the cache under the id that follows. Raises ``ImageFault``.
+
+        ``root`` may be such a file already, which is moved.
+        """
         work = self._work / order_id
         work.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
-            packed = await images.pack(root, disk_mb, work, work / "rootfs.ext4", tell)
+            if await asyncio.to_thread(root.is_dir):
+                packed = await images.pack(root, disk_mb, work, work / "rootfs.ext4", tell)
+            else:
+                packed = await asyncio.to_thread(_taken, root, work / "rootfs.ext4")
             identifier = artifact_id(fingerprint(ArtifactSpec(image_digest=packed.digest, disk_mb=disk_mb)))
             await self._cache.adopt(identifier, work / "rootfs.ext4", packed.sha256)
         finally:
@@ -170,3 +177,11 @@ class Builder:
         if body.registry_user is None or body.registry_secret is None:
             return None
         return images.Auth(body.registry_user, self._key.open(body.registry_secret, parse_image(body.image).host))
+
+
+def _taken(file: Path, out: Path) -> images.Packed:
+    """A file system that somebody else made, as it is."""
+    shutil.move(file, out)
+    with out.open("rb") as data:
+        digest = hashlib.file_digest(data, "sha256").hexdigest()
+    return images.Packed(f"sha256:{digest}", digest, out.stat().st_size)

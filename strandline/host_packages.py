@@ -80,7 +80,7 @@ PACKAGES: tuple[Package, ...] = (
     Package("docker-registry", ("tests",), program("docker-registry"), "a real registry to pull from"),
     Package("apache2-utils", ("tests",), program("htpasswd"), "a registry that wants a password"),
     Package("skopeo", ("tests",), program("skopeo"), "a second opinion on images"),
-    Package("qemu-utils", ("tests",), program("qemu-img"), "a second opinion on disks"),
+    Package("qemu-utils", ("vm", "tests"), program("qemu-img"), "templates made of microVMs"),
     Package("umoci", ("tests",), program("umoci"), "a second opinion on unpacked layers"),
     Package("openssl", ("tests",), program("openssl"), "certificates of a test's own"),
     Package("postgresql", ("tests",), file("/usr/lib/postgresql/*/bin/postgres"), "a real server for the views that can live there"),

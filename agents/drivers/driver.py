@@ -251,8 +251,10 @@ class HasGuestImage(Protocol):
 class CanSnapshot(Protocol):
     """Memory snapshots. Restore, clone and rollback are starts with ``Spec.memory``; many may start from one memory, and share it."""
 
-    async def snapshot(self, handle: Handle, memory: Path, disk: Path) -> Path:
+    async def snapshot(self, handle: Handle, memory: Path, disk: Path, *, settled: bool = False) -> Path:
         """Save memory and disk at one moment. The sandbox goes on as it was, running or paused.
+
+        ``settled``: the disk can be used without the memory. Raises ``sandbox.paused`` for one that cannot see to that now.
 
         The memory goes into the empty directory ``memory``. ``disk`` is an empty overlay over the sandbox's disk: from that moment on it
         writes there, and the disk that it had until then, which is returned, never changes again.

@@ -286,10 +286,10 @@ class VmDriver:
         reaper.sweep()
         self._state.remove(sandbox_id)
 
-    async def snapshot(self, handle: Handle, memory: Path, disk: Path) -> Path:
+    async def snapshot(self, handle: Handle, memory: Path, disk: Path, *, settled: bool = False) -> Path:
         """See ``CanSnapshot``. A crash in between leaves the machine marked as paused, and adoption lets it go on."""
         seen = self._observe(handle)
-        found = self._running(handle)
+        found = self._running(handle, paused=not settled)
         running = seen.condition is Condition.RUNNING
         _, build = await self._build()
         origin = Memory.read(Path(handle.state["memory"]))
@@ -297,7 +297,7 @@ class VmDriver:
         saved = Memory(memory, origin.shape, build, handle.sandbox_id, limits)
         self._state.set_mark(handle.sandbox_id, "paused", on=True)
         try:
-            return await save(found, origin, saved, disk, running=running) or self._spec(handle).root
+            return await save(found, origin, saved, disk, running=running, settled=settled) or self._spec(handle).root
         finally:
             self._state.set_mark(handle.sandbox_id, "paused", on=not running)
 

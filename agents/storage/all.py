@@ -41,6 +41,10 @@ class AllRoots:
             raise RuntimeFault("root.needs-driver", f"the disk of {sandbox_id} cannot be frozen without its machine")
         return await self._disks.snapshot(sandbox_id, snapshot_id, take)
 
+    async def flatten(self, sandbox_id: str) -> Path:
+        """The disk that a root is, as one raw file. Raises as ``DiskRoots``."""
+        return await self._disks.flatten(sandbox_id)
+
     def memory(self, snapshot_id: str) -> Path | None:
         """The memory in a snapshot; None when it holds a disk alone."""
         return self._disks.memory(snapshot_id)

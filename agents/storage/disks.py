@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from agents.drivers.driver import RuntimeFault
+from agents.host import spawn
 from agents.storage import qcow2, trees
 from agents.storage.base import Fill, Storage
 
@@ -25,6 +26,7 @@ Take = Callable[[Path, Path], Awaitable[Path]]
 KIND: Final = "disks"
 _MEMORY: Final = "memory"
 _CHAIN: Final = "chain"
+_COPY_S: Final = 3600.0
 
 
 class DiskRoots(Storage):
@@ -140,6 +142,22 @@ class DiskRoots(Storage):
             below = self._overlay(name)
             path.replace(below)
         chain.rmdir()
+
+    async def flatten(self, sandbox_id: str) -> Path:
+        """A root's disk with all that is below it as one raw file, which goes with the root.
+
+        Raises ``storage.no-qemu-img``, ``storage.copy-failed``.
+        """
+        found = self._roots.need(sandbox_id)
+        flat = self._roots.of(sandbox_id) / "flat"
+        try:
+            command = ["qemu-img", "convert", "-f", "qcow2", "-O", "raw", str(self._overlay(found["disk"])), str(flat)]
+            done = await spawn.run(command, timeout_s=_COPY_S)
+        except FileNotFoundError as error:
+            raise RuntimeFault("storage.no-qemu-img", "qemu-img is not installed (apt-get install qemu-utils)") from error
+        if done.code != 0:
+            raise RuntimeFault("storage.copy-failed", done.complaint())
+        return flat
 
     def has(self, sandbox_id: str) -> bool:
         """Whether a sandbox has its root here."""

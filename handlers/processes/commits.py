@@ -7,6 +7,8 @@ bytes back, for there is no image to build them from again. The sandbox is neede
 
 from __future__ import annotations
 
+from typing import Final
+
 from domain.kernel.errors import Refused
 from domain.kernel.ids import SYSTEM_PROJECT, artifact_id
 from domain.nodes.orders import SandboxCommit, Verb
@@ -19,9 +21,14 @@ from domain.templates.template import Template, TemplateRequest
 from handlers.control import Control
 from handlers.processes import template_build
 
+_GUESTS: Final = "vm"
+
 
 def request_of(sandbox: Sandbox, source: Template) -> TemplateRequest:
-    """What the template is to be: the sandbox's own recipe, and where its own template may be."""
+    """What the template is to be: the sandbox's own recipe, and where its own template may be.
+
+    A disk that a guest wrote is for guests: no other driver may be given it, whatever a node's default is.
+    """
     recipe = sandbox.spec.recipe
     return TemplateRequest(
         cpu=recipe.cpu,
@@ -31,7 +38,7 @@ def request_of(sandbox: Sandbox, source: Template) -> TemplateRequest:
         cmd=recipe.cmd,
         ports=recipe.ports,
         probe_port=recipe.probe_port,
-        driver=sandbox.spec.driver,
+        driver=_GUESTS if sandbox.driver == _GUESTS else sandbox.spec.driver,
         nodes=source.request.nodes,
         origin_sandbox_id=sandbox.id,
     )

@@ -181,3 +181,13 @@ def test_a_committed_template_goes_to_every_node(at) -> None:
             assert (template.state, template.ready, template.total) == (TemplateState.READY, 2, 2)
 
     at(test)
+
+
+def test_a_disk_that_a_guest_wrote_becomes_a_template_for_guests_alone(at) -> None:
+    async def test(place) -> None:
+        place.node.driver = "vm"
+        await place.node.hello()
+        made = await committed(place, await place.sandbox(await place.template()))
+        assert (await place.get(Template, made["template_id"])).request.driver == "vm"
+
+    at(test)

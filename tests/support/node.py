@@ -59,9 +59,9 @@ def done(node: ScriptedNode, order: Order) -> dict[str, Any]:
         case Verb.SANDBOX_COMMIT:
             return {"digest": DISK, "sha256": hashlib.sha256(BYTES).hexdigest(), "size_bytes": len(BYTES)}
         case Verb.REPLICA_PREPARE:
-            return {"versions": node.versions.model_dump(), "driver": "sim"}
+            return {"versions": node.versions.model_dump(), "driver": node.driver}
         case Verb.SANDBOX_PROVISION | Verb.SANDBOX_ROLLBACK | Verb.SANDBOX_RESUME:
-            return {"driver": "sim", "address": "10.0.0.2", "generation": body.get("generation", 0)}
+            return {"driver": node.driver, "address": "10.0.0.2", "generation": body.get("generation", 0)}
         case Verb.SANDBOX_EXEC | Verb.SANDBOX_DESTROY:
             return {"exit_code": 0, **({"stdout": "aGk=", "stderr": ""} if order.verb is Verb.SANDBOX_EXEC else {})}
         case Verb.SANDBOX_SNAPSHOT:
@@ -80,6 +80,7 @@ class ScriptedNode:
     def __init__(self, nc: Any, node_id: str = "node-1") -> None:
         self._nc = nc
         self.node_id = node_id
+        self.driver = "sim"
         self.orders: list[Order] = []
         self.capacity: dict[str, Any] = {"cpu": 64, "memory_mb": 65536, "disk_mb": 100_000, "sandboxes": 1000}
         self.versions = Versions(guest_image="1", agent="1", kernel="6")
@@ -115,7 +116,7 @@ class ScriptedNode:
         said = NodeHello(
             boot="b1",
             versions=self.versions,
-            drivers=(DriverInfo(name="sim", flags=("limits",)),),
+            drivers=(DriverInfo(name=self.driver, flags=("limits",)),),
             capacity=Capacity.model_validate(self.capacity),
             storage_pct=self.storage_pct,
             host={"roots": "copies"},

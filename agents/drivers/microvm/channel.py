@@ -15,7 +15,7 @@ from agents.drivers.driver import ExecRequest, ExecResult, RuntimeFault
 from agents.drivers.microvm import sockets
 
 PING, START, EXEC, INPUT, KILL, SIGNAL, LIMITS, FREEZE, THAW = b"P", b"M", b"X", b"I", b"K", b"G", b"L", b"Z", b"z"
-RESTORED, PREPARE, PORTS, USAGE, PUT, GET, HALT = b"C", b"B", b"T", b"U", b"W", b"R", b"H"
+RESTORED, PREPARE, PORTS, USAGE, PUT, GET, HALT, SETTLE = b"C", b"B", b"T", b"U", b"W", b"R", b"H", b"S"
 _OK, _OUT, _ERR, _WINDOW, _ENDED, _FAILED = b"k", b"o", b"e", b"w", b"E", b"F"
 
 _END, _ESC = b"\xc0", b"\xdb"

@@ -22,10 +22,11 @@ from agents.drivers.microvm.qmp import Monitor
 from agents.drivers.microvm.together import together
 
 
-async def save(machine: Machine, origin: Memory, memory: Memory, disk: Path, *, running: bool) -> Path | None:
+async def save(machine: Machine, origin: Memory, memory: Memory, disk: Path, *, running: bool, settled: bool = False) -> Path | None:
     """Save it as ``memory``, let it go on with the disk ``disk``, and say which disk it had until then; None: the one of its start.
 
     ``origin`` is what it once started from; ``disk`` an empty overlay over the one that it has.
+    ``settled``: what processes have written is on the disk, and not in the memory alone.
     Raises ``snapshot.not-permitted``, ``vm.gone``; the machine goes on in any case.
     """
     await asyncio.to_thread(copy_sparse, origin.ram, memory.ram)
@@ -33,7 +34,7 @@ async def save(machine: Machine, origin: Memory, memory: Memory, disk: Path, *, 
     before = await _disk(monitor)
     if running:  # changes nothing, but an emulator has then translated most of what it is asked next, while nobody waits for it
         await machine.guest().ask(channel.THAW)
-    async with _standing_still(machine, monitor, running=running):
+    async with _standing_still(machine, monitor, running=running, settled=settled):
         pages = asyncio.to_thread(copy_own_pages, machine.pid, origin.ram, memory.ram)
         await together(pages, monitor.execute("xen-save-devices-state", filename=str(memory.state), live=False))
         onward = {"snapshot-file": str(disk), "format": "qcow2", "mode": "existing"}
@@ -51,7 +52,7 @@ async def _disk(monitor: Monitor) -> Path | None:
 
 
 @contextlib.asynccontextmanager
-async def _standing_still(machine: Machine, monitor: Monitor, *, running: bool) -> AsyncIterator[None]:
+async def _standing_still(machine: Machine, monitor: Monitor, *, running: bool, settled: bool) -> AsyncIterator[None]:
     if not running:
         yield
         return
@@ -59,6 +60,8 @@ async def _standing_still(machine: Machine, monitor: Monitor, *, running: bool) 
     with contextlib.suppress(RuntimeFault):  # one process that cannot be interrupted now does not spoil a snapshot
         await guest.ask(channel.FREEZE, timeout_s=2)
     try:
+        if settled:
+            await guest.ask(channel.SETTLE)
         await monitor.execute("stop")
         yield
     finally:

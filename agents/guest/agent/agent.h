@@ -28,6 +28,7 @@ enum kind {
   SIGNAL = 'G',   /* 4 bytes: a signal for the main process -> OK                                                     */
   LIMITS = 'L',   /* text "cpu_us memory_bytes pids" -> OK, or FAILED                                                 */
   FREEZE = 'Z',   /* no process of the sandbox moves from here on, for THAW_S at most -> OK                           */
+  SETTLE = 'S',   /* write everything to the disk -> OK                                                                */
   THAW = 'z',     /* -> OK                                                                                            */
   RESTORED = 'C', /* fields: this is a copy of what it was: clock, entropy, name -> OK, then THAW                     */
   PREPARE = 'B',  /* fields: it waits to be told what it is: take the disk, do once what START or RESTORED do -> OK   */
@@ -69,6 +70,7 @@ void boot(void);
 int load_modules(const char *list);
 int port_open(const char *name, int flags);
 int mount_disk(void);
+void settle_disk(void);
 void write_file(const char *path, const char *text);
 long read_number(const char *path, const char *key);
 void switch_off(void);

@@ -1,5 +1,6 @@
 /* From the kernel's hands to a machine that waits for orders: file systems, modules, ports. The disk comes later, with the first order:
  * a machine whose memory was saved before that starts from any disk. */
+#define _GNU_SOURCE
 #include "agent.h"
 
 #include <dirent.h>
@@ -130,6 +131,13 @@ int mount_disk(void) {
   while (stat("/dev/vda", &seen)) a_moment();
   mount_or_say("/dev/vda", DISK, "ext4", MS_NOATIME, 0);
   return mounted = 1;
+}
+
+void settle_disk(void) {
+  int fd = open(DISK, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (fd < 0) return;
+  syncfs(fd);
+  close(fd);
 }
 
 void switch_off(void) {

@@ -112,6 +112,7 @@ static void take(uint32_t number, int kind, char *body, size_t size) {
     case SIGNAL: signal_main(number, body, size); break;
     case LIMITS: set_limits(body), frame_send(number, OK, "", 0); break;
     case FREEZE: freeze(number, 1); break;
+    case SETTLE: settle_disk(), frame_send(number, OK, "", 0); break;
     case THAW: freeze(number, 0); break;
     case RESTORED: parse(&order, body, size), restored(number, &order); break;
     case PREPARE: parse(&order, body, size), prepare(number, &order); break;

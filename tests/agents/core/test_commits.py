@@ -5,16 +5,10 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from support.builders import building, leaves_nothing
+from support.building import building, identifier, leaves_nothing
 from support.waiting import eventually
 
-from domain.kernel.ids import artifact_id
 from domain.nodes.orders import ReportKind, Verb
-from domain.templates.fingerprint import ArtifactSpec, fingerprint
-
-
-def identifier(digest: str) -> str:
-    return artifact_id(fingerprint(ArtifactSpec(image_digest=digest, disk_mb=64)))
 
 
 async def output(*command: str) -> bytes:

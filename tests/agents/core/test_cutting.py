@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from support.builders import building, leaves_nothing
+from support.building import building, leaves_nothing
 from support.waiting import eventually
 
 from domain.nodes.orders import Order, Report, ReportKind, Verb

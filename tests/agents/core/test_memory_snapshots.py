@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from support import guests
+from support.building import building, identifier
 from support.guests import GUESTS
 from support.local_node import SNAPSHOT, Rig
 
@@ -82,6 +83,32 @@ def test_a_stored_memory_goes_on_on_another_node(machines: Rig, tmp_path: Path, 
             assert await said(there, "two", "cat /dev/shm/mind /srv/disk") == "mind\ndisk"
             await said(there, "two", "cat /bin/* > /dev/null")
             for rig, name in ((here, "one"), (there, "two")):
+                await done(rig, Verb.SANDBOX_DESTROY, {"sandbox_id": rig.sandbox(name), "grace_s": 0})
+
+    run(scenario())
+
+
+def test_a_commit_of_a_machine_is_its_disk_as_its_processes_wrote_it(machines: Rig, run) -> None:
+    rig = machines
+
+    async def scenario() -> None:
+        async with rig.life():
+            building(rig, {})
+            target = {"sandbox_id": await rig.up(memory_mb=128)}
+            await said(rig, "one", "mkdir -p /srv; echo kept > /srv/kept")
+            made = await done(rig, Verb.SANDBOX_COMMIT, {**target, "disk_mb": 64})
+            assert await said(rig, "one", "echo later > /srv/later; cat /srv/kept") == "kept"
+            there = await rig.node.roots.list()
+            assert (there.roots, there.snapshots) == ({rig.sandbox()}, frozenset())
+            order = rig.provision("two", memory_mb=128)
+            sizes = {"sha256": made.body["sha256"], "size_bytes": made.body["size_bytes"]}
+            order["spec"]["artifact"] = {"artifact_id": identifier(made.body["digest"]), **sizes}
+            await done(rig, Verb.SANDBOX_PROVISION, order)
+            assert await said(rig, "two", "cat /srv/*") == "kept"
+            await done(rig, Verb.SANDBOX_PAUSE, target)
+            refused = await rig.tell(Verb.SANDBOX_COMMIT, {**target, "disk_mb": 64})
+            assert refused.error.code == "sandbox.paused"
+            for name in ("one", "two"):
                 await done(rig, Verb.SANDBOX_DESTROY, {"sandbox_id": rig.sandbox(name), "grace_s": 0})
 
     run(scenario())
