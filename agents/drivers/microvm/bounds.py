@@ -29,7 +29,7 @@ class Bounds:
     def __init__(self, mark: str) -> None:
         self._prefix = f"strandline-{mark}-"
         self._held: set[str] = set()
-        self.possible = os.geteuid() == 0 and self._try()
+        self.possible = os.geteuid() == 0 and cgroups.layout() is not cgroups.Layout.NONE and self._try()
 
     def _try(self) -> bool:
         """Made and taken away again: root in a container often may not."""
@@ -94,6 +94,8 @@ class Bounds:
 
     async def sweep(self, known: Collection[str]) -> None:
         """Take away those that a crash has left: nobody knows them, and nothing is in them any more."""
+        if not self.possible:
+            return
         for name in cgroups.names(self._prefix) - set(known) - self._held:
             if not cgroups.Cgroup(name).members():
                 await self.remove(name)
