@@ -12,7 +12,7 @@ import contextlib
 import json
 import os
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -88,12 +88,8 @@ class Connection(Client):
         return Msg(self, "", "", reply.data, parse_headers(reply.headers) or None)
 
     async def _request_slowly(self, subject: str, payload: bytes, timeout: float, old_style: bool, headers: dict[str, Any] | None) -> Msg:
-        task = asyncio.current_task()
-        before = task.cancelling() if task is not None else 0
-        reply = await super().request(subject, payload, timeout, old_style, headers)
-        if task is not None and task.cancelling() > before:  # asyncio.wait_for of Python 3.11 drops what comes together with the answer
-            raise asyncio.CancelledError
-        return reply
+        with _heeding_cancellation():
+            return await super().request(subject, payload, timeout, old_style, headers)
 
     async def subscribe_directly(self, subject: str, take: Take, queue: str = "") -> Subscription:
         """Hand messages to ``take`` in the read loop, without nats-py's queue and task for each.
@@ -146,8 +142,14 @@ class Connection(Client):
 
     async def _flush_pending(self, force_flush: bool = False) -> Any:
         if force_flush or not self.write_now():
-            return await super()._flush_pending(force_flush)
+            with _heeding_cancellation():
+                return await super()._flush_pending(force_flush)
         return None
+
+    async def flush(self, timeout: int = 10) -> None:
+        """Returns when everything written before is with the server. Raises nats-py's ``FlushTimeoutError``, ``ConnectionClosedError``."""
+        with _heeding_cancellation():
+            await super().flush(timeout)
 
     def _remove_sub(self, sid: int, max_msgs: int = 0) -> None:
         self._direct.pop(sid, None)
@@ -260,6 +262,17 @@ class Connection(Client):
 
     async def __aexit__(self, *exc: object) -> None:
         await self.close()
+
+
+@contextlib.contextmanager
+def _heeding_cancellation() -> Iterator[None]:
+    """Raise a cancellation that came within the block and that nats-py has dropped: it catches some, and ``asyncio.wait_for`` of Python 3.11
+    drops one that comes together with what is waited for."""
+    task = asyncio.current_task()
+    before = 0 if task is None else task.cancelling()
+    yield
+    if task is not None and task.cancelling() > before:
+        raise asyncio.CancelledError
 
 
 def _exit_process() -> None:

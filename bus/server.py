@@ -23,6 +23,7 @@ START_S: Final = 20.0
 STOP_S: Final = 15.0
 _PORTS: Final = (18_000, 32_000)
 """Below Linux' ephemeral range, so that no outgoing connection takes a server's port while it restarts."""
+_given: Final[set[int]] = set()
 
 _CONFIG: Final = """\
 server_name: {name}
@@ -55,11 +56,14 @@ def find_binary() -> str:
 
 
 def free_port() -> int:
-    """A loopback port that nobody listens on now."""
+    """A loopback port that nobody listens on now, and that this process was not given before."""
     while True:
         port = _PORTS[0] + secrets.randbelow(_PORTS[1] - _PORTS[0])
+        if port in _given:
+            continue
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
+            _given.add(port)
             return port
 
 
