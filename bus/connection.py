@@ -266,8 +266,9 @@ class Connection(Client):
 
 @contextlib.contextmanager
 def _heeding_cancellation() -> Iterator[None]:
-    """Raise a cancellation that came within the block and that nats-py has dropped: it catches some, and ``asyncio.wait_for`` of Python 3.11
-    drops one that comes together with what is waited for."""
+    """Raise a cancellation that came within the block and was dropped: nats-py catches some, and ``asyncio.wait_for`` of Python 3.11
+    drops one that comes together with what is waited for.
+    """
     task = asyncio.current_task()
     before = 0 if task is None else task.cancelling()
     yield

@@ -40,6 +40,7 @@ NOBODY: dict[str, tuple[dict[str, Any], str, bool]] = {
     "template.set-compat-policy": ({"template": TPL, "policy": "STRICT"}, "template.not-found", False),
     "template.delete": ({"template": TPL}, "template.not-found", False),
     "job.cancel": ({"job_id": "00000000-0000-5000-8000-000000000000"}, "job.not-found", False),
+    "artifact.link": ({"artifact_id": "rfs-" + "0" * 24}, "artifact.not-served", False),
     "compat.rescan": ({"nodes": ["nowhere"]}, "node.not-found", False),
     "snapshot.create": ({"sandbox_id": SB}, "sandbox.not-found", False),
     "snapshot.export": ({"snapshot_id": SNAP}, "snapshot.not-found", False),
