@@ -79,10 +79,15 @@ class Reporter:
             error=error,
         )
 
-    async def end(self, order: Order, report: Report) -> None:
-        """The order is over. Returns when that is on the disk and the report is stored on the bus; until both, the lane keeps the order."""
+    async def end(self, order: Order, report: Report, *, lasting: bool = True) -> None:
+        """The order is over. Returns when the report is stored on the bus and, if anything of it outlives the machine, that is on the disk.
+
+        Until then the lane keeps the order.
+        """
         self._journal.write(end_entry(order.id, self._clock(), report))
-        await asyncio.gather(self._journal.sync(), self.again(report))
+        await self.again(report)
+        if lasting:
+            await self._journal.sync()
 
     async def again(self, report: Report) -> None:
         """Send a report, also one that was sent before, and wait until it is stored."""

@@ -193,7 +193,8 @@ class Work:
         node.cuts.ended(order)
         if order.verb is Verb.SANDBOX_DESTROY:
             node.spare(order.body.get("sandbox_id", ""), order)
-        await node.reporter.end(order, self._renamed(report) if repeated else report)
+        lasting = order.verb not in _ENDS_WITH_THE_MACHINE
+        await node.reporter.end(order, self._renamed(report) if repeated else report, lasting=lasting)
         ensure_watched(node, str(order.body.get("sandbox_id", "")))
         return report
 

@@ -12,7 +12,8 @@ import contextlib
 import json
 import os
 import ssl
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -23,6 +24,7 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.aio.transport import TcpTransport
 
+from bus.cancelling import heeding_cancellation
 from bus.headers import header_lines, parse_headers
 from bus.parser import MessageParser, Take, hand_over
 from bus.replies import NobodyError, Replies, UnansweredError
@@ -88,7 +90,7 @@ class Connection(Client):
         return Msg(self, "", "", reply.data, parse_headers(reply.headers) or None)
 
     async def _request_slowly(self, subject: str, payload: bytes, timeout: float, old_style: bool, headers: dict[str, Any] | None) -> Msg:
-        with _heeding_cancellation():
+        with heeding_cancellation():
             return await super().request(subject, payload, timeout, old_style, headers)
 
     async def subscribe_directly(self, subject: str, take: Take, queue: str = "") -> Subscription:
@@ -142,13 +144,13 @@ class Connection(Client):
 
     async def _flush_pending(self, force_flush: bool = False) -> Any:
         if force_flush or not self.write_now():
-            with _heeding_cancellation():
+            with heeding_cancellation():
                 return await super()._flush_pending(force_flush)
         return None
 
     async def flush(self, timeout: int = 10) -> None:
         """Returns when everything written before is with the server. Raises nats-py's ``FlushTimeoutError``, ``ConnectionClosedError``."""
-        with _heeding_cancellation():
+        with heeding_cancellation():
             await super().flush(timeout)
 
     def _remove_sub(self, sid: int, max_msgs: int = 0) -> None:
@@ -264,22 +266,6 @@ class Connection(Client):
         await self.close()
 
 
-@contextlib.contextmanager
-def _heeding_cancellation() -> Iterator[None]:
-    """Raise a cancellation that came within the block and was dropped: nats-py catches some, and ``asyncio.wait_for`` of Python 3.11
-    drops one that comes together with what is waited for.
-    """
-    task = asyncio.current_task()
-    before = 0 if task is None else task.cancelling()
-    yield
-    if task is not None and task.cancelling() > before:
-        raise asyncio.CancelledError
-
-
-def _exit_process() -> None:
-    os._exit(EXIT_CODE)
-
-
 async def connect(
     url: str | list[str],
     *,
@@ -301,7 +287,7 @@ async def connect(
     async def closed() -> None:
         if not client.end_was_wanted:
             log.critical("connection.closed", name=name, error=repr(client.last_error))
-            (on_closed or _exit_process)()
+            (on_closed or partial(os._exit, EXIT_CODE))()
 
     async def reconnected() -> None:
         log.info("connection.reconnected", name=name)

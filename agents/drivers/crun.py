@@ -14,7 +14,7 @@ from agents.drivers.driver import RuntimeFault
 from agents.host import processes, spawn
 
 _START_S: Final = 30.0
-_LOOK_S: Final = 0.0003
+_LOOK_S: Final = 0.001
 _LOOKS: Final = 1000
 _NOT_FOUND: Final = ("not found", "no such file or directory")
 _NOT_EXECUTABLE: Final = ("permission denied", "exec format error", "is a directory")

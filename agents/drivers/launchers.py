@@ -191,10 +191,10 @@ def _other_program(pid: int, reference: int) -> bool:
 
 
 async def _until(settled: Callable[[], bool], monitor: tuple[int, int]) -> None:
-    """Look every 0.3 ms: it takes one or two."""
+    """Look every millisecond, which is the shortest that an event loop can wait: to look without a pause slows down what is waited for."""
     deadline = time.monotonic() + _EXECUTED_S
     while not settled() and processes.alive(*monitor) and time.monotonic() < deadline:  # noqa: ASYNC110  # the kernel tells nobody
-        await asyncio.sleep(0.0003)
+        await asyncio.sleep(0.001)
 
 
 def default_launcher() -> Launcher:

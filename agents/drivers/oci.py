@@ -111,8 +111,8 @@ class OciDriver:
         if self._stage is None or not spec.ids:
             yield spec.root, None
             return
-        with self._stage.showing(spec.root, container) as root:
-            yield root, self._stage.run
+        with self._stage.showing(spec.root, container) as shown:
+            yield shown
 
     # ----------------------------------------------------------------------------------------------------------- observe
 

@@ -53,11 +53,11 @@ async def _try(runtime: Runtime, name: str, bundle: Path, ids: int, stage: Stage
     os.chown(root, ids, ids)
     programs = _host_programs(root)
     argv = [runtime.program, "--root", str(runtime.root), "--log", str(log), "--log-format", "json", "run", "--bundle", str(bundle), name]
-    with Descriptors() as fds, stage.showing(root, name) if stage else contextlib.nullcontext(root) as place:
+    with Descriptors() as fds, stage.showing(root, name) if stage else contextlib.nullcontext((root, None)) as (place, within):
         config = ocispec.config(spec, Who(), {}, name, swap=False, root=place)
         config["mounts"] = [*config["mounts"], *programs]
         (bundle / "config.json").write_text(json.dumps(config), encoding="utf-8")
-        code = await spawn.wait_for(argv, spawn.HOST_ENV, fds.stdio(spec), _CHECK_S, stage.run if stage else None)
+        code = await spawn.wait_for(argv, spawn.HOST_ENV, fds.stdio(spec), _CHECK_S, within)
     if code == 0:
         return []
     why = complaint(log.read_text(encoding="utf-8")) if log.exists() else ""

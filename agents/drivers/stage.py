@@ -12,12 +12,10 @@ import contextlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final
 
 from agents.drivers import hostns
-from agents.host import syscalls
-
-T = TypeVar("T")
+from agents.host import spawn, syscalls
 
 _FOLDERS: Final = ("/mnt", "/media", "/srv", "/opt", "/home")
 
@@ -43,13 +41,9 @@ class Stage:
         syscalls.mount("none", "/", "", syscalls.MS_SLAVE | syscalls.MS_REC)
         syscalls.mount("strandline", self._folder, "tmpfs", syscalls.MS_NOSUID | syscalls.MS_NODEV, "size=1m,mode=711")
 
-    def run(self, work: Callable[[], T]) -> T:
-        """The result of ``work``, done there: a process that it starts is there too."""
-        return self._thread.submit(work).result()
-
     @contextlib.contextmanager
-    def showing(self, root: Path, name: str) -> Iterator[Path]:
-        """Within the block ``root`` is found at the path that is given. ``name`` is used once at a time."""
+    def showing(self, root: Path, name: str) -> Iterator[tuple[Path, spawn.Within]]:
+        """Within the block ``root`` is found at the path that is given, by what is started as is given. ``name`` is used once at a time."""
         place = self._folder / name
 
         def show() -> None:
@@ -61,9 +55,17 @@ class Stage:
                 syscalls.umount(place, syscalls.MNT_DETACH)
             place.rmdir()
 
-        self.run(show)
+        shown = self._thread.submit(show)
+
+        def within(start: Callable[[], int]) -> int:
+            def begin() -> int:
+                shown.result()  # done by now: this is the same thread
+                return start()
+
+            return self._thread.submit(begin).result()
+
         try:
-            yield place
+            yield place, within
         finally:
             self._thread.submit(hide)
 

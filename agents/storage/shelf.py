@@ -68,7 +68,7 @@ class Shelf:
             made = make(draft)
             if asyncio.iscoroutine(made):
                 await made
-            _write(draft, manifest(), self._lasting)
+            _fill(draft / _MANIFEST, manifest(), self._lasting)
             draft.rename(self.of(name))
         except BaseException:
             await asyncio.shield(asyncio.to_thread(trees.remove, draft))
@@ -98,11 +98,15 @@ def _whole(directory: Path) -> bool:
     return True
 
 
-def _write(directory: Path, manifest: Manifest, sync: bool = True) -> None:
+def _write(directory: Path, manifest: Manifest) -> None:
     draft = directory / f".{_MANIFEST}"
-    with draft.open("w", encoding="utf-8") as file:
+    _fill(draft, manifest, sync=True)
+    draft.replace(directory / _MANIFEST)
+
+
+def _fill(path: Path, manifest: Manifest, sync: bool) -> None:
+    with path.open("w", encoding="utf-8") as file:
         file.write(json.dumps(manifest))
         file.flush()
         if sync:
             os.fsync(file.fileno())
-    draft.replace(directory / _MANIFEST)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -98,14 +97,12 @@ def order_of(control: Control, project: str, sandbox: Sandbox, what: Due) -> Ord
 async def _provision(control: Control, project: str, sandbox: Sandbox) -> None:
     """The order, and the saga's record that begins with it. The first order does not wait for the record: the sandbox demands both."""
     known = control.store.peek(Provisioning, project, sandbox.id)
-    begun = None if known else asyncio.ensure_future(_begin(control, project, sandbox))
-    try:
-        attempt = known.attempt if known else 1 if sandbox.version == 1 or begun is None else await begun
-        if (what := due(sandbox, attempt)) is not None:
-            await control.order(sandbox.node_id, order_of(control, project, sandbox, what))
-    finally:
-        if begun is not None:
-            await begun
+    first = known is None and sandbox.version == 1
+    attempt = known.attempt if known else 1 if first else await _begin(control, project, sandbox)
+    if (what := due(sandbox, attempt)) is not None:
+        await control.order(sandbox.node_id, order_of(control, project, sandbox, what))
+    if first:
+        await _begin(control, project, sandbox)
 
 
 async def _begin(control: Control, project: str, sandbox: Sandbox) -> int:

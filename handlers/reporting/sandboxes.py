@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Final
@@ -130,6 +131,7 @@ async def _running(control: Control, report: Report, cause: Cause) -> None:
     sandbox = await control.get(Sandbox, report.project, report.process_id)
     if sandbox.state in sandboxes.STARTING:
         sandbox = (await control.change(Sandbox, report.project, sandbox.id, cause, up)).aggregate
+        await asyncio.sleep(0)  # whoever waits for the sandbox is told first
     if sandbox.started_at is not None:
         await _record(control, report, cause, complete)
 
