@@ -73,11 +73,16 @@ async def _mark_refs(control: Control, report: Report, cause: Cause, here: Seque
 
 
 async def _missing(control: Control, report: Report, cause: Cause, entry: SandboxEntry) -> None:
-    sandbox = await control.find(Sandbox, entry.project, entry.sandbox_id)
-    if sandbox is None or sandbox.state not in {SandboxState.RUNNING, SandboxState.PAUSED} or sandbox.modified_on >= report.at:
+    if await control.find(Sandbox, entry.project, entry.sandbox_id) is None:
         return
-    own = Cause(derived(cause.command, sandbox.id), cause.digest, SYSTEM_ACTOR, entry.project, cause.at, cause.event, cause.trace)
-    await control.change(Sandbox, entry.project, sandbox.id, own, lambda s: s.exited(own.at, s.generation, None, "lost"))
+    own = Cause(derived(cause.command, entry.sandbox_id), cause.digest, SYSTEM_ACTOR, entry.project, cause.at, cause.event, cause.trace)
+
+    def decide(sandbox: Sandbox) -> None:
+        """Here, where nothing can come in between: it may be starting at this very moment."""
+        if sandbox.state in {SandboxState.RUNNING, SandboxState.PAUSED} and sandbox.modified_on < report.at:
+            sandbox.exited(own.at, sandbox.generation, None, "lost")
+
+    await control.change(Sandbox, entry.project, entry.sandbox_id, own, decide)
 
 
 async def _snapshots(control: Control, report: Report, cause: Cause) -> None:
@@ -86,12 +91,16 @@ async def _snapshots(control: Control, report: Report, cause: Cause) -> None:
     for project, identifier in sorted(control.fleet.snapshots_on.get(report.node, ())):
         if identifier in seen.snapshots:
             continue
-        snapshot = await control.find(Snapshot, project, identifier)
-        if snapshot is None or snapshot.modified_on >= seen.at or _needed(snapshot, report.node):
+        if await control.find(Snapshot, project, identifier) is None:
             continue
         own = Cause(derived(cause.command, identifier), cause.digest, SYSTEM_ACTOR, project, cause.at, cause.event, cause.trace)
-        decide = partial(Snapshot.lost, at=own.at, node_id=report.node)
-        await control.change(Snapshot, project, identifier, own, decide)
+        await control.change(Snapshot, project, identifier, own, partial(_unlisted, at=own.at, seen=seen.at, node=report.node))
+
+
+def _unlisted(snapshot: Snapshot, at: datetime, seen: datetime, node: str) -> None:
+    """Decided where nothing can come in between: it may become ready at this very moment."""
+    if snapshot.modified_on < seen and not _needed(snapshot, node):
+        snapshot.lost(at, node_id=node)
 
 
 def _needed(snapshot: Snapshot, node: str) -> bool:

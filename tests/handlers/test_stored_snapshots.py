@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -253,6 +254,34 @@ def test_a_snapshot_that_its_node_does_not_list_is_lost_there(at) -> None:
         states = {name: (await place.get(Snapshot, name)).state for name in (kept, safe, used)}
         assert set(states.values()) == {SnapshotState.READY}
         assert (await place.get(Snapshot, gone)).error_code == "snapshot.lost"
+
+    at(test)
+
+
+def test_a_snapshot_that_becomes_ready_while_an_older_listing_is_looked_at_is_not_lost(at) -> None:
+    async def test(place) -> None:
+        sandbox = await place.sandbox(await place.template())
+        gone = await taken(place, sandbox)
+        place.node.hold = lambda order: order.verb == Verb.SANDBOX_SNAPSHOT
+        made = (await place.do("snapshot.create", {"sandbox_id": sandbox}))["snapshot_id"]
+        (order,) = await eventually(lambda: [o for o in place.node.did(Verb.SANDBOX_SNAPSHOT) if o.process_id == made])
+        control, looked = place.plane.control, asyncio.Event()
+        find = control.find
+
+        async def find_and_wait(cls, project: str, identifier: str):
+            seen = await find(cls, project, identifier)
+            if identifier == made and not looked.is_set():
+                looked.set()
+                await place.node.answer(order)
+                await eventually(lambda: is_in(place, made, SnapshotState.READY))
+            return seen
+
+        control.find = find_and_wait
+        await place.node.has(gone)
+        await looked.wait()
+        await place.node.has(made)
+        await eventually(lambda: is_in(place, gone, SnapshotState.FAILED))  # listings are looked at one after the other
+        assert await is_in(place, made, SnapshotState.READY)
 
     at(test)
 
