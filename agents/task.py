@@ -47,6 +47,7 @@ class Task:
 
     def progress(self, body: Record) -> None:
         """Tell how far it is."""
+        self.node.crash.here(f"{getattr(body, 'phase', '').lower()}:told")
         self.node.reporter.progress(self.order, body.model_dump(mode="json"))
 
 

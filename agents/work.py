@@ -179,7 +179,9 @@ class Work:
         try:
             task = await self._accept(order)
             body = BODIES[order.verb].model_validate(order.body)
+            node.crash.here(f"{order.verb}:before")
             result = await self._perform(task, body)
+            node.crash.here(f"{order.verb}:after")
             report = node.reporter.of(order, ReportKind.DONE, {} if result is None else result.model_dump(mode="json"))
         except ValidationError as error:
             faults = error.errors(include_input=False, include_url=False)

@@ -244,7 +244,7 @@ class Connection(Client):
     async def close(self) -> None:
         self._end()
         if self.replies is not None:
-            self.replies.lose()
+            self.replies.lose(everything=True)
         if not self.is_connected:  # nats-py would write what is pending to the socket that is gone, and fail
             self._pending, self._pending_data_size = [], 0
         try:

@@ -46,7 +46,12 @@ class Reply(NamedTuple):
     headers: bytes | None
 
 
-_NOBODY: Final = (None, 0.0)
+class _Waiting(NamedTuple):
+    """``connection``: which one it was asked on, by how often there was a reconnect before."""
+
+    future: asyncio.Future[Reply]
+    deadline: float
+    connection: int
 
 
 class Replies:
@@ -55,7 +60,7 @@ class Replies:
     def __init__(self, nc: Connection) -> None:
         self._nc = nc
         self._loop = asyncio.get_running_loop()
-        self._waiting: dict[bytes, tuple[asyncio.Future[Reply], float]] = {}
+        self._waiting: dict[bytes, _Waiting] = {}
         self._sweeper: asyncio.TimerHandle | None = None
         self._count = 0
         inbox = nc.new_inbox()
@@ -72,7 +77,7 @@ class Replies:
 
     async def close(self) -> None:
         """What waits ends as unanswered."""
-        self.lose()
+        self.lose(everything=True)
         if self._sweeper is not None:
             self._sweeper.cancel()
         self._unlisten()
@@ -89,7 +94,7 @@ class Replies:
         self._count += 1
         token = b"%d" % self._count
         future: asyncio.Future[Reply] = self._loop.create_future()
-        self._waiting[token] = future, self._loop.time() + timeout
+        self._waiting[token] = _Waiting(future, self._loop.time() + timeout, self._nc.stats["reconnects"])
         if self._sweeper is None:
             self._sweeper = self._loop.call_later(SWEEP_S, self._sweep)
         try:
@@ -125,22 +130,23 @@ class Replies:
         queue.put_nowait(flushed)
         return flushed if crowded else None
 
-    def lose(self) -> None:
-        """The socket on which the answers would have come is gone."""
-        for future, _ in self._waiting.values():
-            if not future.done():
+    def lose(self, *, everything: bool = False) -> None:
+        """The sockets before this one are gone, and the answers that would have come on them; ``everything``: this one too."""
+        now = self._nc.stats["reconnects"] + everything
+        for future, _, then in self._waiting.values():
+            if then < now and not future.done():
                 future.set_exception(UnansweredError("the connection was lost"))
 
     def _receive(self, subject: bytes, _reply: bytes, data: bytes, headers: bytes | None) -> None:
         """A reply arrived; called inside the read loop."""
-        future, _ = self._waiting.get(subject[self._prefix :], _NOBODY)
-        if future is not None and not future.done():
-            future.set_result(Reply(data, headers))
+        waiting = self._waiting.get(subject[self._prefix :])
+        if waiting is not None and not waiting.future.done():
+            waiting.future.set_result(Reply(data, headers))
 
     def _sweep(self) -> None:
         """End what waits for too long. One timer for all: one for each would cost as much as its message."""
         now = self._loop.time()
-        for future, deadline in self._waiting.values():
+        for future, deadline, _ in self._waiting.values():
             if deadline <= now and not future.done():
                 future.set_exception(UnansweredError("no answer in time"))
         self._sweeper = self._loop.call_later(SWEEP_S, self._sweep) if self._waiting else None

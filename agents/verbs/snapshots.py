@@ -154,6 +154,8 @@ async def rollback(task: Task, body: SandboxRollback) -> SandboxRunning:
     """The sandbox as it was at the snapshot, under a new generation. ``fatal`` in a failure: the old machine is gone, no new one came."""
     node = task.node
     record = node.get(body.sandbox_id)
+    if record.condition != "replacing" and "ready" in task.account.outputs:  # an agent that died before it could say so has done it
+        return running(record, _ports(task))
     if record.condition != "replacing":
         record = await _begin(node, record, body, task.order.project)
     elif record.generation != body.generation:
@@ -169,7 +171,11 @@ async def rollback(task: Task, body: SandboxRollback) -> SandboxRunning:
     update = {"condition": "running", "handle": started["handle"], "address": started["address"], "snapshot_id": body.snapshot_id}
     record = node.put(record.model_copy(update=update))
     node.runtime_line(record.id, f"rolled back to {body.snapshot_id}, generation {record.generation}")
-    return running(record, tuple(PortStatus.model_validate(port) for port in task.account.outputs["ready"]["ports"]))
+    return running(record, _ports(task))
+
+
+def _ports(task: Task) -> tuple[PortStatus, ...]:
+    return tuple(PortStatus.model_validate(port) for port in task.account.outputs["ready"]["ports"])
 
 
 async def _begin(node: LocalNode, record: SandboxRecord, body: SandboxRollback, project: str) -> SandboxRecord:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+import select
 import signal
 import struct
 import subprocess
@@ -19,6 +20,15 @@ from support.responder import Scripted
 
 pytestmark = pytest.mark.timeout(60)  # an interruption that is lost would wait for ever
 
+SILENCE_S = 20
+TALKATIVE = """
+import asyncio, runpy, signal, sys
+signal.signal(signal.SIGUSR1, lambda *_: [task.print_stack() for task in asyncio.all_tasks()])
+sys.argv[0] = "strandline"
+runpy.run_module("strandline.cli", run_name="__main__", alter_sys=True)
+"""
+"""The command line, which says on SIGUSR1 what all its tasks wait for."""
+
 COLOUR = re.compile(r"\x1b\[(?:\d+;)*3[0-7]m")
 ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
@@ -30,21 +40,30 @@ class Terminal:
         self._master, slave = os.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
         settings = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "100", **env}
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "strandline.cli", *words], stdin=slave, stdout=slave, stderr=slave, env=settings
-        )
+        self._process = subprocess.Popen([sys.executable, "-c", TALKATIVE, *words], stdin=slave, stdout=slave, stderr=slave, env=settings)
         os.close(slave)
         self.text = ""
 
     def until(self, *wanted: str) -> str:
         """Read until all of these have been seen, or the end."""
         while not wanted or not all(one in self.text for one in wanted):
+            if not select.select([self._master], [], [], SILENCE_S)[0]:
+                raise AssertionError(self._last_words(wanted))
             try:
                 data = os.read(self._master, 65_536)
             except OSError:
                 break
             self.text += data.decode(errors="replace")
         return self.text
+
+    def _last_words(self, wanted: tuple[str, ...]) -> str:
+        """What it is at, for whoever wants to know why nothing comes."""
+        state = [line for line in Path(f"/proc/{self._process.pid}/status").read_text().splitlines() if line.startswith(("State", "Sig"))]
+        self._process.send_signal(signal.SIGUSR1)
+        said = ""
+        while select.select([self._master], [], [], 1)[0]:
+            said += os.read(self._master, 65_536).decode(errors="replace")
+        return f"{wanted} did not come for {SILENCE_S} s: {state}\n{self.text}\n{said}"
 
     def type(self, text: str) -> None:
         os.write(self._master, text.encode())

@@ -14,6 +14,10 @@ from support.patient import Patient
 from support.remains import remains
 from support.waiting import eventually, run
 
+from agents.crashpoints import VARIABLE
+from bus.connection import connect_from
+from domain.nodes.orders import Verb
+
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 EVERYTHING = ["control", "projector", "node-1", "nats"]
 
@@ -31,6 +35,40 @@ def test_a_day_survives_the_death_of_one_part_again_and_again(tmp_path: Path, im
 @pytest.mark.parametrize("driver", [pytest.param("process"), pytest.param("oci", marks=pytest.mark.root)])
 def test_a_day_survives_the_death_of_every_part_in_turn(tmp_path: Path, image: str, driver: str) -> None:
     live_through(tmp_path / "state", image, driver, EVERYTHING, seed=7)
+
+
+VERBS = (
+    *(Verb.IMAGE_RESOLVE, Verb.ARTIFACT_BUILD, Verb.ARTIFACT_REMOVE, Verb.REPLICA_DISTRIBUTE, Verb.REPLICA_PREPARE, Verb.REPLICA_REMOVE),
+    *(Verb.SANDBOX_SNAPSHOT, Verb.SANDBOX_ROLLBACK, Verb.SANDBOX_COMMIT, Verb.SNAPSHOT_REMOVE),
+)
+"""The orders of templates and snapshots; a sandbox's own are in ``tests/agents/core/test_kill.py``, step by step."""
+POINTS = {
+    "before": [*(f"{verb}:before" for verb in VERBS), "pulling:told"],
+    "after": [*(f"{verb}:after" for verb in VERBS), "building_ext4:told"],
+}
+"""Where a node dies: in one order twice at most, for one that has begun three times without an end is taken for the reason."""
+
+
+@pytest.mark.parametrize("where", POINTS)
+def test_a_day_survives_the_death_of_the_node_before_and_after_each_kind_of_order_and_in_a_build(
+    tmp_path: Path, image: str, where: str
+) -> None:
+    directory = tmp_path / "state"
+    with up(directory, "--driver", "process", env={VARIABLE: ",".join(POINTS[where])}) as running:
+        run(the_day_of_a_node(running, image))
+        assert set((directory / "nodes" / "node-1" / "crashed").read_text().split()) == set(POINTS[where])
+    assert remains(directory) == []
+
+
+async def the_day_of_a_node(running: Running, image: str) -> None:
+    async with Patient.connect(running.dir, prefix="day") as p:
+        day = await a_day(p, image, running.dir)
+        await nothing_is_open(running, p)
+        assert_counts(await truth.whole_log(running.dir), day, p)
+        await truth.check_views(running.dir)
+        async with await connect_from(running.dir, "test") as nc:
+            for stream in ("OBJ_artifacts", "CHUNKS"):
+                assert (await nc.jetstream().stream_info(stream)).state.messages == 0, stream
 
 
 def live_through(directory: Path, image: str, driver: str, parts: list[str], seed: int) -> None:
@@ -78,17 +116,17 @@ def assert_counts(log: list, day: Day, p: Patient) -> None:
     truth.check_chains(log)
     counted = truth.count(log)
     once = {
-        "template.created": 2,
-        "template.deleted": 2,
-        "artifact.created": 1,
-        "artifact.deleted": 1,
+        "template.created": 3,
+        "template.deleted": 3,
+        "artifact.created": 2,
+        "artifact.deleted": 2,
         "sandbox.created": 3,
         "sandbox.destroyed": 3,
         "sandbox.rolled-back": 1,
         "snapshot.created": 2,
         "snapshot.removed": 2,
-        "job.created": 6,
-        "job.succeeded": 6,
+        "job.created": 7,
+        "job.succeeded": 7,
     }
     assert {name: counted[name] for name in once} == once, counted
     execs = [e["data"] for commit in log for e in commit.events if e["type"] == "sandbox.executed"]

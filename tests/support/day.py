@@ -58,6 +58,10 @@ async def _use(p: Patient, day: Day) -> None:
     for clone in cloned["sandbox_ids"]:
         await p.sandbox(clone, "RUNNING")
         assert await p.sh(clone, "cat /file") == "here\n"
+    committed = await p.cmd("template.commit", sandbox_id=box, alias="three", wait_s=WAIT_S)
+    await p.job(committed["job_id"])
+    day.templates.append(committed["template_id"])
+    assert (await p.item("templates", "three"))["status"] == "READY"
     for verb, state in (("pause", "PAUSED"), ("resume", "RUNNING")):
         await p.cmd(f"sandbox.{verb}", sandbox_id=box, wait_s=WAIT_S)
         await p.sandbox(box, state)

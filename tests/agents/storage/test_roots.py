@@ -321,7 +321,7 @@ def test_a_failed_snapshot_is_no_snapshot(storage, monkeypatch: pytest.MonkeyPat
     async def scenario() -> None:
         await storage.create("sb-1", "rfs-1")
         with monkeypatch.context() as patch:
-            patch.setattr("agents.storage.shelf._write", _fail)
+            patch.setattr("agents.storage.shelf._fill", _fail)
             with pytest.raises(OSError, match="disk full"):
                 await storage.snapshot("sb-1", "snap-1")
         assert (await storage.list()).snapshots == frozenset()
