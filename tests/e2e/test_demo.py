@@ -34,7 +34,7 @@ STEPS = (
     r"a new guest image .*cmd\.default\.compat\.rescan .*qry\.default\.compat-matrix\.list\n.*\n.* OK +1 +1 *\n.*\n.* STALE +1 +2 *\n",
     r"make its replicas again: OK .*template\.redo\n.*\n.* OK +2 +2 *\n",
     r'the matrix as of a moment ago.*qry\.default\.compat-matrix\.list \{"as_of": \d+\}\n.*\n.* OK +1 +1 *\n',
-    r"the audit .*strand\.evt\.default\.sandbox\.sb-\w+\n(.*\n)*.*sandbox\.created\n(.*\n)*.*sandbox\.started\n(.*\n)*.*sandbox\.rolled-back",
+    r"the audit .*strand\.evt\.default\.sandbox\..*\n(.*\n)*.*sandbox\.created\n(.*\n)*.*sandbox\.started\n(.*\n)*.*sandbox\.rolled-back",
     r"build the compat view anew.*cmd\.default\.view\.rebuild .*views\.digest\n +generation 1 → 2 .*\n.* byte-equal",
     r"verify the hash chain .*events\.verify\n.* intact True",
     r"delete everything .*sandbox\.delete",
