@@ -36,6 +36,13 @@ Ports = Annotated[
 Cpu = Annotated[float | None, typer.Option("--cpu", help="Cores.", show_default=False)]
 Memory = Annotated[str | None, typer.Option("--memory", metavar="SIZE", help="Memory, e.g. 512M or 2G.", show_default=False)]
 Nodes = Annotated[str | None, typer.Option("--nodes", metavar="A,B", help="Only these nodes.", show_default=False)]
+MinReplicas = Annotated[
+    int | None, typer.Option("--min-replicas", min=0, max=10_000, help="So many nodes get it before others get theirs.", show_default=False)
+]
+MaxReplicas = Annotated[int | None, typer.Option("--max-replicas", min=1, max=10_000, help="No more nodes get it.", show_default=False)]
+Priority = Annotated[
+    int | None, typer.Option("--priority", min=-1000, max=1000, help="The greater, the sooner nodes get it.", show_default=False)
+]
 IfNotExists = Annotated[bool, typer.Option("--if-not-exists", help="Answer with the one that has this name already, if there is one.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 All = Annotated[bool, typer.Option("--all", help="All that the filters leave (field=value); needs --yes without a terminal.")]

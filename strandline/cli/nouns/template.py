@@ -54,16 +54,9 @@ async def create(
         Literal["process", "oci", "vm", "sim"] | None, typer.Option("--driver", help="How nodes run it.", show_default=False)
     ] = None,
     nodes: args.Nodes = None,
-    min_replicas: Annotated[
-        int | None,
-        typer.Option("--min-replicas", min=0, max=10_000, help="So many nodes get it before others get theirs.", show_default=False),
-    ] = None,
-    max_replicas: Annotated[
-        int | None, typer.Option("--max-replicas", min=1, max=10_000, help="No more nodes get it.", show_default=False)
-    ] = None,
-    priority: Annotated[
-        int | None, typer.Option("--priority", min=-1000, max=1000, help="The greater, the sooner nodes get it.", show_default=False)
-    ] = None,
+    min_replicas: args.MinReplicas = None,
+    max_replicas: args.MaxReplicas = None,
+    priority: args.Priority = None,
     egress_ca: Annotated[bool, typer.Option("--egress-ca", help="Trust the egress proxy's certificate inside.")] = False,
     registry_user: Annotated[str | None, typer.Option("--registry-user", help="User at the registry.", show_default=False)] = None,
     registry_secret_file: Annotated[
