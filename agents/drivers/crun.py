@@ -49,8 +49,11 @@ class Runtime:
         bundle: Path,
         stdio: tuple[int, int, int],
         within: spawn.Within | None = None,
+        *keep: int,
     ) -> int:
         """Make the container, whose first process then waits for ``start``. Returns its pid; it is a child of the nearest subreaper.
+
+        crun itself also gets the descriptors ``keep``.
 
         Not ``run --detach``: that collects a main process itself which ends at once, and keeps the exit code.
         """
@@ -67,7 +70,7 @@ class Runtime:
             str(pid_file),
             container,
         )
-        code = await spawn.wait_for(self._argv(*words), spawn.HOST_ENV | mark(container), stdio, _START_S, within)
+        code = await spawn.wait_for(self._argv(*words), spawn.HOST_ENV | mark(container), stdio, _START_S, within, keep)
         if code != 0:
             raise RuntimeFault("sandbox.start-failed", complaint(_text(bundle / "log")) or f"exit code {code}")
         return int(pid_file.read_text(encoding="ascii"))

@@ -94,7 +94,8 @@ class OciDriver:
             stdio = fds.stdio(spec)
             for fd in stdio:
                 os.fchown(fd, spec.ids + who.uid, spec.ids + who.gid)  # so that it may open /dev/stdout again
-            pid = await self._runtime.create(container, bundle, stdio, within)
+            held = fds.keep(os.open(bundle / "starting", os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))  # see reaper.kill_marked
+            pid = await self._runtime.create(container, bundle, stdio, within, held)
         seen = processes.stat(pid)
         if seen is None:
             raise RuntimeFault("sandbox.start-failed", "the container's first process has vanished", retryable=True)
@@ -183,12 +184,13 @@ class OciDriver:
         cwd = request.cwd or spec.cwd
         if (reason := why_not(root, request.argv[0], cwd, env["PATH"])) is not None:
             return ExecResult(reason[0], b"", f"{reason[1]}\n".encode())
+        variable = f"STRANDLINE_EXEC={token}".encode()
 
         async def kill() -> None:
             """With everything else standing still, nothing can be missed."""
             with contextlib.suppress(OSError, TimeoutError):
                 await group.freeze(True)
-            for pid in processes.family(group.members(), f"STRANDLINE_EXEC={token}".encode()):
+            for pid in processes.family(group.members(), lambda pid: processes.carries(pid, variable)):
                 processes.send(pid, signal.SIGKILL)
             with contextlib.suppress(OSError, TimeoutError):
                 await group.freeze(False)
@@ -243,7 +245,7 @@ class OciDriver:
         if not (self._state.of(sandbox_id).exists() or group.exists() or (self._runtime.root / container).exists()):
             return
         if not self._state.has_mark(sandbox_id, "started"):
-            await reaper.kill_marked(mark(container))
+            await reaper.kill_marked(mark(container), self._state.of(sandbox_id))
         if not await group.remove():
             raise RuntimeFault("sandbox.will-not-die", f"a process of {sandbox_id} ignores SIGKILL", retryable=True)
         handle = self._state.handle(sandbox_id)

@@ -210,7 +210,7 @@ class ProcessDriver:
         argv, host_env = enter_command(known.state["first"], request.cwd or spec.cwd, request.argv, env, limits)
 
         def started() -> set[int]:
-            return processes.family(processes.members(known.state["namespace"]), token.encode())
+            return processes.family(processes.members(known.state["namespace"]), lambda pid: processes.carries(pid, token.encode()))
 
         done = await spawn.run(
             argv,
@@ -272,7 +272,7 @@ class ProcessDriver:
             await self._kill(handle)
             self._ports.forget(*self._first(handle))
         else:
-            await reaper.kill_marked(self._mark(sandbox_id))
+            await reaper.kill_marked(self._mark(sandbox_id), directory)
         reaper.sweep()
         self._state.remove(sandbox_id)
 

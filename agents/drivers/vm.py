@@ -282,7 +282,7 @@ class VmDriver:
             await Machine(directory, *self._main(handle)).kill()
             await self._bounds.remove(handle.state.get("cgroup", ""))
         else:
-            await reaper.kill_marked(self._mark(sandbox_id))
+            await reaper.kill_marked(self._mark(sandbox_id), directory)
         reaper.sweep()
         self._state.remove(sandbox_id)
 

@@ -119,10 +119,26 @@ def carries(pid: int, variable: bytes) -> bool:
         return False
 
 
-def family(candidates: Iterable[int], variable: bytes) -> set[int]:
-    """Those of ``candidates`` that carry ``variable``, with their descendants and everything in a session that one of them leads."""
+def holds(pid: int, directory: str) -> bool:
+    """Whether a process has a file below ``directory`` open. ``directory`` is resolved: the kernel tells real paths."""
+    try:
+        with os.scandir(f"/proc/{pid}/fd") as entries:
+            return any(_below(entry.path, directory) for entry in entries)
+    except OSError:
+        return False
+
+
+def _below(link: str, directory: str) -> bool:
+    try:
+        return os.readlink(link).startswith(f"{directory}/")  # noqa: PTH115  # a magic link
+    except OSError:  # closed since
+        return False
+
+
+def family(candidates: Iterable[int], carrier: Callable[[int], bool]) -> set[int]:
+    """Those of ``candidates`` that ``carrier`` is true of, with their descendants and everything in a session that one of them leads."""
     seen = {pid: found for pid in candidates if (found := stat(pid)) is not None and found.state not in "ZX"}
-    result = {pid for pid in seen if carries(pid, variable)}
+    result = {pid for pid in seen if carrier(pid)}
     grown = True
     while grown:
         before = len(result)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections import OrderedDict
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Final
 
 from agents.host import processes
@@ -44,13 +45,22 @@ def collect(pid: int, started: int) -> int | None:
     return _remember(pid, started, shell_code(status))
 
 
-async def kill_marked(mark: Mapping[str, str]) -> None:
-    """Kill and collect what was started with this variable in its environment, with its descendants: what a cut-off start has left."""
+async def kill_marked(mark: Mapping[str, str], directory: Path) -> None:
+    """Kill and collect what a cut-off start has left, with its descendants.
+
+    That is what was started with the variable ``mark`` in its environment, and what holds a file open in ``directory``, the start's own:
+    a child of a killed agent that had not come to its ``execve`` yet has the agent's environment, but a copy of the agent's descriptors.
+    So a start keeps one open there, from before it forks until its program runs.
+    """
     [variable] = [f"{name}={value}".encode() for name, value in mark.items()]
     found: dict[int, int] = {}
 
     def find() -> set[int]:
-        family = processes.family(processes.pids(), variable)
+        def left(pid: int) -> bool:
+            return processes.carries(pid, variable) or (pid != os.getpid() and processes.holds(pid, place))
+
+        place = str(directory.resolve())
+        family = processes.family(processes.pids(), left)
         found.update({pid: seen.started for pid in family if (seen := processes.stat(pid)) is not None})
         return family
 

@@ -65,12 +65,13 @@ async def wait_for(
     stdio: tuple[int, int, int],
     timeout_s: float,
     within: Within | None = None,
+    keep: Iterable[int] = (),
 ) -> int:
     """Run a helper whose streams belong to what it leaves behind, and return its exit code; 137 when time was up.
 
     ``within`` calls what starts it, in surroundings of its making.
     """
-    pid = start(argv, env, stdio) if within is None else within(lambda: start(argv, env, stdio))
+    pid = start(argv, env, stdio, keep) if within is None else within(lambda: start(argv, env, stdio, keep))
     pidfd = os.pidfd_open(pid)
     try:
         if not await processes.readable(pidfd, timeout_s):

@@ -194,7 +194,7 @@ class Pool:
             return
         own = {found.directory for found in self._waiting} | self._taken
         for path in [path for path in self._directory.glob(f"{_PREFIX}*") if path not in own]:
-            await reaper.kill_marked(self._marked(path.name.removeprefix(_PREFIX)))
+            await reaper.kill_marked(self._marked(path.name.removeprefix(_PREFIX)), path)
             shutil.rmtree(path, ignore_errors=True)
 
     async def close(self) -> None:

@@ -15,6 +15,7 @@ from support.benches import ALL, REAL, SIM, Bench
 from support.waiting import eventually, run
 
 from agents.drivers.driver import Condition, Exit, Handle
+from agents.host import processes
 
 REPOSITORY = Path(__file__).parents[3]
 
@@ -115,6 +116,22 @@ def test_a_start_that_was_cut_short_leaves_nothing_once_destroyed(bench: Bench) 
         assert {name: seen.condition for name, seen in (await bench.driver.list()).items()} == {"sb-1": Condition.GONE}
         await bench.driver.destroy("sb-1")
         assert await bench.driver.list() == {}
+
+    run(scenario())
+
+
+@REAL
+def test_what_a_killed_agent_had_forked_and_not_executed_yet_is_found_too(bench: Bench) -> None:
+    """It has the agent's environment still, so nothing is marked (no agent waits for ``execve``: the kernel lets the child go on)."""
+
+    async def scenario() -> None:
+        await bench.driver.close()
+        with _agent(bench, "/bin/sleep", "100000", STARTER_DIES_BEFORE="program") as agent:
+            assert agent.wait(20) == -signal.SIGKILL
+        driver = await bench.again()
+        await driver.destroy("sb-1")
+        assert await driver.list() == {}
+        assert not any(processes.holds(pid, str(bench.directory.resolve())) for pid in processes.pids() if pid != os.getpid())
 
     run(scenario())
 
