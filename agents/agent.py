@@ -31,6 +31,8 @@ from agents.records import Memory
 from agents.registry import SIMULATOR, working
 from agents.reporting import Reporter
 from agents.sealing import SealingKey
+from agents.stock import Stock
+from agents.stocking import stocking
 from agents.storage.all import all_roots
 from agents.sweeping import sweeping
 from agents.uplink import Uplink
@@ -77,6 +79,7 @@ class Agent:
         self._loops += [self._loop(self.logs.run(), "logs"), self._loop(sweeping(self.node), "sweep")]
         self._loops.append(self._loop(telling(self.node, self.boot), "presence"))
         self._loops.append(self._loop(self.node.network.stock(), "network"))
+        self._loops.append(self._loop(stocking(self.node), "stock"))
         await self.uplink.connect()
         await asyncio.gather(*told)
         self._lane = await self.uplink.lane(self.work.handle, self.work.arrived)
@@ -119,6 +122,7 @@ class Agent:
             runtime_line=self.logs.runtime_line,
             drain_logs=self.logs.drain,
             settings=options.settings,
+            stock=Stock(options.starts_waiting),
         )
         self.work = Work(self.node, self._tracing)
         self._built = True

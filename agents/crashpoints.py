@@ -1,10 +1,10 @@
 """A knob for fault tests: ``STRAND_CRASH_AT=<point>:before|after`` kills the agent there, as ``kill -9`` would.
 
 Points are the names of steps (``start``), their undos (``undo-start``), places on the way of a snapshot to the shared store and back
-(``export-chunk``, ``fetch-chunk`` …, only ``after``), verbs of orders (``artifact-build``), phases of a build (``unpacking``, only
-``told``) and ``report``, which is that of an order's end. ``before``: the journal knows that it begins and it has had no effect; ``after``:
-it has had its effect and the journal does not know. Several are separated by commas. Each happens once per data directory, so that the
-agent's next start is a recovery: ``<dir>/crashed`` says what happened.
+(``export-chunk``, ``fetch-chunk`` …, only ``after``), what is given from stock (``give-root`` …, only ``after``), verbs of orders
+(``artifact-build``), phases of a build (``unpacking``, only ``told``) and ``report``, which is that of an order's end. ``before``: the
+journal knows that it begins and it has had no effect; ``after``: it has had its effect and the journal does not know. Several are separated by
+commas. Each happens once per data directory, so that the agent's next start is a recovery: ``<dir>/crashed`` says what happened.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ from agents.journal import Journal
 from agents.ports import Network, Roots
 from agents.records import Memory, SandboxRecord, box_entry, gone_entry
 from agents.reporting import Reporter
+from agents.stock import Stock
 from agents.vault import Vault
 from domain.nodes.orders import (
     ArtifactBuild,
@@ -108,6 +109,8 @@ class LocalNode:
     drain_logs: Callable[[str], Awaitable[None]] = nothing_to_drain
     """Ships what is left of a sandbox's output before it goes."""
     settings: Settings = Settings()
+    stock: Stock = field(default_factory=Stock)
+    """Starts that are held for sandboxes to come (``agents.stocking``)."""
     dooms: dict[str, Doom] = field(default_factory=dict)
     cuts: Cuts = field(default_factory=Cuts)
     fences: dict[str, set[Fence]] = field(default_factory=dict)

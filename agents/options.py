@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import get_args
+from typing import Final, get_args
 
 from agents.fingerprint import MAX_SANDBOXES, Promise, Role
 from agents.images.options import Trust
 from agents.node import Settings
 from domain.kernel.ids import NAME_PATTERN
+
+STARTS_WAITING: Final = 1
+"""Starts that are held for the next sandbox of each kind, unless somebody says otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +32,7 @@ class Options:
     purge: bool = False
     egress: bool = False
     metrics_port: int | None = None
+    starts_waiting: int = STARTS_WAITING
     trust: Trust = field(default_factory=Trust)
     promise: Promise = field(default_factory=Promise)
     settings: Settings = field(default_factory=Settings)
@@ -57,6 +62,15 @@ def parse(argv: Sequence[str] | None = None) -> Options:
         "--registry-insecure", action="append", default=[], metavar="HOST[:PORT]", help="speak plain HTTP with this registry; repeatable"
     )
     parser.add_argument("--metrics-port", type=int, metavar="PORT", help="serve Prometheus metrics on this port of 127.0.0.1")
+    waiting = os.environ.get("STRAND_STARTS_WAITING", str(STARTS_WAITING))
+    parser.add_argument(
+        "--starts-waiting",
+        type=int,
+        default=waiting,
+        choices=range(65),
+        metavar="N",
+        help="starts to hold for the next sandbox of each kind that was asked for lately; 0: none (STRAND_STARTS_WAITING, 1)",
+    )
     parser.add_argument("--stop-sandboxes", action="store_true", help="when told to end, end all sandboxes too")
     parser.add_argument("--purge", action="store_true", help="remove every trace of this node from the host, and exit")
     said = parser.parse_args(argv)
@@ -74,6 +88,7 @@ def parse(argv: Sequence[str] | None = None) -> Options:
         stop_sandboxes=said.stop_sandboxes,
         purge=said.purge,
         egress=said.egress,
+        starts_waiting=said.starts_waiting,
         metrics_port=said.metrics_port,
         trust=Trust(said.registry_ca and said.registry_ca.absolute(), frozenset(said.registry_insecure)),
         promise=Promise(cpu=said.cpu, memory_mb=said.memory_mb, sandboxes=said.max_sandboxes, roles=roles),

@@ -3,7 +3,7 @@
 | step | does | undo |
 |---|---|---|
 | artifact | has the verified bytes and the lower made of them, and the snapshot; usually all is there | none: they are shared |
-| root | the sandbox's own writable root, from the artifact or from a snapshot | removes it |
+| root | the sandbox's own writable root, from the artifact, a snapshot, or stock | removes it |
 | network | leases an address to the sandbox's id, makes its namespace | removes, releases |
 | logs | a directory for its output | removes it |
 | start | starts the main process; its handle is on record before anybody is told | destroys every generation |
@@ -21,12 +21,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
-from agents.drivers.driver import Driver, Handle, Limits, MapsUsers, Spec, TakesDisk
+import structlog
+
+from agents.drivers.driver import CanHold, Driver, Handle, Limits, MapsUsers, RuntimeFault, Spec, TakesDisk
 from agents.node import LocalNode
 from agents.ports import Attachment
 from agents.readiness import port_statuses, wait_ready
 from agents.records import SandboxRecord
 from agents.steps import Account, Output, Step
+from agents.stock import Waiting
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,19 +61,28 @@ async def _artifact(b: Bringup) -> Output:
 
 async def _root(b: Bringup) -> Output:
     ids = b.driver.ids if isinstance(b.driver, MapsUsers) else 0
+    held = b.node.stock.take(b.record)
     async with b.node.creating:
         artifact, snapshot = b.record.spec.artifact.artifact_id, b.record.spec.snapshot_id
+        if held is not None:
+            await b.node.roots.give(held.name, b.record.id)
+            b.node.crash.here("give-root:after")
         path = await b.node.roots.create(b.record.id, artifact, snapshot, disk=isinstance(b.driver, TakesDisk), ids=ids)
     return {"path": str(path)}
 
 
 async def _remove_root(b: Bringup) -> None:
+    """Also what was taken for it and not come to a start: that holds the root."""
+    if (held := b.node.stock.settle(b.record.id)) is not None:
+        await end_waiting(b.node, held)
     await b.node.roots.remove(b.record.id)
 
 
 async def _network(b: Bringup) -> Output:
+    held, network = b.node.stock.taken(b.record.id), b.node.network
     async with b.node.creating:
-        attached = await b.node.network.attach(b.record.id)
+        attached = await (network.attach(b.record.id) if held is None else network.give(held.name, b.record.id))
+    b.node.crash.here("give-network:after" if held is not None else "")
     return wire_of(attached)
 
 
@@ -83,7 +97,11 @@ async def _detach(b: Bringup) -> None:
 
 
 async def _logs(b: Bringup) -> Output:
-    b.node.logs(b.record.id).mkdir(mode=0o700, parents=True, exist_ok=True)
+    held, place = b.node.stock.taken(b.record.id), b.node.logs(b.record.id)
+    if held is not None and not place.exists():
+        b.node.logs(held.name).rename(place)
+        b.node.crash.here("give-logs:after")
+    place.mkdir(mode=0o700, parents=True, exist_ok=True)
     return {}
 
 
@@ -94,8 +112,12 @@ async def _remove_logs(b: Bringup) -> None:
 async def _start(b: Bringup) -> Output:
     root, snapshot = Path(b.account.outputs["root"]["path"]), b.record.spec.snapshot_id
     spec = spec_of(b.node, b.record, root, b.account.outputs["network"], snapshot)
+    held = b.node.stock.taken(b.record.id)
     async with b.node.creating:
-        handle = await b.driver.start(spec)
+        given = None if held is None or not isinstance(b.driver, CanHold) else await b.driver.give(held.name, spec)
+        b.node.crash.here("give-start:after" if given is not None else "")
+        b.node.stock.settle(b.record.id)
+        handle = given or await b.driver.start(spec)
     return {"handle": asdict(handle)}
 
 
@@ -151,6 +173,17 @@ def spec_of(node: LocalNode, record: SandboxRecord, root: Path, wire: Output, sn
 def _hostname(record: SandboxRecord) -> str:
     """The sandbox's name as far as it is a host name (RFC 1123), else its id."""
     return re.sub(r"[^a-z0-9-]+", "-", record.spec.name.lower()).strip("-")[:63] or record.id
+
+
+async def end_waiting(node: LocalNode, found: Waiting) -> None:
+    """Leave nothing of a start from stock but what it has given already."""
+    try:
+        await node.drivers.pick(found.model.driver).destroy(found.name)
+        await node.network.detach(found.name)
+        await node.roots.remove(found.name)
+        remove_tree(node.logs(found.name))
+    except (RuntimeFault, OSError) as error:
+        log.warning("stock.left", name=found.name, error=repr(error)[:300])  # an orphan, for the next who looks
 
 
 def remove_tree(path: Path) -> None:

@@ -188,6 +188,25 @@ class MapsUsers(Protocol):
 
 
 @runtime_checkable
+class CanHold(Protocol):
+    """A start may be made before anybody asks for it: all of it but the program itself (docs/adr/0022)."""
+
+    holds: bool
+    """Whether this host and this user let it."""
+
+    async def hold(self, spec: Spec) -> None:
+        """Make the start under a name of its own, and stop short of the program. ``destroy`` ends it; the next agent finds an orphan."""
+        ...
+
+    async def give(self, held: str, spec: Spec) -> Handle | None:
+        """``start`` of a sandbox that differs from what is held in its name, host name, generation and the paths of root and logs alone.
+
+        Those have been moved there. None: it is not held any more, and nothing of it is left.
+        """
+        ...
+
+
+@runtime_checkable
 class CanPause(Protocol):
     async def pause(self, handle: Handle) -> None: ...
     async def resume(self, handle: Handle) -> None: ...

@@ -50,6 +50,8 @@ class Launch:
 
 class Launcher(Protocol):
     name: str
+    holds: bool
+    """Whether everything but the program is there when it is held back, the host name too."""
     has_init: bool
     """Whether process 1 of the namespace is the launcher's, and the workload its oldest child."""
 
@@ -95,6 +97,7 @@ class Bubblewrap:
     """bwrap: 5 ms from nothing to running (reference/runtimes.md §2). Its own process 1 in the namespace buries orphans."""
 
     name = "bwrap"
+    holds = True
     has_init = True
 
     async def version(self) -> str:
@@ -125,6 +128,7 @@ class Unshare:
     """``unshare`` of util-linux and a short Python program (``pivot``): some 40 ms, but nothing to install."""
 
     name = "unshare"
+    holds = False
     has_init = False
 
     async def version(self) -> str:

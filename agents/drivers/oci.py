@@ -19,11 +19,11 @@ from typing import Final
 from agents.drivers import ocispec, streams
 from agents.drivers.crun import Runtime, find, mark
 from agents.drivers.driver import Condition, ExecRequest, ExecResult, Exit, Fault, Handle, Limits, Observed, RuntimeFault, Spec
-from agents.drivers.identity import Who, check_program, environment, resolve, why_not
+from agents.drivers.identity import check_program, environment, resolve, why_not
 from agents.drivers.ocicheck import check
 from agents.drivers.stage import Stage
 from agents.drivers.statedir import StateDir
-from agents.host import cgroups, idmap, processes, reaper, spawn
+from agents.host import cgroups, hostname, idmap, processes, reaper, spawn
 from agents.host.ports import Ports
 
 _GONE: Final = Observed(Condition.GONE)
@@ -47,6 +47,8 @@ class OciDriver:
         flags = "exec limits live-limits network pause ports seccomp stream usage users"
         self.flags: tuple[str, ...] = tuple(flags.split()) if os.geteuid() == 0 else ()
         self.ids = 0
+        self.holds = os.geteuid() == 0
+        self._held: dict[str, tuple[int, int]] = {}
         self._stage = Stage.beside(self._state.directory, Path(self._runtime.program))
 
     async def version(self) -> str:
@@ -63,8 +65,9 @@ class OciDriver:
         return faults
 
     def _container(self, sandbox_id: str) -> str:
-        self._state.of(sandbox_id)
-        return self._prefix + sandbox_id
+        """The runtime's name for it: that under which it was made, where it was held first."""
+        said = self._state.read(sandbox_id, "container")
+        return self._prefix + (sandbox_id if said is None else said["name"])
 
     def _cgroup(self, sandbox_id: str) -> cgroups.Cgroup:
         return cgroups.Cgroup(self._container(sandbox_id))
@@ -75,17 +78,18 @@ class OciDriver:
         if (running := self._state.adopt(spec)) is not None and self._observe(running) != _GONE:
             return running
         await self.destroy(spec.sandbox_id)  # an older generation, or what a crash left of this one
-        who = resolve(spec.root, spec.user)
-        env = environment(who, spec.env)
-        check_program(spec.root, spec.argv[0], spec.cwd, env["PATH"])
         async with self._starts:
             try:
-                return await self._launch(spec, who, env)
+                return await self._let_go(await self._make(spec), spec)
             except BaseException:
                 await self.destroy(spec.sandbox_id)
                 raise
 
-    async def _launch(self, spec: Spec, who: Who, env: Mapping[str, str]) -> Handle:
+    async def _make(self, spec: Spec) -> tuple[int, int]:
+        """The container, whose first process waits; its pid, and since when there is such a process."""
+        who = resolve(spec.root, spec.user)
+        env = environment(who, spec.env)
+        check_program(spec.root, spec.argv[0], spec.cwd, env["PATH"])
         bundle = self._state.create(spec)
         container = self._container(spec.sandbox_id)
         with streams.Descriptors() as fds, self._root_of(spec, container) as (root, within):
@@ -99,12 +103,42 @@ class OciDriver:
         seen = processes.stat(pid)
         if seen is None:
             raise RuntimeFault("sandbox.start-failed", "the container's first process has vanished", retryable=True)
-        state = {"boot": processes.boot_id(), "container": container, "pid": pid, "started": seen.started}
+        return pid, seen.started
+
+    async def _let_go(self, first: tuple[int, int], spec: Spec) -> Handle:
+        container, (pid, started) = self._container(spec.sandbox_id), first
+        state = {"boot": processes.boot_id(), "container": container, "pid": pid, "started": started}
         handle = Handle(self.name, spec.sandbox_id, spec.generation, 1, state)
         self._state.write_handle(handle)
-        await self._runtime.start(container, bundle, pid)
+        await self._runtime.start(container, self._state.of(spec.sandbox_id), pid)
         self._state.set_mark(spec.sandbox_id, "started", on=True)
         return handle
+
+    async def hold(self, spec: Spec) -> None:
+        """See ``CanHold``."""
+        async with self._starts:
+            try:
+                self._held[spec.sandbox_id] = await self._make(spec)
+            except BaseException:
+                await self.destroy(spec.sandbox_id)
+                raise
+
+    async def give(self, held: str, spec: Spec) -> Handle | None:
+        """See ``CanHold``."""
+        first = self._held.pop(held, None)
+        if first is None or not processes.alive(*first):
+            await self.destroy(held)
+            return None
+        await self.destroy(spec.sandbox_id)
+        try:
+            self._state.write(held, "container", {"name": held})
+            self._state.give(held, spec)
+            hostname.rename(first[0], spec.hostname)
+            return await self._let_go(first, spec)
+        except BaseException:
+            await self.destroy(held)
+            await self.destroy(spec.sandbox_id)
+            raise
 
     @contextlib.contextmanager
     def _root_of(self, spec: Spec, container: str) -> Iterator[tuple[Path, spawn.Within | None]]:
@@ -161,7 +195,8 @@ class OciDriver:
     async def list(self) -> Mapping[str, Observed]:
         """Also what has no handle: a start that was cut short, or a cgroup whose directory is gone."""
         handles = {sandbox_id: self._state.handle(sandbox_id) for sandbox_id in self._state.ids()}
-        orphans = {name.removeprefix(self._prefix): None for name in cgroups.names(self._prefix)}
+        named = {self._container(sandbox_id) for sandbox_id in handles}
+        orphans = {name.removeprefix(self._prefix): None for name in set(cgroups.names(self._prefix)) - named}
         return {sandbox_id: _GONE if handle is None else self._observe(handle) for sandbox_id, handle in (orphans | handles).items()}
 
     # --------------------------------------------------------------------------------------------------------------- act
@@ -240,6 +275,7 @@ class OciDriver:
 
     async def destroy(self, sandbox_id: str) -> None:
         """By name alone: the runtime's memory, the cgroup and our directory are looked at each for itself."""
+        self._held.pop(sandbox_id, None)
         container = self._container(sandbox_id)
         group = self._cgroup(sandbox_id)
         if not (self._state.of(sandbox_id).exists() or group.exists() or (self._runtime.root / container).exists()):

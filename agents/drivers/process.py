@@ -14,22 +14,35 @@ import resource
 import secrets
 import signal
 from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from agents.drivers import streams
 from agents.drivers.driver import Condition, ExecRequest, ExecResult, Exit, Fault, Handle, Observed, RuntimeFault, Spec
-from agents.drivers.identity import Who, check_program, environment, resolve, why_not
+from agents.drivers.identity import check_program, environment, resolve, why_not
 from agents.drivers.launchers import Launch, Launcher, default_launcher, read_info, rlimits
 from agents.drivers.nsenter import enter_command
 from agents.drivers.statedir import StateDir
-from agents.host import processes, reaper, spawn
+from agents.host import hostname, processes, reaper, spawn
 from agents.host.elsewhere import in_network
 from agents.host.ports import Ports
 
 _GONE: Final = Observed(Condition.GONE)
 _RLIMIT_NAMES: Final = {resource.RLIMIT_CORE: "core", resource.RLIMIT_DATA: "data", resource.RLIMIT_NPROC: "nproc"}
 _END_S: Final = 10.0
+_GATE: Final = "gate"
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """A start whose program has not run yet: what its handle will say, and the pipe by which its launcher complains."""
+
+    state: dict[str, Any]
+    info: int
+
+    def close(self) -> None:
+        os.close(self.info)
 
 
 class ProcessDriver:
@@ -42,6 +55,8 @@ class ProcessDriver:
         self._launcher: Launcher = launcher or default_launcher()
         self._starts = asyncio.Semaphore(starts or os.cpu_count() or 1)
         self._ports = Ports()
+        self._held: dict[str, _Held] = {}
+        self.holds = os.geteuid() == 0 and self._launcher.holds  # others may not enter the namespace that the host name is in
         own = ("network",) if os.geteuid() == 0 else ("rlimit-pids",)
         self.flags: tuple[str, ...] = tuple(sorted(("exec", "pause", "ports", "rlimit-memory", "stream", "usage", "userns", *own)))
 
@@ -55,46 +70,67 @@ class ProcessDriver:
 
     async def start(self, spec: Spec) -> Handle:
         if (running := self._state.adopt(spec)) is not None:
+            self._open_gate(spec.sandbox_id)
             return running
         await self.destroy(spec.sandbox_id)  # an older generation, or what a crash left of this one
-        who = resolve(spec.root, spec.user)
-        env = environment(who, spec.env)
-        check_program(spec.root, spec.argv[0], spec.cwd, env["PATH"])
         async with self._starts:
             try:
-                return await self._launch(spec, who, env)
+                return await self._let_go(await self._begin(spec), spec)
             except BaseException:
                 await self.destroy(spec.sandbox_id)
                 raise
 
-    async def _launch(self, spec: Spec, who: Who, env: Mapping[str, str]) -> Handle:
-        status = self._state.create(spec) / "status"
+    async def _begin(self, spec: Spec) -> _Held:
+        """Everything but the program. It is held back by a FIFO whose both ends it has itself: it outlives an agent that dies here."""
+        who = resolve(spec.root, spec.user)
+        env = environment(who, spec.env)
+        check_program(spec.root, spec.argv[0], spec.cwd, env["PATH"])
+        directory = self._state.create(spec)
+        status, gate = directory / "status", directory / _GATE
+        os.mkfifo(gate, 0o600)
         with streams.Descriptors() as fds:
             stdio = fds.stdio(spec)
             info, info_child = fds.pipe()
-            block_child, block = fds.pipe()
+            block = fds.keep(os.open(gate, os.O_RDWR | os.O_CLOEXEC))
             status_fd = fds.keep(os.open(status, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600))
             order = fds.keep(os.memfd_create("order"))
-            argv = self._launcher.command(Launch(spec, who, env, status, info_child, block_child, status_fd, order))
-            marked, keep = spawn.HOST_ENV | self._mark(spec.sandbox_id), (info_child, block_child, status_fd, order)
+            argv = self._launcher.command(Launch(spec, who, env, status, info_child, block, status_fd, order))
+            marked, keep = spawn.HOST_ENV | self._mark(spec.sandbox_id), (info_child, block, status_fd, order)
             monitor = in_network(spec.netns, lambda: spawn.start(argv, marked, stdio, keep))
-            fds.close(info_child, block_child)
-            handle = await self._take_hold(spec, info, monitor)
-            os.write(block, b"x")
-            fds.close(block)
-            await self._launcher.executed(info, handle.state["first"], (monitor, handle.state["monitor_started"]))
+            fds.close(info_child)
+            state = await self._take_hold(spec, info, monitor)
+            return _Held(state, os.dup(info))
+
+    async def _let_go(self, held: _Held, spec: Spec) -> Handle:
+        """It is on record before the program runs."""
+        handle = Handle(self.name, spec.sandbox_id, spec.generation, 1, held.state)
+        try:
+            self._state.write_handle(handle)
+            self._open_gate(spec.sandbox_id)
+            await self._launcher.executed(held.info, held.state["first"], self._monitor(handle))
+        finally:
+            held.close()
         self._refuse_failed_execution(handle)
         return handle
 
-    async def _take_hold(self, spec: Spec, info: int, monitor: int) -> Handle:
-        """Learn who was started and write it down, while the workload is still held back."""
+    def _open_gate(self, sandbox_id: str) -> None:
+        """Let the program run, if it is still held back: an agent may have died between the record and this."""
+        with contextlib.suppress(OSError):  # nobody waits there any more
+            gate = os.open(self._state.of(sandbox_id) / _GATE, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            try:
+                os.write(gate, b"x")
+            finally:
+                os.close(gate)
+
+    async def _take_hold(self, spec: Spec, info: int, monitor: int) -> dict[str, Any]:
+        """Learn who was started, while the workload is still held back."""
         first = (await read_info(info)).get("child-pid")
         seen, watcher = processes.stat(first) if isinstance(first, int) else None, processes.stat(monitor)
         if seen is None or watcher is None:
             raise RuntimeFault("sandbox.start-failed", self._last_words(spec))
         for number, value in rlimits(spec).items():
             resource.prlimit(seen.pid, number, (value, value))
-        state = {
+        return {
             "boot": processes.boot_id(),
             "first": seen.pid,
             "first_started": seen.started,
@@ -103,9 +139,33 @@ class ProcessDriver:
             "namespace": processes.pid_namespace(seen.pid),
             "has_init": self._launcher.has_init,
         }
-        handle = Handle(self.name, spec.sandbox_id, spec.generation, 1, state)
-        self._state.write_handle(handle)
-        return handle
+
+    # -------------------------------------------------------------------------------------------------------------- hold
+
+    async def hold(self, spec: Spec) -> None:
+        """See ``CanHold``."""
+        async with self._starts:
+            try:
+                self._held[spec.sandbox_id] = await self._begin(spec)
+            except BaseException:
+                await self.destroy(spec.sandbox_id)
+                raise
+
+    async def give(self, held: str, spec: Spec) -> Handle | None:
+        """See ``CanHold``."""
+        found = self._held.get(held)
+        if found is None or not processes.alive(found.state["monitor"], found.state["monitor_started"]):
+            await self.destroy(held)
+            return None
+        await self.destroy(spec.sandbox_id)
+        self._state.give(held, spec)
+        self._held[spec.sandbox_id] = self._held.pop(held)
+        try:
+            hostname.rename(found.state["first"], spec.hostname)
+            return await self._let_go(self._held.pop(spec.sandbox_id), spec)
+        except BaseException:
+            await self.destroy(spec.sandbox_id)
+            raise
 
     def _refuse_failed_execution(self, handle: Handle) -> None:
         """The launcher ends with 1 and a line of its own when it cannot execute the program; only then that line is the last one."""
@@ -268,6 +328,9 @@ class ProcessDriver:
         if not directory.exists():
             return
         handle = self._state.handle(sandbox_id)
+        if (held := self._held.pop(sandbox_id, None)) is not None:
+            held.close()
+            handle = Handle(self.name, sandbox_id, 0, 1, held.state)
         if handle is not None and handle.state["boot"] == processes.boot_id():
             await self._kill(handle)
             self._ports.forget(*self._first(handle))
@@ -309,3 +372,6 @@ class ProcessDriver:
 
     async def close(self) -> None:
         self._ports.close()
+        for held in self._held.values():
+            held.close()
+        self._held.clear()

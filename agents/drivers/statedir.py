@@ -44,6 +44,11 @@ class StateDir:
         self.write(spec.sandbox_id, "spec", spec_to_json(spec))
         return path
 
+    def give(self, held: str, spec: Spec) -> None:
+        """What is held under one name becomes a sandbox: from now on everything of it is found under that name."""
+        self.write(held, "spec", spec_to_json(spec))
+        self.of(held).rename(self.of(spec.sandbox_id))
+
     def write(self, sandbox_id: str, name: str, value: dict[str, Any]) -> None:
         path = self.of(sandbox_id) / f"{name}.json"
         draft = path.with_suffix(".new")

@@ -13,6 +13,7 @@ from typing import Final
 
 CLONE_FS: Final = 0x00000200
 CLONE_NEWNS: Final = 0x00020000
+CLONE_NEWUTS: Final = 0x04000000
 CLONE_NEWNET: Final = 0x40000000
 
 MS_RDONLY: Final = 0x1

@@ -54,7 +54,7 @@ class Ledger:
         return self._made_as.get(sandbox_id, sandbox_id)
 
     def give(self, spare: str, sandbox_id: str) -> None:
-        """The spare is the sandbox's from now on, with its address."""
+        """What is leased to one name, a spare's or another, is the sandbox's from now on, with its address."""
         self._append({"given": spare, "to": sandbox_id})
 
     @property
@@ -116,7 +116,7 @@ class Ledger:
             spare, sandbox_id = entry["given"], entry["to"]
             self._leases[sandbox_id] = self._leases.pop(spare)
             self._ready = self._ready - {spare} | {sandbox_id}
-            self._made_as[sandbox_id] = spare
+            self._made_as[sandbox_id] = self._made_as.pop(spare, spare)
         elif "released" in entry:
             self._leases.pop(entry["released"], None)
             self._ready.discard(entry["released"])

@@ -53,6 +53,9 @@ class NoNetwork:
     async def attach(self, sandbox_id: str) -> Attachment:  # noqa: ARG002  # the port's
         return Attachment()
 
+    async def give(self, held: str, sandbox_id: str) -> Attachment:  # noqa: ARG002  # the port's
+        return Attachment()
+
     async def detach(self, sandbox_id: str) -> None: ...
 
     async def list(self) -> Mapping[str, str]:
@@ -135,6 +138,13 @@ class BridgeNetwork:
         async with self._lock:
             if sandbox_id not in self._ledger.leases and (spares := self._ledger.spares):
                 self._ledger.give(spares[0], sandbox_id)
+            return await self._made(sandbox_id)
+
+    async def give(self, held: str, sandbox_id: str) -> Attachment:
+        _check(sandbox_id)
+        async with self._lock:
+            if held in self._ledger.leases and sandbox_id not in self._ledger.leases:
+                self._ledger.give(held, sandbox_id)
             return await self._made(sandbox_id)
 
     async def _made(self, name: str) -> Attachment:

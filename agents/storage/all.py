@@ -29,6 +29,10 @@ class AllRoots:
             return await self._disks.create(sandbox_id, artifact_id, snapshot_id)
         return await self._trees.create(sandbox_id, artifact_id, snapshot_id, ids=ids)
 
+    async def give(self, held: str, sandbox_id: str) -> None:
+        """See ``Storage``; for trees."""
+        await self._trees.give(held, sandbox_id)
+
     def ids(self, sandbox_id: str) -> int:
         """The host's number of user 0 in a sandbox's root."""
         return 0 if self._disks.has(sandbox_id) else self._trees.ids(sandbox_id)

@@ -80,6 +80,14 @@ class Storage:
         """The host's number of user 0 in a sandbox's root, as it was made."""
         return int((self._roots.read(sandbox_id) or {}).get("ids", 0))
 
+    async def give(self, held: str, sandbox_id: str) -> None:
+        """A root that was made under another name is the sandbox's from now on. Raises ``root.conflict`` when that has one."""
+        async with self._lock(held), self._lock(sandbox_id):
+            self._roots.need(held)
+            if self._roots.read(sandbox_id) is not None:
+                raise RuntimeFault("root.conflict", f"{sandbox_id} has a root already")
+            self._roots.give(held, sandbox_id)
+
     async def remove_snapshot(self, snapshot_id: str) -> None:
         async with self._lock(snapshot_id):
             found = self._snapshots.read(snapshot_id)

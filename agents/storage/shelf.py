@@ -74,6 +74,10 @@ class Shelf:
             await asyncio.shield(asyncio.to_thread(trees.remove, draft))
             raise
 
+    def give(self, name: str, other: str) -> None:
+        """From now on it is found under another id, which is free."""
+        self.of(name).rename(self.of(other))
+
     async def discard(self, name: str) -> None:
         """Gone at once, its bytes soon. What is not there is fine."""
         trash = self.directory / f".old-{name}-{secrets.token_hex(4)}"

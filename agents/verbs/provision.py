@@ -54,6 +54,7 @@ async def provision(task: Task, body: SandboxProvision) -> SandboxRunning:
         record, ports = await bring_up(task, record)
     except UnwoundError as unwound:
         raise _failed(unwound, task, await task.account.close()) from unwound
+    node.stock.wish(record)
     node.runtime_line(record.id, f"running, driver {record.driver}, generation {record.generation}")
     rest = await task.account.close()
     return running(record, ports, rest)

@@ -9,6 +9,7 @@ from agents.failures import FailedError
 from agents.node import LocalNode
 from agents.records import SandboxRecord, replica_entry
 from agents.steps import UnwoundError
+from agents.stocking import forget
 from agents.task import Task
 from agents.teardown import take_down
 from agents.verbs.provision import bring_up
@@ -72,6 +73,7 @@ def _used(node: LocalNode, artifact_id: str) -> bool:
 
 
 async def _forget(node: LocalNode, artifact_id: str) -> None:
+    await forget(node, lambda model: model.spec.artifact.artifact_id == artifact_id)
     try:
         await node.roots.forget(artifact_id)
     except RuntimeFault as fault:

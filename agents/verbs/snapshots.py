@@ -19,6 +19,7 @@ from agents.provisioning import spec_of, wire_of
 from agents.readiness import port_statuses, wait_ready
 from agents.records import SandboxRecord
 from agents.steps import Account, Output, Step, UnwoundError
+from agents.stocking import forget
 from agents.task import Task, attempt
 from agents.verbs.power import current
 from agents.verbs.provision import running
@@ -80,6 +81,7 @@ async def frozen(node: LocalNode, record: SandboxRecord) -> AsyncIterator[None]:
 
 async def remove(task: Task, body: SnapshotRemove) -> None:
     """Forget it; one that is not here is forgotten already."""
+    await forget(task.node, lambda model: model.spec.snapshot_id == body.snapshot_id)
     await task.node.roots.remove_snapshot(body.snapshot_id)
 
 

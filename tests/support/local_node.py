@@ -23,6 +23,8 @@ from agents.network.netns import NoNetwork
 from agents.node import Drivers, LocalNode, Settings
 from agents.records import Memory
 from agents.reporting import Reporter
+from agents.stock import Stock
+from agents.stocking import stocking
 from agents.storage.all import AllRoots
 from agents.storage.copies import CopyRoots
 from agents.storage.disks import DiskRoots
@@ -47,6 +49,10 @@ class Leases(NoNetwork):
     async def attach(self, sandbox_id: str) -> Any:
         self._path.mkdir(exist_ok=True)
         (self._path / sandbox_id).touch()
+        return await super().attach(sandbox_id)
+
+    async def give(self, held: str, sandbox_id: str) -> Any:
+        (self._path / held).rename(self._path / sandbox_id)
         return await super().attach(sandbox_id)
 
     async def detach(self, sandbox_id: str) -> None:
@@ -135,6 +141,7 @@ class Rig:
         self.pass_on: Callable[[Report], Awaitable[Any]] | None = None
         """Also gets every report."""
         self.fetched = 0
+        self.starts_waiting = 0
         self.shared = SharedChunks()
         self.hear = asyncio.Event()
         """Cleared while the bus does not answer."""
@@ -168,18 +175,24 @@ class Rig:
             versions=lambda: Versions(guest_image="1", agent="2", kernel="3"),
             hello=self._hello,
             settings=Settings(port_wait_s=0.2),
+            stock=Stock(self.starts_waiting),
         )
         self.work = Work(node)
         self.complete = await adopt(node)
         reporter.start()
         if resume:
             self.work.resume()
+        stock = asyncio.create_task(stocking(node))
         try:
             yield node
         finally:
             if not orderly:
                 journal.write = lambda *_: None  # a dead process writes nothing
             await self.work.close(1 if orderly else 0)
+            if not orderly:
+                node.stock.drop(lambda _: True)  # nor does it end what it holds
+            stock.cancel()
+            await asyncio.gather(stock, return_exceptions=True)
             await reporter.close(1 if orderly else 0)
             for task in list(node.watches.values()):
                 task.cancel()

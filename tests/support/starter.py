@@ -1,7 +1,8 @@
 """An agent to be killed: starts one sandbox, says its handle, and waits. ``python starter.py KIND DRIVER-DIR ROOT LOGS ARGV...``
 
 With ``STARTER_DIES_BEFORE=handle`` it kills itself at the moment when the started sandbox would be written down; with ``program`` when it
-has forked for what it starts, which has then not come to its ``execve`` yet.
+has forked for what it starts, which has then not come to its ``execve`` yet; with ``gate`` when a start is on record and its program is
+about to be let go.
 """
 
 from __future__ import annotations
@@ -49,6 +50,8 @@ def _fork_and_die(program: str, argv: list[str], env: dict[str, str], **how: obj
 async def main(kind: str, directory: str, root: str, logs: str, *argv: str) -> None:
     if os.environ.get("STARTER_DIES_BEFORE") == "handle":
         StateDir.write_handle = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+    if os.environ.get("STARTER_DIES_BEFORE") == "gate":
+        ProcessDriver._open_gate = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
     if os.environ.get("STARTER_DIES_BEFORE") == "program":
         os.posix_spawnp = _fork_and_die
     spec = Spec("sb-1", 0, Path(root), argv, {}, Path(logs), limits=Limits(1, 256, 256))

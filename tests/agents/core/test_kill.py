@@ -140,6 +140,43 @@ def test_a_real_sandbox_survives_its_agent(installed, run, driver):
     run(scenario())
 
 
+@REAL
+def test_a_sandbox_from_stock_survives_its_agent_too(installed, run, driver):
+    """It dies after each part of what was held has become the sandbox's."""
+
+    async def scenario():
+        async with installed() as there:
+            for part in ("root", "network", "start"):
+                async with AgentProcess(there, driver, "--starts-waiting=1", crash_at=f"give-{part}:after") as agent:
+                    orders = await until_one_is_given(there, driver, agent, part)
+                async with AgentProcess(there, driver, "--starts-waiting=0") as next_one:
+                    for order in orders:
+                        assert (await there.end_of(order)).kind is ReportKind.DONE, next_one.log()[-2000:]
+                    last = orders[-1].process_id
+                    assert await output(there, last, "cat", "/proc/sys/kernel/hostname") == f"{last}\n"
+                    for order in orders:
+                        await there.tell(Verb.SANDBOX_DESTROY, {"sandbox_id": order.process_id, "grace_s": 0})
+                    await next_one.stop()
+                    assert await left(there, driver) == {}
+
+    run(scenario())
+
+
+async def until_one_is_given(place: Installation, driver: str, agent: AgentProcess, name: str) -> list[Order]:
+    """Order sandboxes of one kind until the agent dies of giving one from stock."""
+    orders: list[Order] = []
+    death = asyncio.ensure_future(agent.ended())
+    while not death.done():
+        assert len(orders) < 20, agent.log()[-3000:]
+        orders.append(await place.send(place.order(Verb.SANDBOX_PROVISION, place.provision(f"{name}-{len(orders)}"))))
+        end = asyncio.ensure_future(place.end_of(orders[-1]))
+        await asyncio.wait({death, end}, return_when=asyncio.FIRST_COMPLETED)
+        end.cancel()
+        await eventually(lambda: death.done() or [*(place.own / "drivers" / driver).glob("waiting-*/spec.json")])
+    assert death.result() == -9, agent.log()[-3000:]
+    return orders
+
+
 @BWRAP
 def test_a_sandbox_of_an_ordinary_user_survives_its_agent(installed_for_anybody, run):
     """With what such a user has: copies for roots, no network of the node's making, no control groups."""

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from support.benches import ALL, REAL, SIM, Bench
+from support.benches import ALL, PROCESS, REAL, SIM, Bench
 from support.waiting import eventually, run
 
 from agents.drivers.driver import Condition, Exit, Handle
@@ -132,6 +132,21 @@ def test_what_a_killed_agent_had_forked_and_not_executed_yet_is_found_too(bench:
         await driver.destroy("sb-1")
         assert await driver.list() == {}
         assert not any(processes.holds(pid, str(bench.directory.resolve())) for pid in processes.pids() if pid != os.getpid())
+
+    run(scenario())
+
+
+@PROCESS
+def test_a_start_that_is_on_record_and_was_held_back_when_its_agent_died_goes_on(bench: Bench) -> None:
+    async def scenario() -> None:
+        argv = ("/bin/sh", "-c", "echo hello; exec sleep 100000")
+        with _agent(bench, *argv, STARTER_DIES_BEFORE="gate") as agent:
+            assert agent.wait(20) == -signal.SIGKILL
+        assert bench.log() == ""
+        await bench.again()
+        handle = await bench.start(*argv)
+        await eventually(lambda: bench.log() == "hello\n")
+        assert await bench.condition(handle) is Condition.RUNNING
 
     run(scenario())
 
