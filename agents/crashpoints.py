@@ -3,8 +3,8 @@
 Points are the names of steps (``start``), their undos (``undo-start``), places on the way of a snapshot to the shared store and back
 (``export-chunk``, ``fetch-chunk`` …, only ``after``), what is given from stock (``give-root`` …, only ``after``), verbs of orders
 (``artifact-build``), phases of a build (``unpacking``, only ``told``) and ``report``, which is that of an order's end. ``before``: the
-journal knows that it begins and it has had no effect; ``after``: it has had its effect and the journal does not know. Several are separated by
-commas. Each happens once per data directory, so that the agent's next start is a recovery: ``<dir>/crashed`` says what happened.
+journal knows that it begins and it has had no effect; ``after``: it has had its effect and the journal does not know. Several are separated
+by commas. Each happens once per data directory, so that the agent's next start is a recovery: ``<dir>/crashed`` says what happened.
 """
 
 from __future__ import annotations

@@ -14,12 +14,12 @@ import resource
 import secrets
 import signal
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from agents.drivers import streams
+from agents.drivers import gate, streams
 from agents.drivers.driver import Condition, ExecRequest, ExecResult, Exit, Fault, Handle, Observed, RuntimeFault, Spec
+from agents.drivers.gate import Held
 from agents.drivers.identity import check_program, environment, resolve, why_not
 from agents.drivers.launchers import Launch, Launcher, default_launcher, read_info, rlimits
 from agents.drivers.nsenter import enter_command
@@ -31,18 +31,6 @@ from agents.host.ports import Ports
 _GONE: Final = Observed(Condition.GONE)
 _RLIMIT_NAMES: Final = {resource.RLIMIT_CORE: "core", resource.RLIMIT_DATA: "data", resource.RLIMIT_NPROC: "nproc"}
 _END_S: Final = 10.0
-_GATE: Final = "gate"
-
-
-@dataclass(frozen=True, slots=True)
-class _Held:
-    """A start whose program has not run yet: what its handle will say, and the pipe by which its launcher complains."""
-
-    state: dict[str, Any]
-    info: int
-
-    def close(self) -> None:
-        os.close(self.info)
 
 
 class ProcessDriver:
@@ -55,7 +43,7 @@ class ProcessDriver:
         self._launcher: Launcher = launcher or default_launcher()
         self._starts = asyncio.Semaphore(starts or os.cpu_count() or 1)
         self._ports = Ports()
-        self._held: dict[str, _Held] = {}
+        self._held: dict[str, Held] = {}
         self.holds = os.geteuid() == 0 and self._launcher.holds  # others may not enter the namespace that the host name is in
         own = ("network",) if os.geteuid() == 0 else ("rlimit-pids",)
         self.flags: tuple[str, ...] = tuple(sorted(("exec", "pause", "ports", "rlimit-memory", "stream", "usage", "userns", *own)))
@@ -70,7 +58,7 @@ class ProcessDriver:
 
     async def start(self, spec: Spec) -> Handle:
         if (running := self._state.adopt(spec)) is not None:
-            self._open_gate(spec.sandbox_id)
+            gate.let_go(self._state.of(spec.sandbox_id))  # an agent may have died between the record and this
             return running
         await self.destroy(spec.sandbox_id)  # an older generation, or what a crash left of this one
         async with self._starts:
@@ -80,18 +68,17 @@ class ProcessDriver:
                 await self.destroy(spec.sandbox_id)
                 raise
 
-    async def _begin(self, spec: Spec) -> _Held:
-        """Everything but the program. It is held back by a FIFO whose both ends it has itself: it outlives an agent that dies here."""
+    async def _begin(self, spec: Spec) -> Held:
+        """Everything but the program."""
         who = resolve(spec.root, spec.user)
         env = environment(who, spec.env)
         check_program(spec.root, spec.argv[0], spec.cwd, env["PATH"])
         directory = self._state.create(spec)
-        status, gate = directory / "status", directory / _GATE
-        os.mkfifo(gate, 0o600)
+        status = directory / "status"
         with streams.Descriptors() as fds:
             stdio = fds.stdio(spec)
             info, info_child = fds.pipe()
-            block = fds.keep(os.open(gate, os.O_RDWR | os.O_CLOEXEC))
+            block = fds.keep(gate.make(directory))
             status_fd = fds.keep(os.open(status, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600))
             order = fds.keep(os.memfd_create("order"))
             argv = self._launcher.command(Launch(spec, who, env, status, info_child, block, status_fd, order))
@@ -99,35 +86,26 @@ class ProcessDriver:
             monitor = in_network(spec.netns, lambda: spawn.start(argv, marked, stdio, keep))
             fds.close(info_child)
             state = await self._take_hold(spec, info, monitor)
-            return _Held(state, os.dup(info))
+            return Held(state, os.dup(info))
 
-    async def _let_go(self, held: _Held, spec: Spec) -> Handle:
+    async def _let_go(self, held: Held, spec: Spec) -> Handle:
         """It is on record before the program runs."""
         handle = Handle(self.name, spec.sandbox_id, spec.generation, 1, held.state)
         try:
             self._state.write_handle(handle)
-            self._open_gate(spec.sandbox_id)
+            gate.let_go(self._state.of(spec.sandbox_id))
             await self._launcher.executed(held.info, held.state["first"], self._monitor(handle))
         finally:
             held.close()
         self._refuse_failed_execution(handle)
         return handle
 
-    def _open_gate(self, sandbox_id: str) -> None:
-        """Let the program run, if it is still held back: an agent may have died between the record and this."""
-        with contextlib.suppress(OSError):  # nobody waits there any more
-            gate = os.open(self._state.of(sandbox_id) / _GATE, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-            try:
-                os.write(gate, b"x")
-            finally:
-                os.close(gate)
-
     async def _take_hold(self, spec: Spec, info: int, monitor: int) -> dict[str, Any]:
         """Learn who was started, while the workload is still held back."""
         first = (await read_info(info)).get("child-pid")
         seen, watcher = processes.stat(first) if isinstance(first, int) else None, processes.stat(monitor)
         if seen is None or watcher is None:
-            raise RuntimeFault("sandbox.start-failed", self._last_words(spec))
+            raise RuntimeFault("sandbox.start-failed", streams.last_words(spec))
         for number, value in rlimits(spec).items():
             resource.prlimit(seen.pid, number, (value, value))
         return {
@@ -170,15 +148,8 @@ class ProcessDriver:
     def _refuse_failed_execution(self, handle: Handle) -> None:
         """The launcher ends with 1 and a line of its own when it cannot execute the program; only then that line is the last one."""
         spec = self._state.spec(handle.sandbox_id)
-        if spec is not None and not processes.alive(*self._monitor(handle)) and self._last_words(spec).startswith("bwrap: "):
-            raise RuntimeFault("sandbox.start-failed", self._last_words(spec))
-
-    @staticmethod
-    def _last_words(spec: Spec) -> str:
-        with contextlib.suppress(OSError):
-            lines = (spec.logs / "stderr").read_bytes()[-2000:].decode(errors="replace").splitlines()
-            return lines[-1] if lines else ""
-        return ""
+        if spec is not None and not processes.alive(*self._monitor(handle)) and streams.last_words(spec).startswith("bwrap: "):
+            raise RuntimeFault("sandbox.start-failed", streams.last_words(spec))
 
     def _mark(self, sandbox_id: str) -> dict[str, str]:
         """In the environment of the launcher (not of the workload): finds processes of a start that was never written down."""

@@ -7,6 +7,7 @@ a shell, which would end at once if it read the end of its input.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -67,6 +68,14 @@ async def follow(logs: Path, ended: asyncio.Task[Exit]) -> AsyncIterator[tuple[s
         if last:
             return
         await asyncio.wait([ended], timeout=_POLL_S)
+
+
+def last_words(spec: Spec) -> str:
+    """The last line that was written to stderr."""
+    with contextlib.suppress(OSError):
+        lines = (spec.logs / "stderr").read_bytes()[-2000:].decode(errors="replace").splitlines()
+        return lines[-1] if lines else ""
+    return ""
 
 
 def _read(path: Path, offset: int) -> bytes:

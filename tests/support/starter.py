@@ -17,6 +17,7 @@ from pathlib import Path
 
 from support.guests import GUESTS
 
+from agents.drivers import gate
 from agents.drivers.driver import Limits, Spec
 from agents.drivers.launchers import Bubblewrap, Unshare
 from agents.drivers.oci import OciDriver
@@ -51,7 +52,7 @@ async def main(kind: str, directory: str, root: str, logs: str, *argv: str) -> N
     if os.environ.get("STARTER_DIES_BEFORE") == "handle":
         StateDir.write_handle = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
     if os.environ.get("STARTER_DIES_BEFORE") == "gate":
-        ProcessDriver._open_gate = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+        gate.let_go = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
     if os.environ.get("STARTER_DIES_BEFORE") == "program":
         os.posix_spawnp = _fork_and_die
     spec = Spec("sb-1", 0, Path(root), argv, {}, Path(logs), limits=Limits(1, 256, 256))
