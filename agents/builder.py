@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import hashlib
 import shutil
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -96,9 +96,7 @@ class Builder:
             log.info("build.reused", artifact=body.artifact_id)
             return known
         certificate = await asyncio.to_thread(self._certificate, body.egress_ca_sha256) if body.egress_ca else None
-        work = self._work / order_id
-        work.mkdir(mode=0o700, parents=True, exist_ok=True)
-        try:
+        async with self._place(order_id) as work:
             file = work / "rootfs.ext4"
             built = await images.build(
                 body.image,
@@ -112,10 +110,8 @@ class Builder:
                 egress_ca=certificate,
                 trust=self._trust,
             )
-            path = await self._cache.adopt(body.artifact_id, file, built.sha256)
-        finally:
-            await asyncio.to_thread(shutil.rmtree, work, ignore_errors=True)
-        await self._shelf.put(body.artifact_id, path, built.sha256)
+            await self._shelf.put(body.artifact_id, file, built.sha256)
+            await self._cache.adopt(body.artifact_id, file, built.sha256)  # last: what is cut off leaves no copy that nobody knows of
         result = ArtifactBuilt(sha256=built.sha256, size_bytes=built.size_bytes, image_config=built.image_config)
         self._cache.note(body.artifact_id).write_text(result.model_dump_json())
         return result
@@ -125,18 +121,26 @@ class Builder:
 
         ``root`` may be such a file already, which is moved.
         """
-        work = self._work / order_id
-        work.mkdir(mode=0o700, parents=True, exist_ok=True)
-        try:
+        async with self._place(order_id) as work:
             if await asyncio.to_thread(root.is_dir):
                 packed = await images.pack(root, disk_mb, work, work / "rootfs.ext4", tell)
             else:
                 packed = await asyncio.to_thread(_taken, root, work / "rootfs.ext4")
             identifier = artifact_id(fingerprint(ArtifactSpec(image_digest=packed.digest, disk_mb=disk_mb)))
             await self._cache.adopt(identifier, work / "rootfs.ext4", packed.sha256)
-        finally:
-            await asyncio.to_thread(shutil.rmtree, work, ignore_errors=True)
         return SandboxCommitted(digest=packed.digest, sha256=packed.sha256, size_bytes=packed.size_bytes)
+
+    @contextlib.asynccontextmanager
+    async def _place(self, order_id: str) -> AsyncIterator[Path]:
+        """A folder for one build, removed at the end. Once the build is done nothing is waited for: it cannot be cut off any more."""
+        work = self._work / order_id
+        work.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            yield work
+        except BaseException:
+            await asyncio.to_thread(shutil.rmtree, work, ignore_errors=True)
+            raise
+        shutil.rmtree(work, ignore_errors=True)  # as good as empty
 
     async def _store_committed(self, identifier: str) -> ArtifactBuilt:
         stat = await self._shelf.stat(identifier)

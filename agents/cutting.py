@@ -68,6 +68,13 @@ class Cuts:
             if known.cut.closed:
                 await known.over.wait()
 
+    async def let_go(self, artifact_id: str) -> None:
+        """Wait until what was cut off while it made a replica of this artifact has ended, and uses it no more."""
+        for known in list(self._open.values()):
+            used = known.order.body.get("artifact")
+            if known.cut.closed and isinstance(used, dict) and used.get("artifact_id") == artifact_id:
+                await known.over.wait()
+
     def _about(self, body: OrderCancel) -> list[_Open]:
         about = [known for known in self._open.values() if (known.order.process, known.order.process_id) == (body.process, body.process_id)]
         return [known for known in about if body.attempt is None or known.order.attempt <= body.attempt]

@@ -63,7 +63,11 @@ async def remove(task: Task, body: ReplicaRemove) -> None:
 
 
 async def remove_artifact(task: Task, body: ArtifactRemove) -> None:
-    """Forget an artifact here. Raises ``artifact.in-use`` (retryable) while a sandbox or a snapshot lies over it."""
+    """Forget an artifact here. Raises ``artifact.in-use`` (retryable) while a sandbox or a snapshot lies over it.
+
+    A boot that is being cut off is waited for: it is the reason why the artifact goes.
+    """
+    await task.node.cuts.let_go(body.artifact_id)
     await _forget(task.node, body.artifact_id)
 
 
