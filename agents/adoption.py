@@ -159,7 +159,11 @@ _ACTIONS: Final[dict[Action, Callable[[LocalNode, str, str], Coroutine[Any, Any,
 
 
 def say_what_lives(node: LocalNode, boot: str, *, complete: bool) -> asyncio.Task[None]:
-    """The ``SANDBOXES`` observation: what is missing in it is really not here, if it is complete. Done when it is stored."""
-    states = {record.id: record.condition for record in node.memory.sandboxes.values() if not record.throwaway}
+    """The ``SANDBOXES`` observation: what is missing in it is really not here, if it is complete. Done when it is stored.
+
+    What nobody waits for and only could not be taken down yet does not live.
+    """
+    gone = {record.id for record in node.memory.sandboxes.values() if record.condition == "doomed" and record.owed is None}
+    states = {record.id: record.condition for record in node.memory.sandboxes.values() if not record.throwaway and record.id not in gone}
     body = SandboxesSeen(complete=complete, sandboxes=dict(states))
     return node.reporter.observe(Observation.SANDBOXES, body.model_dump(mode="json"), boot)

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import structlog
 
+from agents import reboot
 from agents.adoption import adopt, say_what_lives
 from agents.builder import Builder
 from agents.cache import Cache
@@ -72,6 +73,7 @@ class Agent:
         drivers = await working(self.options.driver, self.directory / "drivers")
         self._build(drivers)
         await self.node.network.setup()
+        await reboot.notice(self.node)
         complete = await adopt(self.node)
         self.node.reporter.start()
         self.work.resume()

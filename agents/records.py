@@ -9,6 +9,8 @@
 | ``box`` ``gone`` | a sandbox as it is now; nothing is left of it |
 | ``log`` | how far its output was shipped |
 | ``replica`` | a template is ready here, over that artifact (none: it is not any more) |
+| ``machine`` | which boot of the machine everything from here on belongs to |
+| ``unbegun`` | an order is as if it had never come: what was begun for it went with the machine |
 | ``ended`` ``buried`` | ids in bulk, written by compaction |
 """
 
@@ -95,6 +97,8 @@ class Memory:
     """The state of a journal. Read it freely; it changes by entries only."""
 
     def __init__(self) -> None:
+        self.machine = ""
+        """Boot id of the machine; empty in a journal that an older agent began."""
         self.orders: dict[str, Trail] = {}
         self.sandboxes: dict[str, SandboxRecord] = {}
         self.outbox: dict[str, Report] = {}
@@ -108,6 +112,12 @@ class Memory:
         take = getattr(self, f"_on_{entry['k']}", None)
         if take is not None:
             take(entry)
+
+    def _on_machine(self, entry: Entry) -> None:
+        self.machine = entry["boot"]
+
+    def _on_unbegun(self, entry: Entry) -> None:
+        self.orders.pop(entry["id"], None)
 
     def _on_order(self, entry: Entry) -> None:
         order = Order.model_validate(entry["order"])
@@ -173,6 +183,8 @@ class Memory:
         self.buried.update(entry["ids"])
 
     def entries(self) -> Iterator[Entry]:
+        if self.machine:
+            yield machine_entry(self.machine)
         yield from _bulk("ended", self.ended)
         yield from _bulk("buried", self.buried)
         yield from (replica_entry(template, artifact) for template, artifact in self.replicas.items())
@@ -189,6 +201,14 @@ class Memory:
                 yield {"k": "sent", "id": report.id}
         answered = {report.id for report in self.answers.values()}
         yield from ({"k": "say", "report": _json(report)} for report in self.outbox.values() if report.id not in answered)
+
+
+def machine_entry(boot: str) -> Entry:
+    return {"k": "machine", "boot": boot}
+
+
+def unbegun_entry(order_id: str) -> Entry:
+    return {"k": "unbegun", "id": order_id}
 
 
 def order_entry(order: Order, at: datetime) -> Entry:

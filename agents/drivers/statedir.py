@@ -57,8 +57,8 @@ class StateDir:
         draft.replace(path)
 
     def read(self, sandbox_id: str, name: str) -> dict[str, Any] | None:
-        """None when it was never written; a torn file cannot be seen."""
-        with contextlib.suppress(FileNotFoundError):
+        """None when it was never written, or when power was lost before it was on the disk, and what it spoke of is gone as well."""
+        with contextlib.suppress(FileNotFoundError, ValueError):
             value: dict[str, Any] = json.loads((self.of(sandbox_id) / f"{name}.json").read_text(encoding="utf-8"))
             return value
         return None

@@ -63,13 +63,24 @@ class Household:
 
 
 @asynccontextmanager
-async def household(server: Server, directory: Path, driver: str) -> AsyncIterator[Household]:
-    """Everything has started, and the node is there; afterwards nothing of it is."""
+async def ruled(server: Server, directory: Path, node: str = NODE) -> AsyncIterator[tuple[Connection, ControlPlane]]:
+    """A control plane on a bus, and a node that it has enrolled, whose agent is somebody else's affair."""
     catalogue.load()
     describe(server, directory)
     async with connected(server) as nc:
         plane = await ControlPlane.open(nc)
         await plane.start()
+        try:
+            await Caller(nc).command("default", "node.enroll", {"node_id": node})
+            yield nc, plane
+        finally:
+            await plane.close()
+
+
+@asynccontextmanager
+async def household(server: Server, directory: Path, driver: str) -> AsyncIterator[Household]:
+    """Everything has started, and the node is there; afterwards nothing of it is."""
+    async with ruled(server, directory) as (nc, plane):
         house = Household(nc, plane, Agent(Options(directory, NODE, driver)))
 
         async def hear(message: Any) -> None:
@@ -77,12 +88,10 @@ async def household(server: Server, directory: Path, driver: str) -> AsyncIterat
 
         await nc.subscribe("strand.rpt.>", cb=hear)
         try:
-            await house.do("node.enroll", {"node_id": NODE})
             await house.agent.start()
             await eventually(plane.control.fleet.healthy_nodes)
             yield house
         finally:
             await house.agent.close()
-            await plane.close()
             leftovers.remember(directory)
             await purge(house.agent.options)

@@ -11,7 +11,18 @@ from support import examples
 from support.records import record
 
 from agents import records
-from agents.records import Memory, box_entry, end_entry, gone_entry, order_entry, replica_entry, step_entry, unwind_entry
+from agents.records import (
+    Memory,
+    box_entry,
+    end_entry,
+    gone_entry,
+    machine_entry,
+    order_entry,
+    replica_entry,
+    step_entry,
+    unbegun_entry,
+    unwind_entry,
+)
 from domain.nodes.orders import Failure, Order, Report, ReportKind, StepReport, StepState, Verb
 
 pytestmark = pytest.mark.quick
@@ -50,12 +61,14 @@ ENTRIES = st.one_of(
     st.builds(lambda s, at, for_ever: gone_entry(s.id, at, for_ever=for_ever), SANDBOXES, TIMES, st.booleans()),
     st.builds(lambda s, n: {"k": "log", "id": s.id, "at": {"stdout": n}}, SANDBOXES, st.integers(0, 9)),
     st.builds(replica_entry, st.sampled_from(["t1", "t2"]), st.sampled_from(["a1", None])),
+    st.builds(machine_entry, st.sampled_from(["boot-1", "boot-2"])),
+    st.builds(unbegun_entry, ORDERS),
     st.just({"k": "of-a-newer-agent", "x": 1}),
 )
 
 
 def everything(memory: Memory) -> dict[str, object]:
-    return {name: dict(value) for name, value in vars(memory).items()}
+    return {name: value if isinstance(value, str) else dict(value) for name, value in vars(memory).items()}
 
 
 @examples.times(4)
