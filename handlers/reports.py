@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 import structlog
+from pydantic import ValidationError
 
 from domain.kernel.command import Cause
 from domain.kernel.errors import Refused
@@ -23,7 +24,10 @@ AWAITED: Final = frozenset({Verb.SANDBOX_EXEC, Verb.NODE_INSPECT})
 
 
 async def take(control: Control, report: Report) -> None:
-    """Take one report. Raises what should make the bus deliver it again; what is stale or refused for good is only logged."""
+    """Take one report. Raises what should make the bus deliver it again; what is stale or refused for good is only logged.
+
+    Raises ``report.invalid`` for one that cannot be read, now or ever: it goes to ``DEAD`` at once, and holds nobody up.
+    """
     taker = TAKERS.get(report.verb)
     if not await _believed(control, report):
         log.warning("report.refused", verb=report.verb, node=report.node)
@@ -34,6 +38,10 @@ async def take(control: Control, report: Report) -> None:
         with because(report.cause, report.trace):
             if taker is not None:
                 await taker(control, report, cause)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        why = f"{report.kind} of {report.verb[:64]}: {error.error_count()} faults, first: {first['loc']}: {first['msg']}"
+        raise Refused("report.invalid", why) from None
     except Refused as refusal:
         if refusal.retryable:
             raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from domain.kernel.command import Cause
+from domain.kernel.errors import Refused
 from domain.kernel.ids import SYSTEM_PROJECT
 from domain.nodes.orders import ArtifactBuilt, BuildProgress, ImageResolved, ReplicaPrepared, Report, ReportKind, SandboxCommitted, Verb
 from domain.templates.artifact import Artifact, ArtifactState
@@ -68,9 +69,18 @@ async def _artifact_built(control: Control, report: Report, cause: Cause) -> Non
     await control.change(Artifact, SYSTEM_PROJECT, job.facts["artifact_id"], own, accept)
 
 
+async def _phase_of(control: Control, report: Report, progress: BuildProgress, job_id: str) -> Phase:
+    """Raises ``report.unknown-phase`` for one of a newer agent: a sign of life, and no more."""
+    try:
+        return Phase(progress.phase)
+    except ValueError:
+        await _alive(control, report, job_id)
+        raise Refused("report.unknown-phase", f"there is no phase {progress.phase[:64]!r}") from None
+
+
 async def _build_progress(control: Control, report: Report, cause: Cause) -> None:
     progress = BuildProgress.model_validate(report.body)
-    phase = Phase(progress.phase)
+    phase = await _phase_of(control, report, progress, report.process_id)
     pull = PullProgress(**progress.model_dump(include=set(PullProgress.model_fields)))
 
     def accept(job: Job) -> None:
@@ -142,7 +152,8 @@ async def _replica_prepared(control: Control, report: Report, cause: Cause) -> N
     replica = await control.get(Replica, report.project, report.process_id)
     await _alive(control, report, replica.job_id)
     if report.kind is ReportKind.PROGRESS:
-        await template_build.advance(control, report.project, replica.job_id, Phase(BuildProgress.model_validate(report.body).phase))
+        phase = await _phase_of(control, report, BuildProgress.model_validate(report.body), replica.job_id)
+        await template_build.advance(control, report.project, replica.job_id, phase)
         return
     if report.kind is ReportKind.FAILED:
         await _replica_failed(control, report, replica)
