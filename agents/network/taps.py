@@ -16,6 +16,7 @@ from typing import Final
 
 from agents.host.elsewhere import in_network
 from agents.network.rtnetlink import Route
+from agents.network.spoofing import forbid
 
 _DEVICE: Final = Path("/dev/net/tun")
 _TUNSETIFF: Final = 0x400454CA
@@ -48,7 +49,8 @@ def possible() -> bool:
 def plug(name: str, netns: Path, address: IPv4Interface) -> None:
     """Move a tap into a sandbox's namespace and bridge it, instead of the namespace itself, to the node. Raises ``OSError``.
 
-    The namespace's end of the pair loses the address: the machine answers for it.
+    The namespace's end of the pair loses the address: the machine answers for it, and for no other (``agents.network.spoofing``). Raises
+    also ``network.no-nft``, ``network.rules-refused``.
     """
     fd = os.open(netns, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -60,6 +62,7 @@ def plug(name: str, netns: Path, address: IPv4Interface) -> None:
 
 
 def _bridge(address: IPv4Interface) -> None:
+    forbid(_TAP, address.ip)
     with Route() as route:
         if route.index(_BRIDGE) is None:
             route.add_bridge(_BRIDGE)

@@ -10,6 +10,7 @@ from typing import Final
 
 from agents.drivers.driver import ExecRequest, Limits, Spec
 from agents.drivers.microvm.memory import Memory
+from agents.network.spoofing import hardware_of
 
 Fields = list[tuple[str, str]]
 """Tagged texts (``channel.fields``)."""
@@ -44,15 +45,11 @@ def restored(spec: Spec, memory: Memory) -> Fields:
 
 
 def network(spec: Spec) -> str:
-    """Address, netmask, gateway and hardware address of its interface; empty for none.
-
-    The hardware address follows from the address, so that no two machines of a node have the same (and bit 1 says that it is nobody's).
-    """
+    """Address, netmask, gateway and hardware address of its interface; empty for none."""
     if not spec.address:
         return ""
     interface = IPv4Interface(spec.address)
-    hardware = ":".join(f"{byte:02x}" for byte in (0x02, 0x53, *interface.ip.packed))
-    return f"{interface.ip} {interface.netmask} {spec.gateway} {hardware}"
+    return f"{interface.ip} {interface.netmask} {spec.gateway} {hardware_of(interface.ip)}"
 
 
 def execute(spec: Spec, request: ExecRequest) -> Fields:

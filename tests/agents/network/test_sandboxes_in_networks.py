@@ -6,6 +6,7 @@ import shutil
 import socket
 from collections.abc import Iterator
 from dataclasses import replace
+from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from agents.drivers.driver import ExecRequest, Handle, Limits, RuntimeFault, Spe
 from agents.drivers.vm import VmDriver
 from agents.host import reaper
 from agents.network.netns import Attachment, BridgeNetwork
+from agents.network.spoofing import hardware_of
 from agents.storage import qcow2
 
 pytestmark = pytest.mark.root
@@ -156,5 +158,29 @@ def test_a_machine_is_refused_a_network_that_is_not_there(machines: Bench) -> No
             await machines.start(netns=machines.directory / "none", address="100.64.0.2/22", gateway="100.64.0.1")
         assert refusal.value.code == "network.attach-failed"
         assert await machines.driver.list() == {}
+
+    run(scenario())
+
+
+def test_a_machine_that_takes_the_address_of_another_is_not_heard(machines: Bench, network: BridgeNetwork) -> None:
+    bench = machines
+
+    async def scenario() -> None:
+        attached, others = await network.attach("sb-1"), await network.attach("sb-2")
+        await network.detach("sb-2")  # or it would answer for itself, and sooner
+        handle = await bench.start(**wired(attached))
+
+        async def heard(words: str = "") -> bool:
+            return (await bench.sh(handle, f"ping -c 1 -W 1 {words} {attached.gateway}")).code == 0
+
+        await eventually(heard)
+        await bench.said(handle, f"ip addr add {others.interface} dev eth0")
+        assert not await heard(f"-I {others.address}")
+        assert await heard(f"-I {attached.address}")
+        own = await bench.said(handle, "cat /sys/class/net/eth0/address")
+        await bench.said(handle, f"ip link set eth0 address {hardware_of(IPv4Address(others.address))}")
+        assert not await heard()
+        await bench.said(handle, f"ip link set eth0 address {own}")
+        assert await heard()
 
     run(scenario())
