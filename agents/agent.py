@@ -103,14 +103,15 @@ class Agent:
         builder = Builder(place / "build", cache, self.uplink.shelf(), base=Path.cwd(), directories=where, key=key, trust=options.trust)
         builder.clean()
         roots = all_roots(place / "storage")
-        self.fingerprint = Fingerprint(self.boot, where, drivers.values(), options.promise, key.public, roots.kind)
+        network = NoNetwork() if set(drivers) == {SIMULATOR} else choose_network(place / "network", egress=options.egress)
+        self.fingerprint = Fingerprint(self.boot, where, drivers.values(), options.promise, key.public, roots.kind, egress=network.lets_out)
         self.logs = LogShipper(place / "logs", journal, self.uplink.log)
         self.node = LocalNode(
             name=options.node,
             directory=place,
             drivers=Drivers(drivers),
             roots=roots,
-            network=NoNetwork() if set(drivers) == {SIMULATOR} else choose_network(place / "network", egress=options.egress),
+            network=network,
             cache=cache,
             images=builder,
             vault=Vault(self.uplink.chunks(), crash.here),

@@ -17,6 +17,7 @@ from agents.drivers.driver import Driver, HasGuestImage
 from agents.host import cgroups
 from agents.records import SandboxRecord
 from domain.nodes.orders import Capacity, DriverInfo, NodeHello, Versions
+from domain.nodes.placement import EGRESS
 
 GUEST_IMAGE_FILE: Final = "guest-image-version"
 FIRST_GUEST_IMAGE: Final = "1"
@@ -43,7 +44,7 @@ class Fingerprint:
     ``boot`` is new with each agent process.
 
     ``sealing_key``: the public key for secrets that only this node can open (``agents/sealing.py``). ``roots``: how roots are made,
-    ``overlay`` or ``copies``.
+    ``overlay`` or ``copies``. ``egress``: the node's network lets sandboxes out.
     """
 
     def __init__(
@@ -54,6 +55,8 @@ class Fingerprint:
         promise: Promise,
         sealing_key: str = "",
         roots: str = "",
+        *,
+        egress: bool = False,
     ) -> None:
         self.boot = boot
         self._directories = directories
@@ -61,6 +64,7 @@ class Fingerprint:
         self._promise = promise
         self._sealing_key = sealing_key
         self._roots = roots
+        self._egress = egress
         self._versions = self._read_versions()
 
     @property
@@ -91,12 +95,16 @@ class Fingerprint:
         return NodeHello(
             boot=self.boot,
             versions=self._versions,
-            drivers=tuple([DriverInfo(name=d.name, version=await d.version(), flags=d.flags) for d in self._drivers]),
+            drivers=tuple([DriverInfo(name=d.name, version=await d.version(), flags=self._flags(d)) for d in self._drivers]),
             capacity=self.capacity(),
             storage_pct=storage_pct(self.data),
             roles=self._promise.roles,
             host=self._host(),
         )
+
+    def _flags(self, driver: Driver) -> tuple[str, ...]:
+        """The driver's, and whether what it starts gets out of here by rules of its own."""
+        return tuple(sorted({*driver.flags, EGRESS})) if self._egress and "network" in driver.flags else driver.flags
 
     def capacity(self) -> Capacity:
         return Capacity(

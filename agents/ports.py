@@ -6,6 +6,8 @@ from collections.abc import Awaitable, Callable, Collection, Mapping
 from pathlib import Path
 from typing import Protocol
 
+from domain.sandboxes.egress import EgressPolicy
+
 
 class Inventory(Protocol):
     """Ids of what is on this disk."""
@@ -73,8 +75,13 @@ class Attachment(Protocol):
 class Network(Protocol):
     """Addresses and network namespaces, by sandbox id. Idempotent; raises ``RuntimeFault``."""
 
-    async def attach(self, sandbox_id: str) -> Attachment: ...
-    async def give(self, held: str, sandbox_id: str) -> Attachment:
+    @property
+    def lets_out(self) -> bool:
+        """Whether sandboxes get out of the node, by the rules of their policies."""
+        ...
+
+    async def attach(self, sandbox_id: str, egress: EgressPolicy | None = None) -> Attachment: ...
+    async def give(self, held: str, sandbox_id: str) -> None:
         """What was attached under another name is the sandbox's from now on, with its address."""
         ...
 

@@ -4,7 +4,7 @@
 |---|---|---|
 | artifact | has the verified bytes and the lower made of them, and the snapshot; usually all is there | none: they are shared |
 | root | the sandbox's own writable root, from the artifact, a snapshot, or stock | removes it |
-| network | leases an address to the sandbox's id, makes its namespace | removes, releases |
+| network | leases an address to the sandbox's id, makes its namespace, puts up its egress policy | removes, releases |
 | logs | a directory for its output | removes it |
 | start | starts the main process; its handle is on record before anybody is told | destroys every generation |
 | ready | waits for the probe port; its exit beats the port | none: it only looks |
@@ -81,8 +81,10 @@ async def _remove_root(b: Bringup) -> None:
 async def _network(b: Bringup) -> Output:
     held, network = b.node.stock.taken(b.record.id), b.node.network
     async with b.node.creating:
-        attached = await (network.attach(b.record.id) if held is None else network.give(held.name, b.record.id))
-    b.node.crash.here("give-network:after" if held is not None else "")
+        if held is not None:
+            await network.give(held.name, b.record.id)
+            b.node.crash.here("give-network:after")
+        attached = await network.attach(b.record.id, b.record.spec.egress)
     return wire_of(attached)
 
 

@@ -14,7 +14,7 @@ class Options:
     """What ``strandline up`` was told. ``port`` 0: the one of last time, else a free one.
 
     ``registry_ca``, ``registry_insecure``: the agents' options of these names. ``metrics_port``: the control plane's, the others follow;
-    ``artifacts_port``: where the control plane serves artifacts. None: not served.
+    ``artifacts_port``: where the control plane serves artifacts. None: not served. ``egress``: sandboxes get out of this machine.
     """
 
     dir: Path
@@ -25,6 +25,7 @@ class Options:
     registry_insecure: tuple[str, ...] = ()
     metrics_port: int | None = None
     artifacts_port: int | None = None
+    egress: bool = False
 
     def served(self) -> list[int]:
         """Every port beside the bus's that its parts are to listen on."""
@@ -42,7 +43,8 @@ class Options:
     def for_agents(self) -> list[str]:
         """What every agent is told besides its name."""
         ca = ["--registry-ca", str(self.registry_ca.absolute())] if self.registry_ca else []
-        return ["--driver", self.driver, *ca, *(word for host in self.registry_insecure for word in ("--registry-insecure", host))]
+        insecure = (word for host in self.registry_insecure for word in ("--registry-insecure", host))
+        return ["--driver", self.driver, *ca, *insecure, *(["--egress"] if self.egress else [])]
 
     def clash(self) -> str | None:
         """Why these ports cannot be; None when they can."""

@@ -57,6 +57,9 @@ def up(
         int | None,
         typer.Option("--artifacts-port", metavar="PORT", help="Serve artifacts over HTTP on this port of loopback.", min=1, max=65_535),
     ] = None,
+    egress: Annotated[
+        bool, typer.Option("--egress", help="Let sandboxes reach the world, but no private network unless their policies say so. As root.")
+    ] = False,
     stop_sandboxes: Annotated[bool, typer.Option("--stop-sandboxes", help="Tear sandboxes down at the end.")] = False,
 ) -> None:
     """Start everything on this machine and stay in the foreground; Ctrl-C drains and stops.
@@ -74,6 +77,7 @@ def up(
         registry_insecure=tuple(registry_insecure or ()),
         metrics_port=metrics_port,
         artifacts_port=artifacts_port,
+        egress=egress,
     )
     if clash := options.clash():
         raise typer.BadParameter(clash)

@@ -1,4 +1,6 @@
-"""What may pass between sandboxes and the rest of the world: one nftables table per agent, made once, without a rule per sandbox.
+"""What may pass between sandboxes and the rest of the world: one nftables table per agent.
+
+It is made once; beside it only a sandbox with an egress policy of its own has rules (``agents.network.egress``).
 
 Refusals are answered at once (reject, not drop): a sandbox that asks for what it may not have learns it without waiting for a time-out
 (reference/runtimes.md §8).
@@ -6,18 +8,19 @@ Refusals are answered at once (reject, not drop): a sandbox that asks for what i
 
 from __future__ import annotations
 
-from ipaddress import IPv4Network
+from collections.abc import Mapping
+from ipaddress import IPv4Address, IPv4Network
 
-from agents.drivers.driver import RuntimeFault
-from agents.host import spawn
+from agents.network.egress import REFUSED, put_up, shared, take_down
+from agents.network.nft import Nft
+from domain.sandboxes.egress import EgressPolicy
 
 
 def rules(table: str, bridge: str, subnet: IPv4Network, *, egress: bool) -> str:
-    """Sandboxes never reach the node itself; the world only with ``egress``, behind the node's address.
+    """Sandboxes never reach the node itself; the world, but no private network, only with ``egress``, behind the node's address.
 
     Refused in prerouting: where the node does not forward at all, packets never come to a forward chain and would vanish in silence.
     """
-    leave = "accept" if egress else "reject with icmpx type admin-prohibited"
     masquerade = (
         f'chain outgoing {{ type nat hook postrouting priority 100; ip saddr {subnet} oifname != "{bridge}" masquerade; }}'
         if egress
@@ -27,36 +30,48 @@ def rules(table: str, bridge: str, subnet: IPv4Network, *, egress: bool) -> str:
 add table inet {table}
 delete table inet {table}
 table inet {table} {{
+  {shared()}
   chain arriving {{ type filter hook prerouting priority 0; policy accept;
     iifname "{bridge}" ct state established,related accept;
-    iifname "{bridge}" fib daddr type unicast {leave}; }}
+    iifname "{bridge}" fib daddr type unicast jump leaving; }}
+  chain leaving {{
+    {"ip saddr vmap @egress; goto world" if egress else REFUSED}; }}
   chain incoming {{ type filter hook input priority 0; policy accept;
     iifname "{bridge}" ct state established,related accept;
     iifname "{bridge}" icmp type echo-request accept;
-    iifname "{bridge}" reject with icmpx type admin-prohibited; }}
+    iifname "{bridge}" {REFUSED}; }}
   chain passing {{ type filter hook forward priority 0; policy accept;
     oifname "{bridge}" ct state established,related accept;
-    oifname "{bridge}" iifname != "{bridge}" reject with icmpx type admin-prohibited;
-    iifname "{bridge}" oifname "{bridge}" reject with icmpx type admin-prohibited;
-    iifname "{bridge}" {leave}; }}
+    oifname "{bridge}" iifname != "{bridge}" {REFUSED};
+    iifname "{bridge}" oifname "{bridge}" {REFUSED};
+    iifname "{bridge}" {"accept" if egress else REFUSED}; }}
   {masquerade}
 }}
 """
 
 
-async def install(table: str, bridge: str, subnet: IPv4Network, *, egress: bool) -> None:
-    """Replace the table in one transaction."""
-    await _nft(rules(table, bridge, subnet, egress=egress))
+class Firewall:
+    """The table. ``egress``: whether this node lets sandboxes out at all; the policies of sandboxes then say which, and where to."""
 
+    def __init__(self, table: str, bridge: str, *, egress: bool) -> None:
+        self._table, self._bridge, self._egress = table, bridge, egress
+        self._kernel: Nft | None = None
 
-async def remove(table: str) -> None:
-    await _nft(f"add table inet {table}\ndelete table inet {table}\n")
+    def install(self, subnet: IPv4Network, policies: Mapping[IPv4Address, EgressPolicy]) -> None:
+        """Replace the table, with what holds for each address, in one transaction: nothing is open meanwhile."""
+        text = rules(self._table, self._bridge, subnet, egress=self._egress)
+        self._run(text + "".join(put_up(self._table, address, policy) for address, policy in policies.items()))
 
+    def put_up(self, address: IPv4Address, policy: EgressPolicy) -> None:
+        self._run(put_up(self._table, address, policy))
 
-async def _nft(text: str) -> None:
-    try:
-        done = await spawn.run(["nft", "-f", "-"], stdin=text.encode(), timeout_s=20)
-    except FileNotFoundError as error:
-        raise RuntimeFault("network.no-nft", "nft is not installed (apt-get install nftables)") from error
-    if done.code != 0:
-        raise RuntimeFault("network.rules-refused", done.complaint())
+    def take_down(self, address: IPv4Address, policy: EgressPolicy) -> None:
+        self._run(take_down(self._table, address, policy))
+
+    def remove(self) -> None:
+        self._run(f"add table inet {self._table}\ndelete table inet {self._table}\n")
+
+    def _run(self, text: str) -> str:
+        if self._kernel is None:
+            self._kernel = Nft()
+        return self._kernel.run(text)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from agents.drivers.driver import RuntimeFault
+from domain.sandboxes.egress import EgressPolicy
 
 _SPARE: Final = ".spare-"
 """No sandbox's id begins like that."""
@@ -31,6 +32,7 @@ class Ledger:
         self._leases: dict[str, IPv4Address] = {}
         self._ready: set[str] = set()
         self._made_as: dict[str, str] = {}
+        self._policies: dict[str, EgressPolicy] = {}
         self._last = 0
         self.subnet: IPv4Network | None = None
         self._load()
@@ -52,6 +54,15 @@ class Ledger:
     def made_as(self, sandbox_id: str) -> str:
         """Under which name its network was made: its own, or that of the spare that it was given."""
         return self._made_as.get(sandbox_id, sandbox_id)
+
+    @property
+    def policies(self) -> Mapping[IPv4Address, EgressPolicy]:
+        """What holds for the addresses of sandboxes that have an egress policy of their own."""
+        return {self._leases[name]: policy for name, policy in self._policies.items()}
+
+    def set_policy(self, sandbox_id: str, policy: EgressPolicy) -> None:
+        """Of one that has an address; it goes with that."""
+        self._append({"policy": policy.model_dump(mode="json"), "for": sandbox_id})
 
     def give(self, spare: str, sandbox_id: str) -> None:
         """What is leased to one name, a spare's or another, is the sandbox's from now on, with its address."""
@@ -105,7 +116,9 @@ class Ledger:
         self._compact()
 
     def _apply(self, entry: dict[str, Any]) -> None:
-        if "subnet" in entry:
+        if "policy" in entry:
+            self._policies[entry["for"]] = EgressPolicy.model_validate(entry["policy"])
+        elif "subnet" in entry:
             self.subnet = IPv4Network(entry["subnet"])
         elif "address" in entry:
             self._leases[entry["id"]] = IPv4Address(entry["address"])
@@ -121,6 +134,7 @@ class Ledger:
             self._leases.pop(entry["released"], None)
             self._ready.discard(entry["released"])
             self._made_as.pop(entry["released"], None)
+            self._policies.pop(entry["released"], None)
 
     def _append(self, entry: dict[str, Any]) -> None:
         with self._path.open("ab") as file:
@@ -135,6 +149,7 @@ class Ledger:
         entries += [{"id": self.made_as(name), "address": str(address)} for name, address in self._leases.items()]
         entries += [{"ready": self.made_as(name)} for name in sorted(self._ready)]
         entries += [{"given": spare, "to": name} for name, spare in self._made_as.items()]
+        entries += [{"policy": policy.model_dump(mode="json"), "for": name} for name, policy in self._policies.items()]
         draft = self._path.with_suffix(".new")
         with draft.open("wb") as file:
             file.writelines(json.dumps(entry).encode() + b"\n" for entry in entries)

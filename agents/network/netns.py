@@ -1,7 +1,8 @@
 """A network for each sandbox: a namespace of its own, a veth pair to the node's bridge, an address that is leased to it.
 
 Names and subnet follow from the data directory, so that several agents share a host; sandboxes reach neither each other nor the node, and
-the world only when ``egress`` is asked for. A few networks are made while nobody waits for one: making one takes 2 ms.
+the world only when ``egress`` is asked for, as far as their policies let them. A few networks are made while nobody waits for one: making
+one takes 2 ms.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import asyncio
 import contextlib
 import hashlib
 import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Interface, IPv4Network
@@ -19,9 +19,10 @@ from typing import Final
 
 from agents.drivers.driver import RuntimeFault
 from agents.host import spawn
-from agents.network import firewall, namespaces
+from agents.network import firewall, namespaces, nft
 from agents.network.ledger import Ledger, is_spare, new_spare
 from agents.network.rtnetlink import Route
+from domain.sandboxes.egress import EgressPolicy
 
 _POOL: Final = IPv4Network("100.64.0.0/10")
 """Shared address space (RFC 6598): in nobody's home or office. Cut into /22s, as many addresses as a bridge has ports."""
@@ -50,11 +51,13 @@ class Attachment:
 class NoNetwork:
     """For users and hosts that may not make networks: drivers give each sandbox an empty one."""
 
-    async def attach(self, sandbox_id: str) -> Attachment:  # noqa: ARG002  # the port's
+    lets_out = False
+
+    async def attach(self, sandbox_id: str, egress: EgressPolicy | None = None) -> Attachment:  # noqa: ARG002  # the port's
+        _refuse_way_out(egress)
         return Attachment()
 
-    async def give(self, held: str, sandbox_id: str) -> Attachment:  # noqa: ARG002  # the port's
-        return Attachment()
+    async def give(self, held: str, sandbox_id: str) -> None: ...
 
     async def detach(self, sandbox_id: str) -> None: ...
 
@@ -79,7 +82,8 @@ class BridgeNetwork:
         self._mark = hashlib.sha256(str(self._directory.resolve()).encode()).hexdigest()
         self.bridge = f"slb{self._mark[:8]}"
         self.table = f"strandline_{self._mark[:8]}"
-        self._egress, self._isolate = egress, isolate
+        self.lets_out, self._isolate = egress, isolate
+        self._firewall = firewall.Firewall(self.table, self.bridge, egress=egress)
         self._ledger = Ledger(self._directory / "leases.jsonl")
         self._lock = asyncio.Lock()
         self._asked = asyncio.Event()
@@ -99,8 +103,9 @@ class BridgeNetwork:
                 self._ledger.choose(subnet)
             await asyncio.to_thread(self._make_bridge)
             await asyncio.to_thread(self._remove_half_made)
-            await firewall.install(self.table, self.bridge, subnet, egress=self._egress)
-            if self._egress:
+            policies = self._ledger.policies if self.lets_out else {}
+            await asyncio.to_thread(self._firewall.install, subnet, policies)
+            if self.lets_out:
                 await asyncio.to_thread(Path("/proc/sys/net/ipv4/ip_forward").write_text, "1", encoding="ascii")
 
     async def _free_subnet(self) -> IPv4Network:
@@ -132,20 +137,27 @@ class BridgeNetwork:
     def _interface(self, address: object) -> IPv4Interface:
         return IPv4Interface(f"{address}/{_PREFIX}")
 
-    async def attach(self, sandbox_id: str) -> Attachment:
+    async def attach(self, sandbox_id: str, egress: EgressPolicy | None = None) -> Attachment:
+        """``egress`` holds when this returns: before anything runs there."""
         _check(sandbox_id)
+        if not self.lets_out:
+            _refuse_way_out(egress)
+        _refuse_domains(egress)
         self._asked.set()
         async with self._lock:
             if sandbox_id not in self._ledger.leases and (spares := self._ledger.spares):
                 self._ledger.give(spares[0], sandbox_id)
-            return await self._made(sandbox_id)
+            attachment = await self._made(sandbox_id)
+            if egress is not None and self.lets_out:
+                self._ledger.set_policy(sandbox_id, egress)  # first: whoever takes over has to know what may be there
+                await asyncio.to_thread(self._firewall.put_up, self._ledger.leases[sandbox_id], egress)
+            return attachment
 
-    async def give(self, held: str, sandbox_id: str) -> Attachment:
+    async def give(self, held: str, sandbox_id: str) -> None:
         _check(sandbox_id)
         async with self._lock:
             if held in self._ledger.leases and sandbox_id not in self._ledger.leases:
                 self._ledger.give(held, sandbox_id)
-            return await self._made(sandbox_id)
 
     async def _made(self, name: str) -> Attachment:
         address = self._ledger.lease(name)
@@ -192,8 +204,13 @@ class BridgeNetwork:
             await asyncio.to_thread(self._remove, sandbox_id)
 
     def _remove(self, name: str) -> None:
+        address = self._ledger.leases.get(name)
         with Route() as host:
             self._clear(host, name)
+            if address is not None and (bridge := host.index(self.bridge)) is not None:
+                host.forget_neighbour(bridge, address)
+        if address is not None and (policy := self._ledger.policies.get(address)) is not None:
+            self._firewall.take_down(address, policy)
         self._ledger.release(name)
 
     async def list(self) -> Mapping[str, str]:
@@ -241,13 +258,24 @@ class BridgeNetwork:
         async with self._lock:
             for name in {*await self.list(), *self._ledger.leases}:
                 await asyncio.to_thread(self._remove, name)
-            await firewall.remove(self.table)
+            await asyncio.to_thread(self._firewall.remove)
             await asyncio.to_thread(self._remove_bridge)
 
     def _remove_bridge(self) -> None:
         with Route() as route:
             if (index := route.index(self.bridge)) is not None:
                 route.delete(index)
+
+
+def _refuse_way_out(egress: EgressPolicy | None) -> None:
+    """Raises ``sandbox.unsupported`` for a policy that lets out where nothing gets out; one that does not is kept by itself."""
+    if egress is not None and egress.lets_out:
+        raise RuntimeFault("sandbox.unsupported", "sandboxes do not get out of this node: it was started without --egress, or not as root")
+
+
+def _refuse_domains(egress: EgressPolicy | None) -> None:
+    if egress is not None and any(destination.domain for destination in egress.allowed):
+        raise RuntimeFault("sandbox.unsupported", "egress by domain is not supported yet: name addresses or networks")
 
 
 def _check(sandbox_id: str) -> None:
@@ -257,7 +285,7 @@ def _check(sandbox_id: str) -> None:
 
 def choose_network(directory: Path, *, egress: bool = False) -> BridgeNetwork | NoNetwork:
     """Tried, not guessed: root in a container often may not make bridges."""
-    if os.geteuid() != 0 or shutil.which("nft", path=spawn.HOST_ENV["PATH"]) is None:
+    if os.geteuid() != 0 or not nft.available():
         return NoNetwork()
     probe = f"slp{os.getpid() % 10**8}"
     try:

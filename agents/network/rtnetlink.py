@@ -5,6 +5,7 @@ One ``Route`` speaks for the network namespace that its socket was made in. Rais
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import socket
@@ -12,7 +13,7 @@ import struct
 from ipaddress import IPv4Address, IPv4Interface
 from typing import Final, Self
 
-_NEWLINK, _DELLINK, _GETLINK, _SETLINK, _NEWADDR, _DELADDR, _NEWROUTE = 16, 17, 18, 19, 20, 21, 24
+_NEWLINK, _DELLINK, _GETLINK, _SETLINK, _NEWADDR, _DELADDR, _NEWROUTE, _DELNEIGH = 16, 17, 18, 19, 20, 21, 24, 29
 _REQUEST, _ACK, _EXCL, _CREATE = 0x1, 0x4, 0x200, 0x400
 _ERROR: Final = 2
 
@@ -22,6 +23,7 @@ _VETH_PEER: Final = 1
 _BRPORT_ISOLATED: Final = 33
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
 _RTA_OIF, _RTA_GATEWAY = 4, 5
+_NDA_DST: Final = 1
 _NESTED: Final = 0x8000
 _UP: Final = 0x1
 _RT_TABLE_MAIN, _RTPROT_STATIC, _RTN_UNICAST = 254, 4, 1
@@ -126,6 +128,11 @@ class Route:
 
     def delete_address(self, index: int, address: IPv4Interface) -> None:
         self._ask(_DELADDR, _ACK, _address(index, address))
+
+    def forget_neighbour(self, index: int, address: IPv4Address) -> None:
+        """Whose hardware has an address behind an interface is asked anew; no matter whether it was known."""
+        with contextlib.suppress(FileNotFoundError):
+            self._ask(_DELNEIGH, _ACK, struct.pack("=BxHiHBB", socket.AF_INET, 0, index, 0, 0, 0) + _attribute(_NDA_DST, address.packed))
 
     def add_default_route(self, index: int, gateway: IPv4Address) -> None:
         body = struct.pack("=BBBBBBBBI", socket.AF_INET, 0, 0, 0, _RT_TABLE_MAIN, _RTPROT_STATIC, 0, _RTN_UNICAST, 0)

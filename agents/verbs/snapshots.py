@@ -121,7 +121,7 @@ async def _restore(r: Return) -> Output:
 
 
 async def _restart(r: Return) -> Output:
-    attached = await r.node.network.attach(r.record.id)
+    attached = await r.node.network.attach(r.record.id, r.record.spec.egress)
     async with r.node.creating:
         root = Path(r.account.outputs["restore"]["path"])
         handle = await r.driver.start(spec_of(r.node, r.record, root, wire_of(attached), r.snapshot_id))

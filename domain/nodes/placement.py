@@ -16,6 +16,8 @@ from domain.kernel.errors import Refused, not_found
 READY: Final = "ready"
 UNREACHABLE: Final = frozenset({"offline", "evicted"})
 STALE: Final = "STALE"
+EGRESS: Final = "egress"
+"""The flag of drivers whose sandboxes get out of the node by rules of their own."""
 
 
 BOUNDED_BY: Final[Mapping[str, frozenset[str]]] = {
@@ -55,7 +57,11 @@ class Candidate(Record):
 
     def unenforced(self, driver: str | None) -> tuple[str, ...]:
         """The bounds that nobody would keep here."""
-        return unenforced(self.flags.get(driver or next(iter(self.drivers), ""), ()))
+        return unenforced(self.flags_of(driver))
+
+    def flags_of(self, driver: str | None) -> tuple[str, ...]:
+        """What that driver can do here, or the default one."""
+        return self.flags.get(driver or next(iter(self.drivers), ""), ())
 
 
 class Need(Record):
@@ -70,6 +76,8 @@ class Need(Record):
     node: str | None = None
     at_work: bool = False
     bounds: tuple[str, ...] = ()
+    egress: bool = False
+    """Its policy lets it out somewhere: only a node that lets sandboxes out by rules of their own will do."""
 
 
 def choose(candidates: Sequence[Candidate], need: Need) -> str:
@@ -80,6 +88,7 @@ def choose(candidates: Sequence[Candidate], need: Need) -> str:
     pool = _open(pool)
     pool = _driving(pool, need.driver)
     pool = _bounding(pool, need)
+    pool = _letting_out(pool, need)
     pool = _roomy(pool, need)
     return min(pool, key=lambda c: (c.free_cpu < need.cpu, -c.free_share, c.node_id)).node_id
 
@@ -155,6 +164,17 @@ def _bounding(pool: list[Candidate], need: Need) -> list[Candidate]:
             "sandbox.unsupported",
             f"no driver there keeps a sandbox to its {' and '.join(lacking)}: leave it out, or choose another driver",
             details={"fields": lacking, "needs": {name: sorted(BOUNDED_BY[name]) for name in lacking}, "nodes": _ids(pool)},
+        )
+    return able
+
+
+def _letting_out(pool: list[Candidate], need: Need) -> list[Candidate]:
+    able = [c for c in pool if not need.egress or EGRESS in c.flags_of(need.driver)]
+    if not able:
+        raise Refused(
+            "sandbox.unsupported",
+            "no node there lets a sandbox out by rules of its own: leave egress out, or start the nodes with --egress, as root",
+            details={"fields": ["egress"], "needs": {"egress": [EGRESS]}, "nodes": _ids(pool)},
         )
     return able
 

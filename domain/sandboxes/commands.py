@@ -10,6 +10,7 @@ from pydantic import Field, StringConstraints, ValidationInfo, field_validator
 from domain.kernel.aggregate import Record
 from domain.kernel.command import Command, Part
 from domain.kernel.ids import JobId, Name, NodeId, SandboxId, SnapshotId
+from domain.sandboxes.egress import EgressPolicy
 from domain.sandboxes.spec import Argv, Env, EnvName, EnvValue, Labels, OnTtl, Ports, TtlKind
 
 EXAMPLE_ID = "sb-aaaaaaaaaaaaaaaaaaaa"
@@ -20,7 +21,6 @@ Path = Annotated[str, StringConstraints(max_length=4096, pattern=r"^[^\x00]*$")]
 User = Annotated[str, StringConstraints(max_length=256, pattern=r"^[A-Za-z0-9._:-]*$")]
 Stdin = Annotated[str, StringConstraints(max_length=196_608, pattern=r"^[A-Za-z0-9+/]*={0,2}$")]
 """Base64."""
-Host = Annotated[str, StringConstraints(min_length=1, max_length=253, pattern=r"^[A-Za-z0-9*:./_-]+$")]
 
 
 class DiskMount(Part):
@@ -31,12 +31,13 @@ class DiskMount(Part):
     read_only: bool = False
 
 
-class Egress(Part):
-    """Which addresses, networks or domains a sandbox may talk to."""
+class Egress(EgressPolicy):
+    """Which addresses, networks or domains a sandbox may talk to. Allowed comes first, then denied, then private, then the internet.
 
-    allow: Annotated[tuple[Host, ...], Field(max_length=1024)] = ()
-    deny: Annotated[tuple[Host, ...], Field(max_length=1024)] = ()
-    internet: bool = True
+    Entries are ``1.1.1.1``, ``10.0.0.0/8``, ``example.org`` or ``*.example.org``, with ``:443`` or ``:8000-8080`` for some ports only.
+    """
+
+    model_config = Part.model_config
 
 
 class SandboxStatus(Record):

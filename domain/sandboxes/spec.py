@@ -8,6 +8,7 @@ from pydantic import Field, StringConstraints
 
 from domain.kernel.aggregate import Record
 from domain.kernel.ids import ArtifactId, SnapshotId, TemplateId
+from domain.sandboxes.egress import EgressPolicy
 
 EnvName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,127}$")]
 EnvValue = Annotated[str, StringConstraints(max_length=32_768, pattern=r"^[^\x00]*$")]
@@ -60,3 +61,5 @@ class SandboxSpec(Record):
     driver: DriverName | None = None
     snapshot_manifest: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")] | None = None
     """Where a node that does not have the snapshot finds its content."""
+    egress: EgressPolicy | None = None
+    """None: as the node does it for all."""

@@ -13,6 +13,7 @@ from domain.kernel.errors import Refused
 from domain.nodes.orders import Failure
 from domain.nodes.placement import Candidate, Need, choose, no_ready_replica
 from domain.sandboxes import commands as c
+from domain.sandboxes.egress import EgressPolicy
 from domain.sandboxes.provisioning import Provisioning
 from domain.sandboxes.sandbox import Sandbox, SandboxState, Ttl
 from domain.sandboxes.spec import ArtifactRef, Recipe, SandboxSpec
@@ -32,8 +33,8 @@ from handlers.processes.sandboxes import STARTING
 
 async def create(control: Control, asked: Asked, command: c.SandboxCreate) -> Reply:
     """Place a sandbox and request it; provisioning follows from the event."""
-    if command.disks or command.egress:
-        raise Refused("sandbox.unsupported", "disks and egress policies are not supported yet")
+    if command.disks:
+        raise Refused("sandbox.unsupported", "disks are not supported yet")
     sandbox_id = ids.sandbox_id(asked.project, asked.command_id)
     try:
         done = await _request(control, asked, command, sandbox_id)
@@ -176,12 +177,21 @@ def _spec(
         name=command.name,
         labels=command.labels,
         driver=driver,
+        egress=None if command.egress is None else EgressPolicy.model_validate(command.egress.model_dump()),
     )
 
 
 def _need(spec: SandboxSpec, node: str | None, command: c.SandboxCreate, *, at_work: bool = False) -> Need:
     bounds = tuple(name for name in ("cpu", "memory_mb") if getattr(command, name) is not None)
-    return Need(cpu=spec.recipe.cpu, memory_mb=spec.recipe.memory_mb, driver=spec.driver, node=node, at_work=at_work, bounds=bounds)
+    return Need(
+        cpu=spec.recipe.cpu,
+        memory_mb=spec.recipe.memory_mb,
+        driver=spec.driver,
+        node=node,
+        at_work=at_work,
+        bounds=bounds,
+        egress=spec.egress is not None and spec.egress.lets_out,
+    )
 
 
 def _unenforced(control: Control, sandbox: Sandbox) -> tuple[str, ...]:

@@ -117,6 +117,10 @@ def test_sandboxes_spread_by_the_share_of_free_memory() -> None:
     assert choose([node("a", free_cpu=-3)], Need()) == "a"
 
 
+def test_a_sandbox_with_a_way_out_goes_where_there_is_one() -> None:
+    assert choose([node("a"), node("b", flags={"sim": ("egress",)})], Need(egress=True)) == "b"
+
+
 def test_a_wished_node_is_the_only_one() -> None:
     assert choose([node("a", free_memory_mb=8000), node("b")], Need(node="b")) == "b"
 
@@ -140,6 +144,7 @@ def test_a_wished_node_is_the_only_one() -> None:
         ([node("a", free_memory_mb=511), node("b", free_memory_mb=0)], Need(), "capacity.exhausted", ["a", "b"]),
         ([node("b"), node("a", flags={"sim": ("rlimit-memory",)})], Need(bounds=("cpu",)), "sandbox.unsupported", ["a", "b"]),
         ([node("a", drivers=("sim", "oci"), flags={"oci": ("limits",)})], Need(bounds=("memory_mb",)), "sandbox.unsupported", ["a"]),
+        ([node("a", flags={"sim": ("network",)})], Need(egress=True), "sandbox.unsupported", ["a"]),
     ],
 )
 def test_the_refusal_names_the_first_rule_that_nobody_passed(

@@ -46,14 +46,13 @@ class Leases(NoNetwork):
         self._path = path
         self.broken = False
 
-    async def attach(self, sandbox_id: str) -> Any:
+    async def attach(self, sandbox_id: str, egress: Any = None) -> Any:
         self._path.mkdir(exist_ok=True)
         (self._path / sandbox_id).touch()
-        return await super().attach(sandbox_id)
+        return await super().attach(sandbox_id, egress)
 
-    async def give(self, held: str, sandbox_id: str) -> Any:
+    async def give(self, held: str, sandbox_id: str) -> None:
         (self._path / held).rename(self._path / sandbox_id)
-        return await super().attach(sandbox_id)
 
     async def detach(self, sandbox_id: str) -> None:
         if self.broken:

@@ -15,6 +15,7 @@ from pydantic import BaseModel, StringConstraints
 from pydantic.fields import FieldInfo
 
 from domain.kernel.aggregate import ENVELOPE_FIELDS, Event
+from domain.sandboxes.egress import EgressPolicy
 
 WIDE = 2**53
 """Integers that every JSON reader keeps."""
@@ -35,6 +36,14 @@ _LEAVES: dict[Any, st.SearchStrategy[Any]] = {
     Any: JSON,
     object: JSON,
 }
+
+EGRESS: list[dict[str, Any]] = [
+    {},
+    {"allow": ("10.0.0.0/8:443", "[fd00::1]:80-90")},
+    {"allow": ("*.example.org",), "internet": False},
+    {"allow": ("example.org:443",), "deny": ("*",)},
+]
+"""Egress policies that are allowed."""
 
 
 def of(hint: Any) -> st.SearchStrategy[Any]:
@@ -85,6 +94,8 @@ def constrained(hint: Any, marks: list[Any]) -> st.SearchStrategy[Any]:
 @functools.cache
 def record(cls: type[BaseModel], leave_out: frozenset[str] = frozenset()) -> st.SearchStrategy[Any]:
     """Instances of a record."""
+    if issubclass(cls, EgressPolicy):  # its fields are a language of their own, and hang together
+        return st.sampled_from(EGRESS).map(lambda fields: cls(**fields))
     return fields_of(cls, leave_out).map(lambda fields: cls(**fields))
 
 

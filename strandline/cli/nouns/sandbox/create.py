@@ -39,6 +39,19 @@ TtlKind = Annotated[
 ]
 OnTtl = Annotated[Literal["delete", "pause"] | None, typer.Option("--on-ttl", help="What happens at its end.", show_default=False)]
 AutoResume = Annotated[bool, typer.Option("--auto-resume", help="Wake up by itself when it is used.")]
+Allow = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow",
+        metavar="WHERE",
+        help="It may connect there: an address, network or domain, with :PORT or not; repeatable.",
+        show_default=False,
+    ),
+]
+Deny = Annotated[
+    list[str] | None, typer.Option("--deny", metavar="WHERE", help="It may not connect there; --allow comes first.", show_default=False)
+]
+NoInternet = Annotated[bool, typer.Option("--no-internet", help="It may connect to nothing but what --allow says.")]
 OnNode = Annotated[str | None, typer.Option("--node", help="On this node.", autocompletion=args.complete("node"), show_default=False)]
 
 
@@ -52,6 +65,7 @@ OnNode = Annotated[str | None, typer.Option("--node", help="On this node.", auto
     strandline sandbox create python --name web --port 8080 --ttl 1h --on-ttl pause
     strandline sandbox create python -o name -- python -m http.server 8080
     strandline sandbox create --snapshot before-upgrade
+    strandline sandbox create python --no-internet --allow 192.0.2.10:5432
     """,
 )
 async def create(
@@ -70,6 +84,9 @@ async def create(
     on_ttl: OnTtl = None,
     auto_resume: AutoResume = False,
     node: OnNode = None,
+    allow: Allow = None,
+    deny: Deny = None,
+    no_internet: NoInternet = False,
     if_not_exists: args.IfNotExists = False,
 ) -> None:
     """Start a sandbox from a template or a snapshot, and wait until it runs.
@@ -93,9 +110,15 @@ async def create(
         on_ttl=on_ttl,
         auto_resume=auto_resume or None,
         node=node,
+        egress=_egress(allow, deny, internet=not no_internet),
         **run.call,
     )
     run.out.one(settled(run, reply, f"sandbox {reply.sandbox_id}", sandbox_id=reply.sandbox_id), MADE)
+
+
+def _egress(allow: list[str] | None, deny: list[str] | None, *, internet: bool) -> dict[str, Any] | None:
+    """None, when nothing was said: then it is as the node does it for all."""
+    return {"allow": allow or [], "deny": deny or [], "internet": internet} if allow or deny or not internet else None
 
 
 async def _template(run: Run, text: str | None) -> str:

@@ -1,0 +1,72 @@
+"""Networks of sandboxes through the whole product: what a caller asks for is what the kernel does."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.installation import Running, compose_image, up
+from support.outside import OTHER, PRIVATE, PUBLIC, world
+
+from agents.drivers.crun import find
+from agents.network.netns import NoNetwork, choose_network
+from domain.kernel.errors import Refused
+from strandline import Strandline
+
+pytestmark = [pytest.mark.root, pytest.mark.timeout(90), pytest.mark.skipif(find("crun") is None, reason="crun is not installed")]
+FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
+SERVED = [(address, 80) for address in (PUBLIC, OTHER, PRIVATE)]
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """One installation whose sandboxes get out, into a world of the tests' own."""
+    base = tmp_path_factory.mktemp("networks")
+    if isinstance(choose_network(base / "probe"), NoNetwork):
+        pytest.skip("networks need nftables and a kernel that has them")
+    image, forwarding = compose_image(base / "image"), FORWARD.read_text()
+    with world(base) as outside, outside.serving(*SERVED), up(base / "state", "--driver", "oci", "--egress") as made:
+        asyncio.run(_template(made.dir, image))
+        yield made
+    FORWARD.write_text(forwarding)
+
+
+async def _template(directory: Path, image: str) -> None:
+    async with Strandline.connect(directory) as s:
+        await s.jobs.wait((await s.templates.create(image, alias="base")).job_id)
+
+
+@contextlib.asynccontextmanager
+async def sandbox(s: Strandline, *cmd: str, **wishes: Any) -> AsyncIterator[str]:
+    """One that runs as long as the block lasts."""
+    told = await s.sandboxes.create("base", cmd=cmd or ("sleep", "1000"), wait_s=30, **wishes)
+    yield told.sandbox_id
+    await s.sandboxes.delete(told.sandbox_id, wait_s=30)
+
+
+async def said(s: Strandline, sandbox_id: str, *cmd: str) -> tuple[int, str]:
+    done = await s.sandboxes.exec(sandbox_id, ["busybox", *cmd])
+    return done.exit_code, done.stdout
+
+
+def test_a_sandbox_gets_out_as_far_as_its_egress_says(running: Running) -> None:
+    async def scenario() -> None:
+        async with Strandline.connect(running.dir) as s:
+            assert "egress" in (await s.nodes.get("node-1")).drivers[0].flags
+            for egress, reaches in (
+                (None, {PUBLIC, OTHER}),
+                ({"allow": [f"{PRIVATE}:80"], "deny": [OTHER]}, {PUBLIC, PRIVATE}),
+                ({"allow": [f"{PUBLIC}:81"], "internet": False}, set()),
+            ):
+                async with sandbox(s, egress=egress) as made:
+                    tried = {a: (await said(s, made, "nc", "-w", "2", a, "80", "-e", "/bin/echo"))[0] for a in (PUBLIC, OTHER, PRIVATE)}
+                    assert {address for address, code in tried.items() if code == 0} == reaches
+            with pytest.raises(Refused) as refusal:
+                await s.sandboxes.create("base", egress={"allow": ["example.org"]})
+            assert (refusal.value.code, list(refusal.value.details)) == ("command.invalid", ["egress.internet"])
+
+    asyncio.run(scenario())
