@@ -14,6 +14,8 @@ from domain.kernel.aggregate import Aggregate
 from domain.kernel.registry import AGGREGATES
 
 MODULES: Final = (
+    "domain.disks.disk",
+    "domain.disks.lease",
     "domain.nodes.commands",
     "domain.nodes.node",
     "domain.nodes.rollout",

@@ -23,6 +23,7 @@ TEMPLATE_PATTERN: Final = r"^tpl-[0-9a-f]{24}$"
 SNAPSHOT_PATTERN: Final = r"^snap-[0-9a-f]{24}$"
 ARTIFACT_PATTERN: Final = r"^rfs-[0-9a-f]{24}$"
 SANDBOX_PATTERN: Final = r"^sb-[a-z2-7]{20}$"
+VOLUME_PATTERN: Final = r"^vol-[0-9a-f]{24}$"
 ROLLOUT_PATTERN: Final = r"^ro-[0-9a-f]{24}$"
 JOB_PATTERN: Final = r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$"
 
@@ -31,6 +32,7 @@ TemplateId = Annotated[str, StringConstraints(pattern=TEMPLATE_PATTERN)]
 SnapshotId = Annotated[str, StringConstraints(pattern=SNAPSHOT_PATTERN)]
 ArtifactId = Annotated[str, StringConstraints(pattern=ARTIFACT_PATTERN)]
 SandboxId = Annotated[str, StringConstraints(pattern=SANDBOX_PATTERN)]
+VolumeId = Annotated[str, StringConstraints(pattern=VOLUME_PATTERN)]
 RolloutId = Annotated[str, StringConstraints(pattern=ROLLOUT_PATTERN)]
 JobId = Annotated[str, StringConstraints(pattern=JOB_PATTERN)]
 NodeId = Name
@@ -66,6 +68,11 @@ def sandbox_id(project: str, command_id: str) -> str:
 def rollout_id(project: str, command_id: str) -> str:
     """``ro-`` and 24 hex digits, derived from the command."""
     return "ro-" + _digest("rollout", project, command_id).hex()[:24]
+
+
+def volume_id(project: str, command_id: str) -> str:
+    """``vol-`` and 24 hex digits, derived from the command that created the disk: what its node knows it by."""
+    return "vol-" + _digest("volume", project, command_id).hex()[:24]
 
 
 def job_id(project: str, command_id: str) -> str:

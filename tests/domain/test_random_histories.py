@@ -24,6 +24,9 @@ pytestmark = pytest.mark.quick
 WAITS = st.sampled_from([0, 1, 31, 61, 3600, 8 * 86_400])
 NAMED: dict[str, st.SearchStrategy[Any]] = {
     "attempt": st.integers(0, 3),
+    "volume_id": st.sampled_from([worlds.disks.VOLUME, worlds.disks.OTHER_VOLUME]),
+    "size_mb": st.sampled_from([16, 1024, 2048, 4096]),
+    "snapshot": st.sampled_from(["s1", "s2"]),
     "artifact_id": st.sampled_from([worlds.ARTIFACT, "rfs-" + "9" * 24]),
     "command_id": st.sampled_from(["pause", "resume", "rollback", "snap", "stop"]),
     "deadline": st.just(worlds.LATER),

@@ -16,6 +16,9 @@ from pydantic import ValidationError
 
 from bus.commit import GENESIS, encode
 from domain import catalogue
+from domain.disks.disk import Disk
+from domain.disks.lease import DiskLease, lease_id
+from domain.disks.states import Source
 from domain.kernel.command import Cause
 from domain.kernel.errors import Refused
 from domain.kernel.ids import SYSTEM_PROJECT, artifact_id, replica_id
@@ -45,13 +48,15 @@ TEMPLATES = tuple(f"tpl-{i:024x}" for i in range(4))
 SNAPSHOTS = tuple(f"snap-{i:024x}" for i in range(4))
 SANDBOXES = tuple("sb-" + letter * 20 for letter in "abcde")
 ROLLOUTS = tuple(f"ro-{i:024x}" for i in range(2))
+VOLUMES = tuple(f"vol-{i:024x}" for i in range(2))
+DISKS = ("data", "logs")
 JOBS = tuple(f"00000000-0000-4000-8000-{i:012d}" for i in range(4))
 COMMANDS = ("c1", "c2")
 ALIASES = ("web", "api")
 SPECS = tuple(ArtifactSpec(image_digest="sha256:" + f"{i:064x}", disk_mb=64) for i in range(2))
 VERSIONS = tuple(Versions(guest_image=g, agent=a, kernel=k) for g in ("g1", "g2", "") for a in ("a1", "a2", "") for k in ("k1",))
 SYSTEM_KINDS = (Node, Artifact, Rollout)
-KINDS = (Node, Artifact, Rollout, Template, Alias, Replica, Replica, Job, Snapshot, Provisioning, *(Sandbox,) * 6)
+KINDS = (Node, Artifact, Rollout, Template, Alias, Replica, Replica, Job, Snapshot, Provisioning, Disk, Disk, DiskLease, *(Sandbox,) * 6)
 ENDINGS = (
     *("evict", "go_offline", "fail", "fail_build", "expire_build", "lost", "request_cleanup", "begin_remove", "removed", "expire"),
     *("succeed", "fail_start", "request_stop", "request_delete", "exited", "destroyed", "supersede", "rollback_failed", "complete"),
@@ -111,6 +116,8 @@ class History:
             Alias: ALIASES,
             Job: JOBS,
             Rollout: ROLLOUTS,
+            Disk: DISKS,
+            DiskLease: [lease_id(sandbox, disk) for sandbox in SANDBOXES for disk in DISKS],
             Artifact: [artifact_id(fingerprint(spec)) for spec in SPECS],
             Replica: [replica_id(t, n) for t in TEMPLATES for n in NODES],
         }
@@ -138,6 +145,9 @@ class History:
             "generation": getattr(operation, "generation", None),
             "command_id": getattr(operation, "command", None),
             "ttl_generation": getattr(aggregate, "ttl_generation", None),
+            "volume_id": getattr(aggregate, "volume_id", None),
+            "sandbox_id": getattr(aggregate, "attached", None)
+            or (getattr(aggregate, "holder", None) if isinstance(aggregate, Disk) else None),
         }
         if isinstance(aggregate, Artifact):
             hints.update(fingerprint=aggregate.fingerprint, spec=aggregate.spec)
@@ -220,6 +230,17 @@ def with_nodes(*liveness):
 
 
 POOLS = {
+    "volume_id": VOLUMES,
+    "volume_kind": ("image", "directory"),
+    "why": ("sandbox-ended", "node-evicted"),
+    "size_mb": (64, 128, 256),
+    "filesystem": ("ext4", "xfs", None),
+    "source": (None, None, Source(volume_id=VOLUMES[0], disk="logs", snapshot="s1")),
+    "quota": (True, False),
+    "snapshot": ("s1", "s2"),
+    "mount_path": ("/data",),
+    "read_only": (True, False),
+    "epoch": (1, 2),
     "note": ("", "rack 1"),
     "boot": ("b1", "b2"),
     "versions": VERSIONS,

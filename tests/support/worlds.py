@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
+from support import disk_worlds as disks
 from support.gwt import T0, Step, did, given
 
 from domain.kernel.aggregate import Aggregate
@@ -448,9 +449,44 @@ ROLLOUTS = World(
     },
 )
 
+DISKS = World(
+    disks.disk,
+    {"state": disks.DISK_STATES},
+    {
+        "recreate": Row(did("recreate", disks.OTHER_VOLUME, "n2", 64)),
+        "provisioned": Row(did("provisioned", disks.VOLUME)),
+        "fail": Row(did("fail", disks.VOLUME, disks.FAILURE)),
+        "lose": Row(did("lose", disks.FAILURE)),
+        "lend": Row(did("lend", SANDBOX)),
+        "attach": Row(did("attach", SANDBOX), {"PROVISIONED": disks.LENT}),
+        "hand_back": Row(
+            did("hand_back", SANDBOX),
+            {"PROVISIONING": disks.LENT, "PROVISIONED": disks.USED},
+            {"ERROR": (*disks.LENT, did("fail", disks.VOLUME, disks.FAILURE))},
+        ),
+        "detach": Row(did("detach", SANDBOX), {"PROVISIONED": (*disks.USED, did("hand_back", SANDBOX))}),
+        "request_grow": Row(did("request_grow", "c2", 2048, LATER), {"PROVISIONED": disks.LET_GO}),
+        "request_snapshot": Row(did("request_snapshot", "c2", "s1", LATER)),
+        "request_snapshot_removal": Row(did("request_snapshot_removal", "c2", "s1", LATER), {"PROVISIONED": disks.KEPT}),
+        "operation_done": Row(did("operation_done", "c2"), {"PROVISIONED": disks.GROWING}),
+        "operation_failed": Row(did("operation_failed", "c2", disks.FAILURE), {"PROVISIONED": disks.GROWING}),
+        "request_delete": Row(did("request_delete", "c1")),
+        "delete_failed": Row(did("delete_failed", 1, disks.FAILURE)),
+        "deleted": Row(did("deleted", disks.VOLUME)),
+    },
+)
+
+DISK_LEASES = World(
+    disks.lease,
+    {"state": {"PENDING": (), "BOUND": (did("bind", 1),), "RELEASED": (did("release"),), "FAILED": (did("fail", disks.FAILURE),)}},
+    {"bind": Row(did("bind", 1)), "release": Row(did("release")), "fail": Row(did("fail", disks.FAILURE))},
+)
+
 WORLDS: dict[str, World] = {
     "alias": ALIASES,
     "artifact": ARTIFACTS,
+    "disk": DISKS,
+    "disk-lease": DISK_LEASES,
     "job": JOBS,
     "node": NODES,
     "provisioning": PROVISIONINGS,
