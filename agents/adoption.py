@@ -7,18 +7,21 @@ not an empty one: without it nothing is taken for an orphan, and nobody is told 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 import structlog
 
 from agents.drivers.driver import CanPause, Condition, Driver, Exit, Observed, RuntimeFault
+from agents.failures import failure_of
+from agents.holdings import busy, listed, log_directories, root_names
 from agents.node import LocalNode
 from agents.provisioning import remove_tree
 from agents.records import SandboxRecord
 from agents.watching import ensure_watched, exited
 from domain.nodes.orders import Observation, SandboxesSeen
+from domain.nodes.sweeps import AT_MOST, Removal, Swept, Unremoved
 
 log = structlog.get_logger(__name__)
 
@@ -41,15 +44,25 @@ class Seen:
         return all(listed is not None for listed in self.drivers.values())
 
 
+@dataclass(frozen=True, slots=True)
+class Adopted:
+    """``complete``: every driver could say what it has. ``swept``: what was nobody's, and what came of taking it away."""
+
+    complete: bool
+    swept: Swept
+
+
 def plan(records: Mapping[str, SandboxRecord], busy: Collection[str], seen: Seen) -> Iterator[tuple[Action, str, str]]:
     """(action, sandbox, driver) in the order in which they are to be done: processes go before what they use.
 
-    ``busy``: sandboxes that an unfinished order works on; those are the order's business.
+    ``busy``: sandboxes that an unfinished order works on; those are the order's business. What cannot be listed may use anything: while a
+    driver does not say what it has, nothing is nobody's.
     """
-    for driver, listed in sorted(seen.drivers.items()):
-        yield from (("remove-process", sandbox, driver) for sandbox in sorted(set(listed or ()) - records.keys()))
-    for action, listing in (("remove-network", seen.addresses), ("remove-root", seen.roots), ("remove-logs", seen.logs)):
-        yield from ((action, sandbox, "") for sandbox in sorted(set(listing or ()) - records.keys()))  # type: ignore[misc]  # of Action
+    if seen.complete:
+        for driver, found in sorted(seen.drivers.items()):
+            yield from (("remove-process", sandbox, driver) for sandbox in sorted(set(found or ()) - records.keys()))
+        for action, listing in (("remove-network", seen.addresses), ("remove-root", seen.roots), ("remove-logs", seen.logs)):
+            yield from ((action, sandbox, "") for sandbox in sorted(set(listing or ()) - records.keys()))  # type: ignore[misc]  # of Action
     for sandbox, record in sorted(records.items()):
         if record.condition in _LIVE:
             yield "recover", sandbox, record.driver
@@ -57,44 +70,34 @@ def plan(records: Mapping[str, SandboxRecord], busy: Collection[str], seen: Seen
             yield "abandon", sandbox, record.driver
 
 
-async def adopt(node: LocalNode) -> bool:
-    """Do it. True: every driver could say what it has. Errors about one sandbox never stop the others."""
+async def adopt(node: LocalNode) -> Adopted:
+    """Do it. Errors about one sandbox never stop the others, and what it uses stays when it could not be removed itself."""
     seen = Seen(
-        drivers={driver.name: await _listed(driver.name, driver.list()) for driver in node.drivers},
-        roots=await _listed("roots", _roots(node)),
-        addresses=await _listed("network", node.network.list()),
-        logs=_log_directories(node),
+        drivers={driver.name: await listed(driver.name, driver.list) for driver in node.drivers},
+        roots=await listed("roots", lambda: root_names(node)),
+        addresses=await listed("network", node.network.list),
+        logs=log_directories(node),
     )
+    removed: dict[str, None] = {}
+    failed: dict[str, str] = {}
     for action, sandbox, driver in list(plan(node.memory.sandboxes, busy(node), seen)):
+        if sandbox in failed:
+            continue
         try:
             await _ACTIONS[action](node, sandbox, driver)
         except Exception as error:
             log.exception("adoption.failed", action=action, sandbox=sandbox, error=repr(error)[:300])
-    return seen.complete
+            failed[sandbox] = failure_of(error).message
+        else:
+            if action.startswith("remove-"):
+                removed[sandbox] = None
+    return Adopted(seen.complete, _swept(list(removed), failed, node))
 
 
-def busy(node: LocalNode) -> frozenset[str]:
-    """Sandboxes that unfinished orders work on; throw-away ones belong to orders that do not name them."""
-    named = {str(trail.order.body.get("sandbox_id", "")) for trail in node.memory.orders.values()}
-    preparing = any(trail.order.verb == "replica-prepare" for trail in node.memory.orders.values())
-    return frozenset(named | {record.id for record in node.memory.sandboxes.values() if record.throwaway and preparing})
-
-
-async def _listed(what: str, listing: Coroutine[Any, Any, Any]) -> Any:
-    try:
-        return await listing
-    except Exception:
-        log.exception("adoption.unlisted", what=what)
-        return None
-
-
-async def _roots(node: LocalNode) -> Collection[str]:
-    return (await node.roots.list()).roots
-
-
-def _log_directories(node: LocalNode) -> frozenset[str]:
-    directory = node.directory / "logs"
-    return frozenset(path.name for path in directory.iterdir()) if directory.is_dir() else frozenset()
+def _swept(removed: Sequence[str], failed: Mapping[str, str], node: LocalNode) -> Swept:
+    gone = [Removal(kind="sandbox", id=name, why="unrecorded") for name in removed if name not in failed]
+    left = [Unremoved(kind="sandbox", id=name, why="unrecorded", error=error) for name, error in failed.items() if node.find(name) is None]
+    return Swept(trigger="start", removed=tuple(gone[:AT_MOST]), failed=tuple(left[:AT_MOST]))
 
 
 # ------------------------------------------------------------------------------------------------------------- actions
@@ -167,3 +170,9 @@ def say_what_lives(node: LocalNode, boot: str, *, complete: bool) -> asyncio.Tas
     states = {record.id: record.condition for record in node.memory.sandboxes.values() if not record.throwaway and record.id not in gone}
     body = SandboxesSeen(complete=complete, sandboxes=dict(states))
     return node.reporter.observe(Observation.SANDBOXES, body.model_dump(mode="json"), boot)
+
+
+def say_what_was_swept(node: LocalNode, boot: str, swept: Swept) -> None:
+    """The ``SWEPT`` observation, if there is anything to say."""
+    if swept.removed or swept.failed:
+        node.reporter.observe(Observation.SWEPT, swept.model_dump(mode="json"), boot)

@@ -14,7 +14,7 @@ from typing import Any, Final
 import structlog
 
 from agents import reboot
-from agents.adoption import adopt, say_what_lives
+from agents.adoption import adopt, say_what_lives, say_what_was_swept
 from agents.builder import Builder
 from agents.cache import Cache
 from agents.crashpoints import CrashPoints
@@ -38,6 +38,7 @@ from agents.storage.all import all_roots
 from agents.sweeping import sweeping
 from agents.uplink import Uplink
 from agents.vault import Vault
+from agents.watchdog import Watchdog
 from agents.work import Work
 from bus.lanes import LaneReader
 from bus.metrics import serving
@@ -74,12 +75,14 @@ class Agent:
         self._build(drivers)
         await self.node.network.setup()
         await reboot.notice(self.node)
-        complete = await adopt(self.node)
+        adopted = await adopt(self.node)
         self.node.reporter.start()
         self.work.resume()
-        told = [await self.say_hello(), say_what_lives(self.node, self.boot, complete=complete)]
+        told = [await self.say_hello(), say_what_lives(self.node, self.boot, complete=adopted.complete)]
+        say_what_was_swept(self.node, self.boot, adopted.swept)
         self._loops += [self._loop(self.logs.run(), "logs"), self._loop(sweeping(self.node), "sweep")]
         self._loops.append(self._loop(telling(self.node, self.boot), "presence"))
+        self._loops.append(self._loop(self._watchdog().run(), "watchdog"))
         self._loops.append(self._loop(self.node.network.stock(), "network"))
         self._loops.append(self._loop(stocking(self.node), "stock"))
         await self.uplink.connect()
@@ -129,6 +132,9 @@ class Agent:
         )
         self.work = Work(self.node, self._tracing)
         self._built = True
+
+    def _watchdog(self) -> Watchdog:
+        return Watchdog(self.node, self.boot, lambda: storage_pct(self.directory), self.options.rhythm)
 
     def _loop(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         task = asyncio.create_task(work, name=name)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -112,6 +112,12 @@ class Cache:
     def artifacts(self) -> frozenset[str]:
         """Ids of what is here, believed or not."""
         return frozenset(path.stem for path in self._directory.glob("rfs-*.ext4"))
+
+    def copies(self) -> Iterator[tuple[str, float]]:
+        """Ids of what is here, and when each was last changed: seconds since the epoch."""
+        for artifact_id in sorted(self.artifacts()):
+            with contextlib.suppress(FileNotFoundError):
+                yield artifact_id, self.path(artifact_id).stat().st_mtime
 
 
 def _identity(path: Path) -> dict[str, int]:

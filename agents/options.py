@@ -13,6 +13,7 @@ from typing import Final, get_args
 from agents.fingerprint import MAX_SANDBOXES, Promise, Role
 from agents.images.options import Trust
 from agents.node import Settings
+from agents.watchdog import Rhythm
 from domain.kernel.ids import NAME_PATTERN
 
 STARTS_WAITING: Final = 1
@@ -36,6 +37,7 @@ class Options:
     trust: Trust = field(default_factory=Trust)
     promise: Promise = field(default_factory=Promise)
     settings: Settings = field(default_factory=Settings)
+    rhythm: Rhythm = field(default_factory=Rhythm)
 
     @property
     def own(self) -> Path:
@@ -56,6 +58,7 @@ def parse(argv: Sequence[str] | None = None) -> Options:
     parser.add_argument("--max-sandboxes", type=int, default=MAX_SANDBOXES)
     parser.add_argument("--port-wait", type=float, default=Settings().port_wait_s, help="seconds that a probe port may take")
     parser.add_argument("--heartbeat", type=float, default=Settings().heartbeat_s, help="seconds between heartbeats")
+    parser.add_argument("--look", type=float, default=Rhythm().look_s, help="seconds between looks for what is nobody's")
     parser.add_argument("--egress", action="store_true", help="let sandboxes reach the world, as this node")
     parser.add_argument("--registry-ca", type=Path, metavar="FILE", help="believe registries that these PEM certificates vouch for, too")
     parser.add_argument(
@@ -93,6 +96,7 @@ def parse(argv: Sequence[str] | None = None) -> Options:
         trust=Trust(said.registry_ca and said.registry_ca.absolute(), frozenset(said.registry_insecure)),
         promise=Promise(cpu=said.cpu, memory_mb=said.memory_mb, sandboxes=said.max_sandboxes, roles=roles),
         settings=Settings(port_wait_s=said.port_wait, heartbeat_s=said.heartbeat),
+        rhythm=Rhythm(look_s=said.look),
     )
 
 

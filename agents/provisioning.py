@@ -179,13 +179,14 @@ def _hostname(record: SandboxRecord) -> str:
 
 async def end_waiting(node: LocalNode, found: Waiting) -> None:
     """Leave nothing of a start from stock but what it has given already."""
-    try:
-        await node.drivers.pick(found.model.driver).destroy(found.name)
-        await node.network.detach(found.name)
-        await node.roots.remove(found.name)
-        remove_tree(node.logs(found.name))
-    except (RuntimeFault, OSError) as error:
-        log.warning("stock.left", name=found.name, error=repr(error)[:300])  # an orphan, for the next who looks
+    with node.stock.begun(found):
+        try:
+            await node.drivers.pick(found.model.driver).destroy(found.name)
+            await node.network.detach(found.name)
+            await node.roots.remove(found.name)
+            remove_tree(node.logs(found.name))
+        except (RuntimeFault, OSError) as error:
+            log.warning("stock.left", name=found.name, error=repr(error)[:300])  # an orphan, for the watchdog
 
 
 def remove_tree(path: Path) -> None:

@@ -9,6 +9,7 @@ import asyncio
 import secrets
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -39,12 +40,13 @@ class Stock:
     _models: OrderedDict[str, SandboxRecord] = field(default_factory=OrderedDict)
     _waiting: dict[str, list[Waiting]] = field(default_factory=dict)
     _taken: dict[str, Waiting] = field(default_factory=dict)
+    _begun: set[str] = field(default_factory=set)
 
     @property
     def names(self) -> frozenset[str]:
         """Of all that is held here, whoever it is for."""
         held = [*self._taken.values(), *(found for kind in self._waiting.values() for found in kind)]
-        return frozenset(found.name for found in held)
+        return frozenset(self._begun.union(found.name for found in held))
 
     def wish(self, record: SandboxRecord) -> None:
         """One like this was started: the next may be."""
@@ -76,6 +78,15 @@ class Stock:
         for kind in list(reversed(self._models))[:KINDS]:
             if len(self._waiting.get(kind, ())) < self.size and kind in self._models:
                 yield self._models[kind]
+
+    @contextmanager
+    def begun(self, found: Waiting) -> Iterator[None]:
+        """While it is made, or ended, it is nobody else's business."""
+        self._begun.add(found.name)
+        try:
+            yield
+        finally:
+            self._begun.discard(found.name)
 
     def put(self, found: Waiting) -> None:
         self._waiting.setdefault(_kind(found.model), []).append(found)

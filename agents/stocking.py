@@ -70,15 +70,15 @@ async def _add(node: LocalNode, model: SandboxRecord) -> None:
         return
     found = Waiting(new_name(), model)
     try:
-        await _hold(node, driver, found)
+        with node.stock.begun(found):
+            await _hold(node, driver, found)
+            node.stock.put(found)
     except BaseException as error:
         await end_waiting(node, found)
         node.stock.drop(lambda other: other is model)
         if not isinstance(error, RuntimeFault | OSError):
             raise
         log.info("stock.not-made", driver=model.driver, error=repr(error)[:300])
-    else:
-        node.stock.put(found)
 
 
 async def _hold(node: LocalNode, driver: CanHold, found: Waiting) -> None:

@@ -21,7 +21,7 @@ from agents.keyed import KeyedLocks
 from agents.node import LocalNode
 from agents.records import Trail, order_entry
 from agents.task import Task
-from agents.verbs import cancel, commits, execute, images, inspect, power, provision, replicas, snapshots
+from agents.verbs import cancel, commits, execute, images, inspect, power, provision, replicas, snapshots, sweep
 from agents.watching import ensure_watched
 from bus.tracing import Tracing
 from domain.kernel.aggregate import Record
@@ -50,6 +50,8 @@ VERBS: Final[dict[Verb, Perform]] = {
     Verb.SNAPSHOT_REMOVE: snapshots.remove,
     Verb.SNAPSHOT_EXPORT: snapshots.export,
     Verb.NODE_INSPECT: inspect.inspect,
+    Verb.NODE_LIST: sweep.list_,
+    Verb.NODE_SWEEP: sweep.sweep,
     Verb.ORDER_CANCEL: cancel.cancel,
 }
 CLEARING: Final = frozenset(
@@ -59,7 +61,7 @@ CLEARING: Final = frozenset(
     }
 )
 """Done however late: what is to go has to go."""
-REPEATABLE: Final = frozenset({Verb.SANDBOX_DESTROY, Verb.SNAPSHOT_REMOVE, Verb.NODE_INSPECT})
+REPEATABLE: Final = frozenset({Verb.SANDBOX_DESTROY, Verb.SNAPSHOT_REMOVE, Verb.NODE_INSPECT, Verb.NODE_LIST})
 """Done again when they come again: their ids are never used for anything else, and the second time finds nothing."""
 MAX_BEGUN: Final = 3
 """An order that was begun this often by agents that died is taken for the reason why they died."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -71,6 +71,14 @@ class SandboxEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class Dead:
+    """A sandbox that is dead, since when, and not forgotten yet."""
+
+    project: str
+    since: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class Fence:
     """Where in the log a template's delete began, in which commit, and by which command."""
 
@@ -90,6 +98,7 @@ class Fleet:
         self.by_template: dict[str, dict[str, ReplicaEntry]] = defaultdict(dict)
         self.wants = Wants()
         self.sandboxes: dict[str, SandboxEntry] = {}
+        self.dead: dict[str, Dead] = {}
         self.users: dict[str, set[str]] = defaultdict(set)
         self.fences: dict[str, Fence] = {}
         self.late: dict[str, str] = {}
@@ -146,6 +155,13 @@ class Fleet:
     def burden(self, node_id: str) -> tuple[bool, int]:
         """Is the node closed to sandboxes, and how many replicas has it?"""
         return self.nodes[node_id].scheduling != "OPEN", sum(node == node_id for _, node in self.replicas)
+
+    def unheld(self, node_id: str, held: Collection[str]) -> list[SandboxEntry]:
+        """Live sandboxes that were placed on a node and are not among those that it holds. Cheap when it holds as many as it should."""
+        node = self.nodes.get(node_id)
+        if node is None or sum(name in self.sandboxes for name in held) >= node.sandboxes:
+            return []
+        return [entry for entry in self.sandboxes.values() if entry.node_id == node_id and entry.sandbox_id not in held]
 
     def users_of(self, template_or_snapshot: str) -> list[str]:
         """Live sandboxes that were created from it, by id."""
@@ -215,6 +231,7 @@ class Fleet:
         if entry is None or name not in SANDBOX_DEAD:
             return
         del self.sandboxes[commit.id]
+        self.dead[commit.id] = Dead(commit.project, commit.time)
         self._use(entry.node_id, -entry.cpu, -entry.memory_mb, -1)
         for source in filter(None, (entry.template_id, entry.snapshot_id)):
             self.users[source].discard(entry.sandbox_id)

@@ -89,6 +89,7 @@ HANDLERS: dict[type[Command], Handler] = {
     node_commands.NodeCordon: nodes.cordon,
     node_commands.NodeUncordon: nodes.uncordon,
     node_commands.NodeDrain: nodes.drain,
+    node_commands.NodeSweep: nodes.sweep,
     node_commands.RolloutStart: rollouts.start,
     node_commands.RolloutCancel: rollouts.cancel,
 }

@@ -19,7 +19,7 @@ from handlers.reporting.taking import Taker
 log = structlog.get_logger(__name__)
 
 TAKERS: Final[dict[str, Taker]] = {**templates.TAKERS, **sandboxes.TAKERS, **nodes.TAKERS}
-AWAITED: Final = frozenset({Verb.SANDBOX_EXEC, Verb.NODE_INSPECT})
+AWAITED: Final = frozenset({Verb.SANDBOX_EXEC, Verb.NODE_INSPECT, Verb.NODE_LIST, Verb.NODE_SWEEP})
 """Verbs whose final report a handler waits for."""
 
 

@@ -9,7 +9,7 @@ from agents.failures import FailedError
 from agents.node import LocalNode
 from agents.records import SandboxRecord, replica_entry
 from agents.steps import UnwoundError
-from agents.stocking import forget
+from agents.stocking import forget as forget_starts
 from agents.task import Task
 from agents.teardown import take_down
 from agents.verbs.provision import bring_up
@@ -59,7 +59,7 @@ async def remove(task: Task, body: ReplicaRemove) -> None:
     """Forget the template here, and its artifact if that was asked for and nothing else uses it."""
     task.node.journal.write(replica_entry(body.template_id, None))
     if body.artifact_id is not None and not _used(task.node, body.artifact_id):
-        await _forget(task.node, body.artifact_id)
+        await forget(task.node, body.artifact_id)
 
 
 async def remove_artifact(task: Task, body: ArtifactRemove) -> None:
@@ -68,7 +68,7 @@ async def remove_artifact(task: Task, body: ArtifactRemove) -> None:
     A boot that is being cut off is waited for: it is the reason why the artifact goes.
     """
     await task.node.cuts.let_go(body.artifact_id)
-    await _forget(task.node, body.artifact_id)
+    await forget(task.node, body.artifact_id)
 
 
 def _used(node: LocalNode, artifact_id: str) -> bool:
@@ -76,8 +76,9 @@ def _used(node: LocalNode, artifact_id: str) -> bool:
     return artifact_id in node.memory.replicas.values() or artifact_id in over
 
 
-async def _forget(node: LocalNode, artifact_id: str) -> None:
-    await forget(node, lambda model: model.spec.artifact.artifact_id == artifact_id)
+async def forget(node: LocalNode, artifact_id: str) -> None:
+    """Remove the node's copy. Raises ``artifact.in-use`` (retryable) while a root or a snapshot lies over it."""
+    await forget_starts(node, lambda model: model.spec.artifact.artifact_id == artifact_id)
     try:
         await node.roots.forget(artifact_id)
     except RuntimeFault as fault:

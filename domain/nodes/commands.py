@@ -9,6 +9,7 @@ from pydantic import Field, StringConstraints, ValidationInfo, field_validator
 from domain.kernel.aggregate import Record
 from domain.kernel.command import Command
 from domain.kernel.ids import NodeId, RolloutId
+from domain.nodes.sweeps import Removal, Unremoved
 
 Version = Annotated[str, StringConstraints(max_length=128, pattern=r"^[^\x00-\x1f\x7f]*$", strip_whitespace=True)]
 
@@ -74,6 +75,17 @@ class _OnNode(Command):
     node_id: NodeId
 
 
+class SweepAccepted(Record):
+    """``dry_run``: ``removed`` would be. ``settled``: did the node say within ``wait_s`` what came of it? Else ``removed`` is to be."""
+
+    node_id: str
+    dry_run: bool
+    removed: tuple[Removal, ...]
+    failed: tuple[Unremoved, ...] = ()
+    kept: int = 0
+    settled: bool = True
+
+
 class NodeEnroll(_OnNode):
     """Let a machine be a node. An evicted one may come back by this."""
 
@@ -111,3 +123,17 @@ class NodeDrain(_OnNode):
     VERB: ClassVar[str] = "drain"
 
     stop_after_s: Annotated[float, Field(ge=0, le=31 * 86_400)] | None = None
+
+
+class NodeSweep(_OnNode):
+    """Take away what is on a node and is nobody's: rests of sandboxes that the log does not know there, copies of deleted artifacts.
+
+    Agents do it by themselves, every few minutes and every week (docs/operations.md). Nothing goes on incomplete knowledge.
+    """
+
+    NOUN: ClassVar[str] = "node"
+    VERB: ClassVar[str] = "sweep"
+    EXAMPLE: ClassVar[dict[str, Any]] = {"node_id": "n1", "dry_run": True}
+    RESULT: ClassVar[type[Record]] = SweepAccepted
+
+    dry_run: bool = False

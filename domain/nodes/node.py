@@ -16,6 +16,7 @@ from typing import ClassVar, Final, Literal, Self
 from domain.kernel.aggregate import Aggregate, CreatedEvent, Event
 from domain.kernel.lifecycle import Lifecycle
 from domain.nodes.orders import Capacity, DriverInfo, Versions
+from domain.nodes.sweeps import NodeSwept, Swept, is_news
 
 Role = Literal["builder", "runner"]
 
@@ -61,6 +62,7 @@ LIVENESS: Final = Lifecycle(
     drain                ONLINE   OFFLINE  !node.evicted
     evict                EVICTED  EVICTED  =
     change_storage_mode  ONLINE   OFFLINE  =
+    swept                ONLINE   OFFLINE  =
     """,
 )
 
@@ -102,6 +104,7 @@ class NodeEnrolled(CreatedEvent):
         node.storage_pct = None
         node.last_seen = None
         node.stop_at = None
+        node.withstanding = ()
 
 
 class NodeReenrolled(Event):
@@ -242,6 +245,8 @@ class Node(Aggregate):
     last_seen: datetime | None
     stop_at: datetime | None
     """Until when sandboxes may run on, while it drains."""
+    withstanding: tuple[str, ...]
+    """What the last sweep could not take away, by id."""
 
     @classmethod
     def create(cls, id: str, at: datetime, note: str = "") -> Self:  # noqa: A002
@@ -327,6 +332,11 @@ class Node(Aggregate):
         if LIVENESS.admits("change_storage_mode", self.liveness) and mode is not self.storage:
             known = None if mode is StorageMode.UNKNOWN else pct
             self.record(NodeStorageModeChanged, at, mode=mode, previous=self.storage, pct=known)
+
+    def swept(self, at: datetime, swept: Swept) -> None:
+        """Its agent took away what was nobody's."""
+        if LIVENESS.admits("swept", self.liveness) and is_news(swept, self.withstanding):
+            self.record(NodeSwept, at, trigger=swept.trigger, removed=swept.removed, failed=swept.failed)
 
     def _schedules(self, row: str) -> bool:
         return LIVENESS.admits(row, self.liveness) and SCHEDULING.admits(row, self.scheduling)

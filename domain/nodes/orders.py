@@ -17,6 +17,7 @@ from pydantic import Field, StringConstraints
 from domain.kernel.aggregate import Record
 from domain.kernel.errors import Refused
 from domain.kernel.ids import ArtifactId, SandboxId, SnapshotId, TemplateId
+from domain.nodes.sweeps import Holdings, NodeList, NodeSweep, Swept
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
@@ -42,6 +43,8 @@ class Verb(StrEnum):
     SNAPSHOT_REMOVE = "snapshot-remove"
     SNAPSHOT_EXPORT = "snapshot-export"
     NODE_INSPECT = "node-inspect"
+    NODE_LIST = "node-list"
+    NODE_SWEEP = "node-sweep"
     ORDER_CANCEL = "order-cancel"
 
 
@@ -404,6 +407,8 @@ class Observation(StrEnum):
     SANDBOX_EXITED = "sandbox-exited"
     SANDBOXES = "sandboxes"
     SNAPSHOTS = "snapshots"
+    HOLDINGS = "holdings"
+    SWEPT = "swept"
 
 
 class Capacity(Record):
@@ -475,6 +480,8 @@ BODIES: Final[dict[Verb, type[Record]]] = {
     Verb.SNAPSHOT_REMOVE: SnapshotRemove,
     Verb.SNAPSHOT_EXPORT: SnapshotExport,
     Verb.NODE_INSPECT: NodeInspect,
+    Verb.NODE_LIST: NodeList,
+    Verb.NODE_SWEEP: NodeSweep,
     Verb.ORDER_CANCEL: OrderCancel,
 }
 
@@ -497,5 +504,7 @@ RESULTS: Final[dict[Verb, type[Record] | None]] = {
     Verb.SNAPSHOT_REMOVE: None,
     Verb.SNAPSHOT_EXPORT: SnapshotExported,
     Verb.NODE_INSPECT: NodeHello,
+    Verb.NODE_LIST: Holdings,
+    Verb.NODE_SWEEP: Swept,
     Verb.ORDER_CANCEL: None,
 }

@@ -1,19 +1,22 @@
-"""``node.*`` and ``compat.rescan``: machines that join, rest and leave, and a fresh look at what they run."""
+"""``node.*`` and ``compat.rescan``: machines that join, rest and leave, and a fresh look at what they run and hold."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 from bus.endpoints import Reply
+from domain.kernel.errors import Refused
 from domain.kernel.ids import SYSTEM_PROJECT, derived
 from domain.nodes import commands as c
 from domain.nodes.node import Node
-from domain.nodes.orders import Verb
+from domain.nodes.orders import Order, Report, Verb
 from domain.nodes.placement import require_known
+from domain.nodes.sweeps import Holdings, Swept
 from domain.templates.commands import CompatRescan
 from domain.templates.compat import Compat, Policy, evaluate
 from handlers.control import Control
 from handlers.dispatch import Asked
+from handlers.processes import orphans
 
 
 async def enroll(control: Control, asked: Asked, command: c.NodeEnroll) -> Reply:
@@ -64,6 +67,46 @@ async def rescan(control: Control, asked: Asked, command: CompatRescan) -> Reply
     after = _compat(control, wanted)
     changed = sum(1 for cell, compat in after.items() if before.get(cell) is not compat)
     return Reply({"changed": changed, "settled": settled}, None, control.fleet.seq)
+
+
+async def sweep(control: Control, asked: Asked, command: c.NodeSweep) -> Reply:
+    """Have the node say what it holds, judge that, and have it take away what is nobody's. With ``dry_run`` only tell."""
+    require_known([command.node_id], control.fleet.nodes)
+    if not control.fleet.nodes[command.node_id].healthy:
+        raise Refused("node.offline", f"node {command.node_id} is not there", retryable=True)
+    seconds = command.wait_s or control.deadlines.exec_slack_s
+    listing = control.new_order(Verb.NODE_LIST, SYSTEM_PROJECT, ("node", command.node_id), {}, key=_key(command), salt=asked.command_id)
+    said = await _answer(control, asked, command.node_id, listing, seconds)
+    if said is None or said.error is not None:
+        raise Refused("node.offline", f"node {command.node_id} did not say what it holds", retryable=True)
+    held = Holdings.model_validate(said.body)
+    if held.unlisted:
+        raise Refused("node.unlisted", f"node {command.node_id} could not list {', '.join(held.unlisted)}", retryable=True)
+    due = await orphans.judge(control, command.node_id, held)
+    swept = Swept(trigger="command", removed=orphans.removals(due))
+    settled = command.dry_run or due.empty
+    if not settled:
+        order = orphans.order(control, command.node_id, due, asked.command_id)
+        answer = await _answer(control, asked, command.node_id, order, seconds)
+        settled = answer is not None
+        swept = swept if answer is None or answer.error is not None else Swept.model_validate(answer.body)
+    result = c.SweepAccepted(node_id=command.node_id, dry_run=command.dry_run, settled=settled, **swept.model_dump(exclude={"trigger"}))
+    return Reply(result.model_dump(mode="json"), command.node_id, await control.position(Node, SYSTEM_PROJECT, command.node_id))
+
+
+def _key(command: c.NodeSweep) -> str:
+    return f"node/{command.node_id}"
+
+
+async def _answer(control: Control, asked: Asked, node_id: str, order: Order, seconds: float) -> Report | None:
+    """The node's last word about an order; None when it has none within ``seconds``."""
+    future = control.results.expect(order.id)
+    await control.ask(node_id, order)
+    try:
+        async with asked.idle():
+            return future.result() if await control.results.all_of([future], seconds) else None
+    finally:
+        control.results.forget(order.id)
 
 
 async def _inspect(control: Control, asked: Asked, nodes: list[str], seconds: float) -> bool:

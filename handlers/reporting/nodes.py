@@ -11,10 +11,12 @@ from domain.kernel.command import Cause
 from domain.kernel.ids import SYSTEM_PROJECT, derived
 from domain.nodes.node import Node
 from domain.nodes.orders import NodeHello, Observation, Report, ReportKind, SandboxesSeen, SandboxExited, SnapshotsSeen, Verb
+from domain.nodes.sweeps import GRACE, Holdings, Swept
 from domain.sandboxes.sandbox import Sandbox, SandboxState
 from domain.templates.snapshot import Snapshot
 from handlers.control import SYSTEM_ACTOR, Control
 from handlers.fleet import SandboxEntry
+from handlers.processes import orphans
 from handlers.reporting.taking import Taker
 
 
@@ -48,7 +50,25 @@ async def _seen(control: Control, report: Report, cause: Cause) -> None:
     if not seen.complete:
         return
     for entry in [e for e in here if e.sandbox_id not in seen.sandboxes]:
-        await _missing(control, report, cause, entry)
+        await _missing(control, cause, entry, report.at)
+
+
+async def _holds(control: Control, report: Report, cause: Cause) -> None:
+    """What it holds: what is nobody's is to go, and what it should hold and does not is lost (reference/miren-sandbox.md §7.1)."""
+    held = Holdings.model_validate(report.body)
+    sweep = await orphans.judge(control, report.node, held)
+    if not sweep.empty:
+        await control.order(report.node, orphans.order(control, report.node, sweep, report.id))
+    if not held.unlisted:
+        for entry in control.fleet.unheld(report.node, held.sandboxes):
+            await _missing(control, cause, entry, held.at - GRACE)
+
+
+async def _swept(control: Control, report: Report, cause: Cause) -> None:
+    """What came of a sweep; one that was refused found nothing, and the next one is not far."""
+    if report.kind is not ReportKind.FAILED:
+        swept = Swept.model_validate(report.body)
+        await control.change(Node, SYSTEM_PROJECT, report.node, cause, lambda n: n.swept(cause.at, swept))
 
 
 async def _mark_refs(control: Control, report: Report, cause: Cause, here: Sequence[SandboxEntry], *, complete: bool) -> None:
@@ -72,14 +92,15 @@ async def _mark_refs(control: Control, report: Report, cause: Cause, here: Seque
         await control.change(Snapshot, project, identifier, own, mark)
 
 
-async def _missing(control: Control, report: Report, cause: Cause, entry: SandboxEntry) -> None:
+async def _missing(control: Control, cause: Cause, entry: SandboxEntry, before: datetime) -> None:
+    """The node does not have it. ``before``: what the log has learnt of it since then may be what the node did not know yet."""
     if await control.find(Sandbox, entry.project, entry.sandbox_id) is None:
         return
     own = Cause(derived(cause.command, entry.sandbox_id), cause.digest, SYSTEM_ACTOR, entry.project, cause.at, cause.event, cause.trace)
 
     def decide(sandbox: Sandbox) -> None:
         """Here, where nothing can come in between: it may be starting at this very moment."""
-        if sandbox.state in {SandboxState.RUNNING, SandboxState.PAUSED} and sandbox.modified_on < report.at:
+        if sandbox.state in {SandboxState.RUNNING, SandboxState.PAUSED} and sandbox.modified_on < before:
             sandbox.exited(own.at, sandbox.generation, None, "lost")
 
     await control.change(Sandbox, entry.project, entry.sandbox_id, own, decide)
@@ -111,6 +132,9 @@ def _needed(snapshot: Snapshot, node: str) -> bool:
 TAKERS: Final[dict[str, Taker]] = {
     Observation.NODE_HELLO: _hello,
     Verb.NODE_INSPECT: _hello,
+    Observation.HOLDINGS: _holds,
+    Observation.SWEPT: _swept,
+    Verb.NODE_SWEEP: _swept,
     Observation.NODE_BYE: _bye,
     Observation.SANDBOX_EXITED: _exited,
     Observation.SANDBOXES: _seen,

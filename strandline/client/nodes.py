@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Any, Unpack
 
-from domain.nodes.commands import NodeCordon, NodeDrain, NodeEnroll, NodeEvict, NodeUncordon
+from domain.nodes.commands import NodeCordon, NodeDrain, NodeEnroll, NodeEvict, NodeSweep, NodeUncordon
 from strandline.client.call import Call
 from strandline.client.items import Node
 from strandline.client.noun import Noun
-from strandline.client.replies import Accepted
+from strandline.client.replies import Accepted, NodeSwept
 
 
 class Nodes(Noun):
@@ -34,6 +34,10 @@ class Nodes(Noun):
     async def drain(self, node_id: str, *, stop_after_s: float | None = None, **call: Unpack[Call]) -> Accepted:
         """No new sandboxes there, and the ones it has end by themselves; what is left after ``stop_after_s`` seconds is stopped."""
         return await self._calls.command(NodeDrain, Accepted, call, node_id=node_id, stop_after_s=stop_after_s)
+
+    async def sweep(self, node_id: str, *, dry_run: bool = False, **call: Unpack[Call]) -> NodeSwept:
+        """Take away what is there and is nobody's; ``dry_run``: only say what that is. Raises ``node.offline``, ``node.unlisted``."""
+        return await self._calls.command(NodeSweep, NodeSwept, call, node_id=node_id, dry_run=dry_run)
 
     async def get(self, node_id: str, *, as_of: int | str | None = None) -> Node:
         """One node. Raises ``node.not-found``."""

@@ -52,6 +52,16 @@ class ArtifactsCollected(Accepted):
     kept: list[Any] | int = 0
 
 
+class NodeSwept(Accepted):
+    """``removed`` and ``failed``: objects with ``kind``, ``id``, ``why``, those that failed with an ``error`` too."""
+
+    node_id: str
+    dry_run: bool = False
+    removed: list[dict[str, Any]] = []
+    failed: list[dict[str, Any]] = []
+    kept: int = 0
+
+
 class ArtifactLinked(Accepted):
     artifact_id: str
     url: str

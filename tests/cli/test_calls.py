@@ -221,6 +221,13 @@ def test_other_verbs_reach_their_commands(cli: Cli, fleet: Scripted) -> None:
         "template.adopt-baseline": {"updated": 3},
         "template.set-compat-policy": {"template_id": TPL, "policy": "GUEST_ONLY"},
         "artifact.collect": {"deleted": [], "kept": 4},
+        "node.sweep": {
+            "node_id": "n1",
+            "dry_run": True,
+            "removed": [{"kind": "sandbox", "id": SB, "why": "dead"}],
+            "failed": [],
+            "kept": 0,
+        },
         "compat.rescan": {"changed": 1},
         "rollout.start": {"rollout_id": ROLLOUT, "state": "COMPLETED", "settled": True},
         "rollout.cancel": {"rollout_id": ROLLOUT},
@@ -266,6 +273,7 @@ def test_other_verbs_reach_their_commands(cli: Cli, fleet: Scripted) -> None:
         ("node drain n1", "node.drain", {"node_id": "n1"}),
         ("node drain n1 --stop-after 1h", "node.drain", {"node_id": "n1", "stop_after_s": 3600}),
         ("node evict n1", "node.evict", {"node_id": "n1"}),
+        ("node sweep n1 --dry-run", "node.sweep", {"node_id": "n1", "dry_run": True, "wait_s": 120}),
         ("view rebuild sandboxes --until 12", "view.rebuild", {"view": "sandboxes", "until": "12", "wait_s": 600}),
     ):
         result = cli(*words.split(), "-o", "json")

@@ -52,6 +52,7 @@ CONTRACT = {
     "node.cordon": "node_id",
     "node.uncordon": "node_id",
     "node.drain": "node_id",
+    "node.sweep": "node_id dry_run",
     "view.rebuild": "view until",
 }
 """The fields that the contract promises; more may be added, none may go."""

@@ -177,7 +177,8 @@ class Rig:
             stock=Stock(self.starts_waiting),
         )
         self.work = Work(node)
-        self.complete = await adopt(node)
+        self.adopted = await adopt(node)
+        self.complete = self.adopted.complete
         reporter.start()
         if resume:
             self.work.resume()

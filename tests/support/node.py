@@ -38,6 +38,7 @@ DISK = "sha256:" + "2" * 64
 BYTES = b"ext4" * 1024
 """What every artifact of a scripted node consists of."""
 
+KINDS = (("sandbox", "sandboxes"), ("artifact", "artifacts"))
 PHASES = {
     Verb.ARTIFACT_BUILD: ("PULLING", "UNPACKING", "BUILDING_EXT4"),
     Verb.REPLICA_PREPARE: ("SNAPSHOTTING",),
@@ -68,10 +69,22 @@ def done(node: ScriptedNode, order: Order) -> dict[str, Any]:
             return {"size_bytes": 10, "holds": ["disk"], "versions": node.versions.model_dump()}
         case Verb.SNAPSHOT_EXPORT:
             return node.exported
-        case Verb.NODE_INSPECT:
-            return node.described()
+        case Verb.NODE_INSPECT | Verb.NODE_LIST | Verb.NODE_SWEEP:
+            return said_of_itself(node, order)
         case _:
             return {}
+
+
+def said_of_itself(node: ScriptedNode, order: Order) -> dict[str, Any]:
+    """What it answers to orders about the node."""
+    match order.verb:
+        case Verb.NODE_INSPECT:
+            return node.described()
+        case Verb.NODE_LIST:
+            return node.holdings("command")
+        case _:
+            gone = [{"kind": kind, "id": name, "why": why} for kind, key in KINDS for name, why in order.body[key].items()]
+            return {"trigger": order.body["trigger"], "removed": gone}
 
 
 class ScriptedNode:
@@ -91,6 +104,8 @@ class ScriptedNode:
         self.exported: dict[str, Any] = {}
         self.refuse: Callable[[Order], Failure | None] = lambda order: None
         self.hold: Callable[[Order], bool] = lambda order: False
+        self.held: dict[str, Any] = {}
+        """What it holds, as ``Holdings`` has it."""
         self.left: Callable[[Order], dict[str, Any]] = lambda order: {}
         self._reader = LaneReader(nc, node_id, self._carry_out)
         self._process, self._reports = secrets.token_hex(4), 0
@@ -132,6 +147,15 @@ class ScriptedNode:
         """Say what lives here, as it was ``age_s`` seconds ago."""
         body = {"complete": complete, "sandboxes": sandboxes}
         await self._say(Observation.SANDBOXES, ReportKind.OBSERVED, "system", body, age_s=age_s)
+
+    def holdings(self, trigger: str, age_s: float = 0) -> dict[str, Any]:
+        """Its ``Holdings``, as they were ``age_s`` seconds ago."""
+        return {"at": (datetime.now(UTC) - timedelta(seconds=age_s)).isoformat(), "trigger": trigger, **self.held}
+
+    async def holds(self, trigger: str = "timer", **held: Any) -> None:
+        """Say what is held here."""
+        self.held = held
+        await self._say(Observation.HOLDINGS, ReportKind.OBSERVED, "system", self.holdings(trigger))
 
     async def has(self, *snapshots: str, age_s: float = 0) -> None:
         """Say which snapshots are here, as they were listed ``age_s`` seconds ago."""

@@ -18,6 +18,7 @@ from domain.kernel.ids import artifact_id, replica_id
 from domain.nodes.node import Node
 from domain.nodes.orders import Capacity, DriverInfo, Failure, SnapshotExported, StepReport, StepState, Versions
 from domain.nodes.rollout import NodeStep, Rollout
+from domain.nodes.sweeps import Removal, Swept
 from domain.sandboxes.provisioning import Provisioning
 from domain.sandboxes.sandbox import Sandbox, Ttl
 from domain.sandboxes.spec import ArtifactRef, Recipe, SandboxSpec
@@ -65,6 +66,9 @@ def node() -> Node:
 def hello(boot: str = "b1", versions: Versions = V1, storage_pct: float | None = 10) -> Step:
     drivers = (DriverInfo(name="sim", version="1"),)
     return did("hello", boot, versions, drivers, Capacity(cpu=4, memory_mb=8192), ("runner",), {"os": "debian"}, storage_pct)
+
+
+SWEPT = Swept(trigger="timer", removed=(Removal(kind="sandbox", id=SANDBOX, why="dead"),))
 
 
 def template() -> Template:
@@ -225,6 +229,7 @@ NODES = World(
         "drain:deadline": Row(did("drain", 60), again=True),
         "evict": Row(did("evict")),
         "change_storage_mode": Row(did("change_storage_mode", 90)),
+        "swept": Row(did("swept", SWEPT), again=True),
     },
 )
 

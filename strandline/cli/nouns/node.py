@@ -17,6 +17,7 @@ from strandline.client import Call
 app = typer.Typer(help="Machines that run sandboxes.", no_args_is_help=True)
 
 DONE = shapes.fields("node_id", "seq")
+SWEPT = shapes.fields("node_id", "dry_run", "removed", "failed", "kept")
 
 
 @verb(
@@ -146,6 +147,24 @@ async def drain(
         return not [s async for s in run.s.sandboxes.list(node_id=identifier) if s.state not in GONE]
 
     await _on(run, identifier, partial(run.s.nodes.drain, stop_after_s=seconds), empty)
+
+
+@verb(
+    app,
+    "sweep",
+    mutates=True,
+    waits=120,
+    examples="""
+    strandline node sweep n1 --dry-run
+    strandline node sweep n1 -o json
+    """,
+)
+async def sweep(
+    run: Run, node: args.Node, dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go, and why.")] = False
+) -> None:
+    """Take away rests of sandboxes that the log does not know there, and copies of deleted artifacts. Agents do it by themselves too."""
+    reply = await run.s.nodes.sweep(await run.id("node", node), dry_run=dry_run, **run.call)
+    run.out.one(reply, SWEPT)
 
 
 async def _on(run: Run, node_id: str, send: Callable[..., Awaitable[Any]], so: Callable[[], Awaitable[bool]] | None = None) -> None:
