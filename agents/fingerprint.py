@@ -17,7 +17,7 @@ from agents.drivers.driver import Driver, HasGuestImage
 from agents.host import cgroups
 from agents.records import SandboxRecord
 from domain.nodes.orders import Capacity, DriverInfo, NodeHello, Versions
-from domain.nodes.placement import EGRESS
+from domain.nodes.placement_rules import EGRESS
 
 GUEST_IMAGE_FILE: Final = "guest-image-version"
 FIRST_GUEST_IMAGE: Final = "1"

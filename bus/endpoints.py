@@ -324,10 +324,10 @@ async def serve_commands(
 
 
 async def serve_queries(
-    nc: Client, views: Mapping[str, Sequence[str]], handle: Handler, *, limit: int = 256, queue: int = 2048
+    nc: Client, views: Mapping[str, Sequence[str]], handle: Handler, *, group: str = "", elsewhere: Collection[str] = ()
 ) -> Endpoints:
-    """Serve the verbs of every view (``{"sandboxes": ("list", "get")}``)."""
-    endpoints = Endpoints(nc, "qry", handle, limit, queue)
+    """Serve the verbs of every view (``{"sandboxes": ("list", "get")}``). ``group`` and ``elsewhere`` are as for commands."""
+    endpoints = Endpoints(nc, "qry", handle, 256, 2048, group, elsewhere)
     for view, verbs in sorted(views.items()):
         for verb in verbs:
             endpoints.announce(f"{view}.{verb}", {"example": "{}"})

@@ -15,6 +15,7 @@ from typing import Any
 
 from bus.commit import Commit
 from domain.nodes.orders import Capacity, Versions
+from domain.nodes.placement import Overcommit
 from handlers.openings import CLOSING, OPENING
 from handlers.wants import Wants
 
@@ -40,6 +41,8 @@ class NodeEntry:
     sandboxes: int = 0
     storage_mode: str = "unknown"
     roots: str = ""
+    labels: dict[str, str] = field(default_factory=dict)
+    overcommit: Overcommit = field(default_factory=Overcommit)
 
     @property
     def healthy(self) -> bool:
@@ -202,6 +205,8 @@ class Fleet:
                 node.versions = Versions.model_validate(data["versions"])
             case "node.storage-mode-changed":
                 node.storage_mode = data["mode"].lower()
+            case "node.configured":
+                node.labels, node.overcommit = data.get("labels", {}), Overcommit.model_validate(data.get("overcommit", {}))
             case _:
                 for attribute, value in NODE_CHANGES.get(name, {}).items():
                     setattr(node, attribute, value)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -21,7 +22,7 @@ from bus.chunkkeeper import ChunkKeeper
 from bus.client import Caller
 from bus.commit import Commit, Corrupt
 from bus.connection import Client
-from bus.endpoints import Reply, Request, serve_commands
+from bus.endpoints import Reply, Request, serve_commands, serve_queries
 from bus.lanes import LaneKeeper
 from bus.leases import Leases
 from bus.receipts import Receipts
@@ -39,7 +40,7 @@ from domain.nodes.orders import Report
 from domain.sandboxes import commands as sandbox_commands
 from domain.templates import commands as template_commands
 from domain.views.commands import ViewRebuild
-from handlers import reports, tracing
+from handlers import explaining, reports, tracing
 from handlers.commands import artifacts, cancelling, execution, nodes, rollouts, sandboxes, snapshots, templates
 from handlers.control import Because, Control, Deadlines, because
 from handlers.dispatch import Dispatcher, Handler
@@ -90,6 +91,7 @@ HANDLERS: dict[type[Command], Handler] = {
     node_commands.NodeUncordon: nodes.uncordon,
     node_commands.NodeDrain: nodes.drain,
     node_commands.NodeSweep: nodes.sweep,
+    node_commands.NodeConfigure: nodes.configure,
     node_commands.RolloutStart: rollouts.start,
     node_commands.RolloutCancel: rollouts.cancel,
 }
@@ -185,6 +187,8 @@ class ControlPlane:
         handle = handle if self.metrics is None else self.metrics.timed(handle)
         endpoints = await serve_commands(self._nc, dispatcher.commands, handle, limit=self._places, elsewhere=ELSEWHERE)
         self._running.push_async_callback(endpoints.close)
+        queries = await serve_queries(self._nc, explaining.QUERIES, partial(explaining.answer, self.control), group="control")
+        self._running.push_async_callback(queries.close)
         log.info("control.ready", seq=self.control.fleet.seq)
 
     async def live(self) -> None:

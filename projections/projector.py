@@ -20,6 +20,7 @@ from bus.receipts import Receipts
 from bus.tracing import Tracing
 from domain.kernel.command import canonical
 from domain.kernel.errors import Invalid, Refused
+from domain.sandboxes.questions import PLACEMENT_EXPLAIN
 from domain.views.commands import ViewRebuild, ViewRebuilt
 from projections.live import Live
 from projections.log import Log, position_at
@@ -34,6 +35,8 @@ log = structlog.get_logger(__name__)
 
 GROUP: Final = "views"
 """Queue group in which projectors share ``view.rebuild``."""
+ELSEWHERE: Final = frozenset({PLACEMENT_EXPLAIN})
+"""Queries that the control plane answers."""
 
 
 class Projector:
@@ -58,7 +61,7 @@ class Projector:
         if missing:
             self._tasks.append(asyncio.create_task(self._build(missing), name="missing views"))
         await self._stack.enter_async_context(self.presence.listening(self._nc))
-        endpoints = await serve_queries(self._nc, self.queries.verbs, self.queries.handle)
+        endpoints = await serve_queries(self._nc, self.queries.verbs, self.queries.handle, elsewhere=ELSEWHERE)
         self._stack.push_async_callback(endpoints.close)
         commands = await serve_commands(self._nc, {ViewRebuild.wire_name(): ViewRebuild}, self.rebuild, group=GROUP)
         self._stack.push_async_callback(commands.close)

@@ -13,6 +13,9 @@ from domain.kernel.aggregate import ENVELOPE_FIELDS, Event
 from domain.kernel.command import Command
 from domain.kernel.ids import NAME_PATTERN
 from domain.kernel.registry import COMMANDS, EVENTS
+from domain.nodes.placement import Verdict
+from domain.sandboxes.questions import PlacementExplain
+from handlers.explaining import QUERIES, SEEN
 from projections import trail
 from projections.question import MAX_LIMIT
 from projections.view import View
@@ -29,7 +32,7 @@ _TYPES: Final = {str: "string", bool: "boolean", int: "number", float: "number",
 
 def queries() -> dict[str, Sequence[str]]:
     """View → verbs."""
-    return {**{view.name: view.verbs for view in VIEWS}, **LOG_QUERIES}
+    return {**{view.name: view.verbs for view in VIEWS}, **LOG_QUERIES, **QUERIES}
 
 
 def document() -> Json:
@@ -128,6 +131,8 @@ def _add_query(name: str, verb: str, view: View | None, channels: Json, operatio
     own = view.asks.get(verb) if view is not None else None
     fields = {field: _typed(value) for field, value in (own.shown if own else shown).items()}
     items = {"type": "array", "items": _object(**fields) if own or verb in {"list", "get"} else {"type": "object"}}
+    if name in QUERIES:
+        items["items"] = _object(**{f: {} for f in (*Verdict.model_fields, "here", *sorted(SEEN))})
     page = _object(ok={"const": True}, seq=WHOLE, items=items, next={"type": ["string", "integer", "null"]})
     messages[key] = _message(
         f"{name}.{verb}", "A question.", _question(name, verb, {f: _typed(v) for f, v in own.asked.items()} if own else fields)
@@ -144,6 +149,8 @@ def _question(name: str, verb: str, fields: Json) -> Json:
     if name == "events":
         read = {"after": WHOLE, "until": WHOLE, "limit": limit, "type": TEXT} if verb == "read" else {}
         return _object(**read, id=TEXT, min_seq=WHOLE)
+    if name in QUERIES:
+        return PlacementExplain.model_json_schema()
     body: Json = {"min_seq": WHOLE, "as_of": {"type": ["integer", "string"]}}
     if name == "views":
         body |= {"view": TEXT} if verb == "digest" else {}

@@ -9,6 +9,7 @@ from pydantic import Field, StringConstraints, ValidationInfo, field_validator
 from domain.kernel.aggregate import Record
 from domain.kernel.command import Command
 from domain.kernel.ids import NodeId, RolloutId
+from domain.nodes.configuration import NodeLabels
 from domain.nodes.sweeps import Removal, Unremoved
 
 Version = Annotated[str, StringConstraints(max_length=128, pattern=r"^[^\x00-\x1f\x7f]*$", strip_whitespace=True)]
@@ -137,3 +138,22 @@ class NodeSweep(_OnNode):
     RESULT: ClassVar[type[Record]] = SweepAccepted
 
     dry_run: bool = False
+
+
+Ratio = Annotated[float, Field(ge=0.1, le=64)]
+
+
+class NodeConfigure(_OnNode):
+    """Labels to choose a node by, all of them anew, and how many times what it has may be promised there; what is not given stays.
+
+    ``cpu_ratio`` 0: cores without bound, as at first; the others are 1 at first. What runs already stays, also beyond a smaller ratio.
+    """
+
+    NOUN: ClassVar[str] = "node"
+    VERB: ClassVar[str] = "configure"
+    EXAMPLE: ClassVar[dict[str, Any]] = {"node_id": "n1", "labels": {"zone": "a"}, "cpu_ratio": 4, "memory_ratio": 1.5}
+
+    labels: NodeLabels | None = None
+    cpu_ratio: Annotated[float, Field(ge=0, le=64)] | None = None
+    memory_ratio: Ratio | None = None
+    sandboxes_ratio: Ratio | None = None

@@ -15,7 +15,9 @@ from typing import ClassVar, Final, Literal, Self
 
 from domain.kernel.aggregate import Aggregate, CreatedEvent, Event
 from domain.kernel.lifecycle import Lifecycle
+from domain.nodes.configuration import NodeConfigured
 from domain.nodes.orders import Capacity, DriverInfo, Versions
+from domain.nodes.placement import Overcommit
 from domain.nodes.sweeps import NodeSwept, Swept, is_news
 
 Role = Literal["builder", "runner"]
@@ -60,6 +62,7 @@ LIVENESS: Final = Lifecycle(
     cordon               ONLINE   OFFLINE  !node.evicted
     uncordon             ONLINE   OFFLINE  !node.evicted
     drain                ONLINE   OFFLINE  !node.evicted
+    configure            ONLINE   OFFLINE  !node.evicted
     evict                EVICTED  EVICTED  =
     change_storage_mode  ONLINE   OFFLINE  =
     swept                ONLINE   OFFLINE  =
@@ -105,6 +108,8 @@ class NodeEnrolled(CreatedEvent):
         node.last_seen = None
         node.stop_at = None
         node.withstanding = ()
+        node.labels = {}
+        node.overcommit = Overcommit()
 
 
 class NodeReenrolled(Event):
@@ -247,6 +252,8 @@ class Node(Aggregate):
     """Until when sandboxes may run on, while it drains."""
     withstanding: tuple[str, ...]
     """What the last sweep could not take away, by id."""
+    labels: dict[str, str]
+    overcommit: Overcommit
 
     @classmethod
     def create(cls, id: str, at: datetime, note: str = "") -> Self:  # noqa: A002
@@ -317,6 +324,12 @@ class Node(Aggregate):
         repeated = (self.scheduling, self.stop_at) == (Scheduling.DRAINING, stop_at)
         if SCHEDULING.admits(row, self.scheduling) and not repeated:
             self.record(NodeDraining, at, stop_at=stop_at)
+
+    def configure(self, at: datetime, labels: dict[str, str] | None, ratios: dict[str, float]) -> None:
+        """New ``labels``, if any are given, and those ratios of ``Overcommit`` that are; only what differs from before is news."""
+        new = (self.labels if labels is None else labels, self.overcommit.model_copy(update=ratios))
+        if LIVENESS.admits("configure", self.liveness) and new != (self.labels, self.overcommit):
+            self.record(NodeConfigured, at, labels=new[0], overcommit=new[1])
 
     def must_be_empty(self, now: datetime) -> bool:
         """Is the time over that a drain gave its sandboxes?"""

@@ -1,122 +1,159 @@
-"""Placement: on which node a sandbox goes, or the most telling reason why on none. Pure.
+"""Placement: on which node a sandbox goes, or the most telling reason why on none, and what is to be said of each node. Pure.
 
-A candidate must be open for scheduling, have a ready replica that is not STALE, the wished driver, one that keeps the bounds that were
-asked for, and the memory. CPU time is shared, so too few free cores only make a node less attractive. Among those that fit, the one with
-the greatest share of its memory free wins, so that sandboxes spread; equal ones go by id, so that the same question has the same answer.
+A node fits when every rule of ``placement_rules.py`` lets it pass. Among those that fit, nodes that have the snapshot come before those
+that would fetch it, nodes with cores left before crowded ones, and then the strategy's score decides:
+
+* ``spread``: the share of its memory that is free, so that sandboxes spread;
+* ``pack``: the share that is used, so that whole nodes stay free;
+* ``affinity``: how many sandboxes of the same template it has, whose pages are in its memory already, and then as ``spread``.
+
+Equal ones go by id, so that the same question has the same answer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from typing import Final
+from collections import Counter
+from collections.abc import Collection, Sequence
+from typing import Any
 
 from domain.kernel.aggregate import Record
-from domain.kernel.errors import Refused, not_found
+from domain.kernel.errors import not_found
+from domain.nodes.orders import Capacity
+from domain.nodes.placement_rules import RULES, Candidate, Need, Strategy, no_ready_replica, unenforced
 
-READY: Final = "ready"
-UNREACHABLE: Final = frozenset({"offline", "evicted"})
-STALE: Final = "STALE"
-EGRESS: Final = "egress"
-"""The flag of drivers whose sandboxes get out of the node by rules of their own."""
-
-
-BOUNDED_BY: Final[Mapping[str, frozenset[str]]] = {
-    "cpu": frozenset({"limits"}),
-    "memory_mb": frozenset({"limits", "rlimit-memory"}),
-    "pids": frozenset({"limits", "rlimit-pids"}),
-    "disk_mb": frozenset({"disk-limit"}),
-}
-"""Which capability flags of a driver, each by itself, make a bound of a recipe hold (design.md §7: refused, never pretended)."""
-
-
-def unenforced(flags: Collection[str]) -> tuple[str, ...]:
-    """The bounds that nobody keeps on a driver with these flags."""
-    return tuple(sorted(name for name, enough in BOUNDED_BY.items() if enough.isdisjoint(flags)))
+__all__ = [
+    "Candidate",
+    "Decision",
+    "Need",
+    "Overcommit",
+    "Strategy",
+    "Verdict",
+    "choose",
+    "decide",
+    "explain",
+    "no_ready_replica",
+    "require_known",
+    "room",
+    "unenforced",
+]
 
 
-class Candidate(Record):
-    """A node as it looks now. ``status`` and ``compat`` in the contract's words; ``memory_mb`` is all it has.
+class Overcommit(Record):
+    """How much more than a node has may be promised on it: 1 is exactly what it has.
 
-    ``drivers``: the default one first; ``flags``: what each of them can do.
+    ``cpu`` 0: without bound. So it is from the start: processor time is shared, so too few free cores only make a node less attractive.
+    """
+
+    cpu: float = 0
+    memory: float = 1
+    sandboxes: float = 1
+
+
+def room(capacity: Capacity, used: Capacity, ratios: Overcommit) -> dict[str, Any]:
+    """The fields of a ``Candidate`` that say what may still be promised on a node; ``capacity.sandboxes`` 0: it did not say."""
+    memory = capacity.memory_mb * ratios.memory
+    return {
+        "free_cpu": capacity.cpu * (ratios.cpu or 1) - used.cpu,
+        "cpu_bounded": bool(ratios.cpu),
+        "free_memory_mb": memory - used.memory_mb,
+        "memory_mb": memory,
+        "free_sandboxes": int(capacity.sandboxes * ratios.sandboxes) - used.sandboxes if capacity.sandboxes else None,
+    }
+
+
+class Decision(Record):
+    """Where, and why there. ``considered`` nodes were looked at, ``fitting`` of them could have it, the others were ``refused``, by code.
+
+    ``runner_up``: where it would have gone otherwise.
     """
 
     node_id: str
-    status: str
-    drivers: tuple[str, ...] = ()
-    flags: dict[str, tuple[str, ...]] = {}
-    free_cpu: float = 0
-    free_memory_mb: float = 0
-    memory_mb: float = 0
-    replica_ready: bool = False
-    compat: str = "OK"
-
-    @property
-    def free_share(self) -> float:
-        """The part of its memory that is free."""
-        return self.free_memory_mb / self.memory_mb if self.memory_mb else 0.0
-
-    def unenforced(self, driver: str | None) -> tuple[str, ...]:
-        """The bounds that nobody would keep here."""
-        return unenforced(self.flags_of(driver))
-
-    def flags_of(self, driver: str | None) -> tuple[str, ...]:
-        """What that driver can do here, or the default one."""
-        return self.flags.get(driver or next(iter(self.drivers), ""), ())
+    strategy: Strategy
+    score: float
+    considered: int
+    fitting: int
+    refused: dict[str, int]
+    runner_up: str
 
 
-class Need(Record):
-    """What a sandbox needs: cores, MiB, a driver (None: any), a node (None: any). ``at_work``: a job makes its template ready somewhere.
+class Verdict(Record):
+    """What placement says of one node. ``rank`` counts from 1 among those that fit; ``code`` is the first rule that it does not pass."""
 
-    ``bounds``: which of them its caller asked for by name, so that they must hold; the others are the template's.
-    """
+    node_id: str
+    fits: bool
+    rank: int | None = None
+    score: float | None = None
+    crowded: bool = False
+    far: bool = False
+    code: str = ""
+    reason: str = ""
 
-    cpu: float = 1
-    memory_mb: int = 512
-    driver: str | None = None
-    node: str | None = None
-    at_work: bool = False
-    bounds: tuple[str, ...] = ()
-    egress: bool = False
-    """Its policy lets it out somewhere: only a node that lets sandboxes out by rules of their own will do."""
+
+def score(candidate: Candidate, strategy: Strategy) -> float:
+    """How good a node is, the greater the better; comparable for one strategy only."""
+    match strategy:
+        case "spread":
+            return candidate.free_share
+        case "pack":
+            return 1 - candidate.free_share
+        case "affinity":
+            return candidate.present + candidate.free_share
+
+
+def _order(candidate: Candidate, need: Need) -> tuple[bool, bool, float, str]:
+    """What the best has the least of."""
+    return candidate.far, candidate.crowded(need), -score(candidate, need.strategy), candidate.node_id
+
+
+def _failed(candidate: Candidate, need: Need) -> int:
+    """Which rule it does not pass; ``len(RULES)`` when it fits."""
+    return next((at for at, rule in enumerate(RULES) if not rule.passes(candidate, need)), len(RULES))
+
+
+def decide(candidates: Sequence[Candidate], need: Need) -> Decision:
+    """The node and why. Raises ``Refused`` naming the first rule that nobody passed."""
+    stages = [_failed(candidate, need) for candidate in candidates]
+    fitting = [c for c, stage in zip(candidates, stages, strict=True) if stage == len(RULES)]
+    if not fitting:
+        furthest = max(stages, default=0)
+        raise RULES[furthest].refuse([c for c, stage in zip(candidates, stages, strict=True) if stage == furthest], need)
+    best, *others = sorted(fitting, key=lambda c: _order(c, need))
+    refused = Counter(RULES[stage].say(c, need)[0] for c, stage in zip(candidates, stages, strict=True) if stage < len(RULES))
+    return Decision(
+        node_id=best.node_id,
+        strategy=need.strategy,
+        score=round(score(best, need.strategy), 4),
+        considered=len(candidates),
+        fitting=len(fitting),
+        refused=dict(sorted(refused.items())),
+        runner_up=others[0].node_id if others else "",
+    )
 
 
 def choose(candidates: Sequence[Candidate], need: Need) -> str:
-    """The node's id. Raises ``Refused`` naming the first rule that nobody passed."""
-    pool = _meant(candidates, need.node)
-    pool = _having_replica(pool, at_work=need.at_work)
-    pool = _fitting(pool)
-    pool = _open(pool)
-    pool = _driving(pool, need.driver)
-    pool = _bounding(pool, need)
-    pool = _letting_out(pool, need)
-    pool = _roomy(pool, need)
-    return min(pool, key=lambda c: (c.free_cpu < need.cpu, -c.free_share, c.node_id)).node_id
+    """The node's id. Raises ``Refused`` as :func:`decide`."""
+    return decide(candidates, need).node_id
 
 
-def _meant(candidates: Sequence[Candidate], node: str | None) -> list[Candidate]:
-    if node is None:
-        return [c for c in candidates if c.status != "evicted"]
-    meant = [c for c in candidates if c.node_id == node]
-    if not meant:
-        raise not_found("node", node)
-    if meant[0].status != READY:
-        raise Refused(
-            f"node.{meant[0].status}",
-            f"node {node} is {meant[0].status}",
-            retryable=meant[0].status != "evicted",
-            details={"node": node, "status": meant[0].status},
-        )
-    return meant
+def explain(candidates: Sequence[Candidate], need: Need) -> list[Verdict]:
+    """What is to be said of each node, by id."""
+    fitting = sorted((c for c in candidates if _failed(c, need) == len(RULES)), key=lambda c: _order(c, need))
+    ranks = {c.node_id: rank for rank, c in enumerate(fitting, 1)}
+    return [_verdict(c, need, ranks.get(c.node_id)) for c in sorted(candidates, key=lambda c: c.node_id)]
 
 
-def _having_replica(pool: list[Candidate], *, at_work: bool) -> list[Candidate]:
-    ready = [c for c in pool if c.replica_ready]
-    if not ready:
-        raise no_ready_replica("the template is ready on none of these nodes", _ids(pool), at_work=at_work)
-    reachable = [c for c in ready if c.status not in UNREACHABLE]
-    if not reachable:
-        raise Refused("node.offline", "every node with a ready replica is offline", retryable=True, details={"nodes": _ids(ready)})
-    return reachable
+def _verdict(candidate: Candidate, need: Need, rank: int | None) -> Verdict:
+    if rank is None:
+        code, reason = RULES[_failed(candidate, need)].say(candidate, need)
+        return Verdict(node_id=candidate.node_id, fits=False, code=code, reason=reason)
+    return Verdict(
+        node_id=candidate.node_id,
+        fits=True,
+        rank=rank,
+        score=round(score(candidate, need.strategy), 4),
+        crowded=candidate.crowded(need),
+        far=candidate.far,
+    )
 
 
 def require_known(nodes: Sequence[str], known: Collection[str]) -> None:
@@ -124,72 +161,3 @@ def require_known(nodes: Sequence[str], known: Collection[str]) -> None:
     unknown = next((node for node in nodes if node not in known), None)
     if unknown is not None:
         raise not_found("node", unknown)
-
-
-def no_ready_replica(why: str, nodes: list[str], *, at_work: bool) -> Refused:
-    """Nothing can start from the template now. The caller's own mistake (reference/cubesandbox.md §2.5), unless a job is ``at_work``."""
-    return Refused("template.no-ready-replica", why, retryable=at_work, details={"nodes": nodes})
-
-
-def _fitting(pool: list[Candidate]) -> list[Candidate]:
-    """Only STALE keeps a sandbox from starting (reference/cubesandbox.md §6)."""
-    fitting = [c for c in pool if c.compat != STALE]
-    if not fitting:
-        nodes = _ids(pool)
-        raise Refused("template.stale-needs-redo", f"every ready replica is stale ({', '.join(nodes)}): redo it", details={"nodes": nodes})
-    return fitting
-
-
-def _open(pool: list[Candidate]) -> list[Candidate]:
-    ready = [c for c in pool if c.status == READY]
-    if not ready:
-        raise Refused(
-            "capacity.exhausted", "every node with a ready replica is cordoned or draining", retryable=True, details={"nodes": _ids(pool)}
-        )
-    return ready
-
-
-def _driving(pool: list[Candidate], driver: str | None) -> list[Candidate]:
-    able = [c for c in pool if driver is None or driver in c.drivers]
-    if not able:
-        raise Refused("node.no-driver", f"none of these nodes has the driver {driver}", details={"nodes": _ids(pool), "driver": driver})
-    return able
-
-
-def _bounding(pool: list[Candidate], need: Need) -> list[Candidate]:
-    able = [c for c in pool if not set(need.bounds) & set(c.unenforced(need.driver))]
-    if not able:
-        lacking = sorted({name for c in pool for name in c.unenforced(need.driver)} & set(need.bounds))
-        raise Refused(
-            "sandbox.unsupported",
-            f"no driver there keeps a sandbox to its {' and '.join(lacking)}: leave it out, or choose another driver",
-            details={"fields": lacking, "needs": {name: sorted(BOUNDED_BY[name]) for name in lacking}, "nodes": _ids(pool)},
-        )
-    return able
-
-
-def _letting_out(pool: list[Candidate], need: Need) -> list[Candidate]:
-    able = [c for c in pool if not need.egress or EGRESS in c.flags_of(need.driver)]
-    if not able:
-        raise Refused(
-            "sandbox.unsupported",
-            "no node there lets a sandbox out by rules of its own: leave egress out, or start the nodes with --egress, as root",
-            details={"fields": ["egress"], "needs": {"egress": [EGRESS]}, "nodes": _ids(pool)},
-        )
-    return able
-
-
-def _roomy(pool: list[Candidate], need: Need) -> list[Candidate]:
-    roomy = [c for c in pool if c.free_memory_mb >= need.memory_mb]
-    if not roomy:
-        raise Refused(
-            "capacity.exhausted",
-            f"no node has {need.memory_mb} MiB of memory left",
-            retryable=True,
-            details={"nodes": _ids(pool), "memory_mb": need.memory_mb},
-        )
-    return roomy
-
-
-def _ids(pool: Sequence[Candidate]) -> list[str]:
-    return sorted(c.node_id for c in pool)

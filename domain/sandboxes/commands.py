@@ -11,6 +11,7 @@ from domain.kernel.aggregate import Record
 from domain.kernel.command import Command, Part
 from domain.kernel.ids import JobId, Name, NodeId, SandboxId, SnapshotId
 from domain.sandboxes.egress import EgressPolicy
+from domain.sandboxes.placed import Strategy
 from domain.sandboxes.spec import Argv, Env, EnvName, EnvValue, Labels, OnTtl, Ports, TtlKind
 
 EXAMPLE_ID = "sb-aaaaaaaaaaaaaaaaaaaa"
@@ -75,6 +76,8 @@ class SandboxCreate(Command):
     on_ttl: OnTtl = "delete"
     auto_resume: bool = False
     node: NodeId | None = None
+    node_labels: Labels = {}
+    strategy: Strategy = "spread"
     labels: Labels = {}
     disks: Annotated[tuple[DiskMount, ...], Field(max_length=16)] = ()
     egress: Egress | None = None

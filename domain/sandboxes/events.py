@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from domain.kernel.aggregate import CreatedEvent, Event
 from domain.kernel.text import ErrorText
 from domain.nodes.orders import Failure, PortStatus
+from domain.sandboxes.placed import Placed
 from domain.sandboxes.spec import OnTtl, SandboxSpec
 from domain.sandboxes.states import Exit, Operation, Reason, SandboxState, Ttl
 
@@ -21,9 +22,11 @@ class SandboxCreated(CreatedEvent):
     node_id: str
     ttl: Ttl | None = None
     job_id: str | None = None
+    placed: Placed | None = None
 
     def apply(self, sandbox: Sandbox) -> None:
         sandbox.state = SandboxState.PENDING
+        sandbox.placed = self.placed
         sandbox.spec = self.spec
         sandbox.node_id = self.node_id
         sandbox.snapshot_id = self.spec.snapshot_id

@@ -14,6 +14,7 @@ from domain.kernel.errors import Refused
 from domain.kernel.text import Why, clip
 from domain.nodes.orders import Failure, PortStatus
 from domain.sandboxes import events
+from domain.sandboxes.placed import Placed
 from domain.sandboxes.spec import OnTtl, SandboxSpec, TtlKind
 from domain.sandboxes.states import LIFECYCLE, TOO_LATE, Exit, ExitReason, Operation, OperationKind, Reason, SandboxState, Ttl
 
@@ -30,6 +31,7 @@ class Sandbox(Aggregate):
     state: SandboxState
     spec: SandboxSpec
     node_id: str
+    placed: Placed | None
     snapshot_id: str | None
     """Which snapshot backs it now: that of its specification, or the last one it was rolled back to."""
     job_id: str | None
@@ -67,8 +69,9 @@ class Sandbox(Aggregate):
         node_id: str,
         ttl: Ttl | None = None,
         job_id: str | None = None,
+        placed: Placed | None = None,
     ) -> Self:
-        return cls.begin(events.SandboxCreated, id, at, spec=spec, node_id=node_id, ttl=ttl, job_id=job_id)
+        return cls.begin(events.SandboxCreated, id, at, spec=spec, node_id=node_id, ttl=ttl, job_id=job_id, placed=placed)
 
     def may_return_to(self, snapshot_id: str) -> bool:
         """Is a rollback to it under way, or given up so lately that its answer may still come? (The dead do nothing any more.)"""

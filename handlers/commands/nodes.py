@@ -52,6 +52,13 @@ async def drain(control: Control, asked: Asked, command: c.NodeDrain) -> Reply:
     return await _change(control, asked, command.node_id, lambda n: n.drain(asked.cause.at, command.stop_after_s))
 
 
+async def configure(control: Control, asked: Asked, command: c.NodeConfigure) -> Reply:
+    """Labels, and how much may be promised there."""
+    given = {"cpu": command.cpu_ratio, "memory": command.memory_ratio, "sandboxes": command.sandboxes_ratio}
+    ratios = {name: ratio for name, ratio in given.items() if ratio is not None}
+    return await _change(control, asked, command.node_id, lambda n: n.configure(asked.cause.at, command.labels, ratios))
+
+
 async def _change(control: Control, asked: Asked, node_id: str, decide: Callable[[Node], object]) -> Reply:
     done = await control.change(Node, SYSTEM_PROJECT, node_id, asked.cause, decide)
     return Reply({"node_id": node_id}, node_id, done.seq)

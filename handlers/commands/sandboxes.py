@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -11,24 +12,33 @@ from bus.store import Committed, Part
 from domain.kernel import ids
 from domain.kernel.errors import Refused
 from domain.nodes.orders import Failure
-from domain.nodes.placement import Candidate, Need, choose, no_ready_replica
+from domain.nodes.placement import no_ready_replica
 from domain.sandboxes import commands as c
 from domain.sandboxes.egress import EgressPolicy
+from domain.sandboxes.placed import Placed
 from domain.sandboxes.provisioning import Provisioning
 from domain.sandboxes.sandbox import Sandbox, SandboxState, Ttl
 from domain.sandboxes.spec import ArtifactRef, Recipe, SandboxSpec
 from domain.templates.artifact import Artifact
-from domain.templates.compat import Compat, evaluate
+from domain.templates.compat import Compat
 from domain.templates.snapshot import Snapshot
-from domain.templates.snapshot_events import DISKS
 from domain.templates.template import Template
 from handlers.commands.aliases import resolve_template
 from handlers.control import Control, Parts, existing, unchanged
 from handlers.dispatch import Asked
-from handlers.fleet import NodeEntry
 from handlers.metrics import stage
+from handlers.placing import Wish, candidate, for_snapshot, for_template, on_snapshot, place
 from handlers.processes import removal
 from handlers.processes.sandboxes import STARTING
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is to be created, where, and why there."""
+
+    spec: SandboxSpec
+    node_id: str
+    placed: Placed
 
 
 async def create(control: Control, asked: Asked, command: c.SandboxCreate) -> Reply:
@@ -46,10 +56,10 @@ async def create(control: Control, asked: Asked, command: c.SandboxCreate) -> Re
 
 
 async def _request(control: Control, asked: Asked, command: c.SandboxCreate, sandbox_id: str) -> Committed[Sandbox]:
-    spec, node_id = await (_plan if control.metrics is None else _measured_plan)(control, asked.project, command)
-    control.fleet.promise(sandbox_id, node_id, spec.recipe.cpu, spec.recipe.memory_mb)
+    plan = await (_plan if control.metrics is None else _measured_plan)(control, asked.project, command)
+    control.fleet.promise(sandbox_id, plan.node_id, plan.spec.recipe.cpu, plan.spec.recipe.memory_mb)
     try:
-        done = await _record(control, asked, sandbox_id, spec, node_id, _ttl(command))
+        done = await _record(control, asked, sandbox_id, plan, _ttl(command))
     except BaseException:
         control.fleet.withdraw(sandbox_id)
         raise
@@ -64,9 +74,11 @@ def _ttl(command: c.SandboxCreate) -> Ttl | None:
     return Ttl(seconds=command.ttl_s, kind=command.ttl_kind, on_ttl=command.on_ttl, auto_resume=command.auto_resume)
 
 
-async def _record(control: Control, asked: Asked, sandbox_id: str, spec: SandboxSpec, node_id: str, ttl: Ttl | None) -> Committed[Sandbox]:
+async def _record(control: Control, asked: Asked, sandbox_id: str, plan: Plan, ttl: Ttl | None) -> Committed[Sandbox]:
+    spec, node_id = plan.spec, plan.node_id
+
     def decide(sandbox: Sandbox | None) -> Sandbox:
-        return sandbox or Sandbox.create(sandbox_id, asked.cause.at, spec, node_id, ttl)
+        return sandbox or Sandbox.create(sandbox_id, asked.cause.at, spec, node_id, ttl, placed=plan.placed)
 
     if spec.snapshot_id is None:
         return await control.store.transact(Sandbox, asked.project, sandbox_id, decide, asked.cause, _created, new=True)
@@ -95,7 +107,7 @@ def _created(sandbox: Sandbox) -> dict[str, Any]:
     return {"sandbox_id": sandbox.id, "node_id": sandbox.node_id, "state": sandbox.state.value}
 
 
-async def _plan(control: Control, project: str, command: c.SandboxCreate) -> tuple[SandboxSpec, str]:
+async def _plan(control: Control, project: str, command: c.SandboxCreate) -> Plan:
     """The specification and the node, from a template or from a snapshot."""
     if command.snapshot_id is not None:
         return await _plan_from_snapshot(control, project, command)
@@ -108,10 +120,12 @@ async def _plan(control: Control, project: str, command: c.SandboxCreate) -> tup
             raise no_ready_replica(f"template {template.id} is {template.state.value}", [], at_work=template.active_job is not None)
         spec = _spec(command, template.id, None, artifact.ref, template.recipe, template.request.driver)
     with stage(control, "place"):
-        return spec, _place(control, template, _need(spec, command.node, command, at_work=template.active_job is not None))
+        wish = wish_of(command)
+        need = wish.need(spec.recipe.cpu, spec.recipe.memory_mb, spec.driver, at_work=template.active_job is not None)
+        return Plan(spec, *place(for_template(control, template, wish.strategy), need, wish))
 
 
-async def _measured_plan(control: Control, project: str, command: c.SandboxCreate) -> tuple[SandboxSpec, str]:
+async def _measured_plan(control: Control, project: str, command: c.SandboxCreate) -> Plan:
     began, code = time.perf_counter(), "ok"
     try:
         return await _plan(control, project, command)
@@ -123,7 +137,7 @@ async def _measured_plan(control: Control, project: str, command: c.SandboxCreat
             control.metrics.observe("strandline_template_resolve_seconds", time.perf_counter() - began, code=code)
 
 
-async def _plan_from_snapshot(control: Control, project: str, command: c.SandboxCreate) -> tuple[SandboxSpec, str]:
+async def _plan_from_snapshot(control: Control, project: str, command: c.SandboxCreate) -> Plan:
     """Where it is, if there is room; else wherever it can be fetched."""
     with stage(control, "resolve"):
         snapshot = await control.get(Snapshot, project, command.snapshot_id or "")
@@ -134,28 +148,10 @@ async def _plan_from_snapshot(control: Control, project: str, command: c.Sandbox
         spec = _spec(command, snapshot.template_id, snapshot.id, snapshot.artifact, snapshot.recipe, driver)
         spec = spec.model_copy(update={"snapshot_manifest": snapshot.stored_as.manifest if snapshot.stored_as else None})
     with stage(control, "place"):
-        return spec, _place_snapshot(control, snapshot, spec, command)
-
-
-def _place_snapshot(control: Control, snapshot: Snapshot, spec: SandboxSpec, command: c.SandboxCreate) -> str:
-    here, able = _holders(control, snapshot)
-    only = snapshot.node_id if not able and snapshot.places == {snapshot.node_id} else None
-    try:
-        return choose(here, _need(spec, command.node or only, command))
-    except Refused:
-        if not able:
-            raise
-        return choose([*here, *able], _need(spec, command.node, command))
-
-
-def _holders(control: Control, snapshot: Snapshot) -> tuple[list[Candidate], list[Candidate]]:
-    """Nodes that have the snapshot, and those that could fetch it."""
-    nodes = control.fleet.nodes.values()
-    kind = None if snapshot.stored_as is None else snapshot.stored_as.kind
-    here = [n for n in nodes if n.node_id in snapshot.places]
-    able = [n for n in nodes if kind is not None and n.node_id not in snapshot.places and (kind == DISKS or n.roots in {"", kind})]
-    here_first, others = ([_candidate(node, Compat.OK, replica=True) for node in some] for some in (here, able))
-    return here_first, others
+        wish = wish_of(command)
+        candidates = for_snapshot(control, snapshot, wish.strategy)
+        wanted = on_snapshot(snapshot, wish, candidates)
+        return Plan(spec, *place(candidates, wanted.need(spec.recipe.cpu, spec.recipe.memory_mb, spec.driver), wish))
 
 
 def _spec(
@@ -181,52 +177,17 @@ def _spec(
     )
 
 
-def _need(spec: SandboxSpec, node: str | None, command: c.SandboxCreate, *, at_work: bool = False) -> Need:
+def wish_of(command: c.SandboxCreate) -> Wish:
+    """What the command says about where."""
     bounds = tuple(name for name in ("cpu", "memory_mb") if getattr(command, name) is not None)
-    return Need(
-        cpu=spec.recipe.cpu,
-        memory_mb=spec.recipe.memory_mb,
-        driver=spec.driver,
-        node=node,
-        at_work=at_work,
-        bounds=bounds,
-        egress=spec.egress is not None and spec.egress.lets_out,
-    )
+    lets_out = command.egress is not None and command.egress.lets_out
+    return Wish(command.node, command.node_labels, command.strategy, bounds, egress=lets_out)
 
 
 def _unenforced(control: Control, sandbox: Sandbox) -> tuple[str, ...]:
     """Which bounds of its recipe nobody keeps where it runs."""
     node = control.fleet.nodes.get(sandbox.node_id)
-    return () if node is None else _candidate(node, Compat.OK, replica=True).unenforced(sandbox.spec.driver)
-
-
-def _place(control: Control, template: Template, need: Need) -> str:
-    """The node for a sandbox of that template, or the most telling refusal."""
-    replicas = control.fleet.by_template.get(template.id, {})
-    candidates = []
-    for node in control.fleet.nodes.values():
-        replica = replicas.get(node.node_id)
-        ready = replica is not None and replica.state == "READY"
-        compat = evaluate(replica.bound, node.versions, template.compat_policy) if ready and replica is not None else Compat.MISSING
-        candidates.append(_candidate(node, compat, replica=ready))
-    return choose(candidates, need)
-
-
-def _candidate(node: NodeEntry, compat: Compat, *, replica: bool) -> Candidate:
-    status = (
-        "evicted" if node.evicted else "offline" if not node.online else {"OPEN": "ready"}.get(node.scheduling, node.scheduling.lower())
-    )
-    return Candidate(
-        node_id=node.node_id,
-        status=status,
-        drivers=node.drivers,
-        flags=node.flags,
-        free_cpu=node.capacity.cpu - node.used_cpu,
-        free_memory_mb=node.capacity.memory_mb - node.used_memory_mb,
-        memory_mb=node.capacity.memory_mb,
-        replica_ready=replica,
-        compat=compat.value,
-    )
+    return () if node is None else candidate(node, Compat.OK, replica=True).unenforced(sandbox.spec.driver)
 
 
 async def _settled(control: Control, asked: Asked, done: Committed[Sandbox], wait_s: float) -> Reply:

@@ -11,6 +11,7 @@ from typing import Final
 
 from domain.kernel.ids import SYSTEM_PROJECT
 from domain.nodes.orders import Capacity, Versions
+from domain.nodes.placement import Overcommit
 from projections.facts import Fact
 from projections.state import State
 from projections.store import Item
@@ -22,7 +23,7 @@ PLACED: Final = "placed"
 VIEW: Final = View(
     "nodes",
     noun="node",
-    schema=2,
+    schema=3,
     key="node_id",
     shared=True,
     counted="status",
@@ -39,6 +40,8 @@ VIEW: Final = View(
         "reported": None,
         "storage": {"usage_pct": None, "mode": "unknown"},
         "roles": [],
+        "labels": {},
+        "overcommit": Overcommit().model_dump(),
         "host": {},
         "note": "",
         "enrolled_at": "",
@@ -113,6 +116,11 @@ def uncordoned(item: Item, fact: Fact) -> None:
 @VIEW.update("node.draining")
 def draining(item: Item, fact: Fact) -> None:
     _became(item, fact, scheduling="DRAINING")
+
+
+@VIEW.update("node.configured")
+def configured(item: Item, fact: Fact) -> None:
+    item.update(labels=fact.data["labels"], overcommit=fact.data["overcommit"])
 
 
 @VIEW.update("node.storage-mode-changed")

@@ -15,6 +15,7 @@ from projections.view import View
 VIEW: Final = View(
     "sandboxes",
     noun="sandbox",
+    schema=2,
     key="sandbox_id",
     counted="state",
     indexed=("state", "node_id", "template_id", "name"),
@@ -26,6 +27,7 @@ VIEW: Final = View(
         "template_id": "",
         "snapshot_id": None,
         "node_id": "",
+        "placed": None,
         "driver": None,
         "address": "",
         "ports": [],
@@ -57,6 +59,7 @@ def created(state: State, fact: Fact) -> None:
         template_id=spec["template_id"],
         snapshot_id=spec["snapshot_id"],
         node_id=fact.data["node_id"],
+        placed=fact.data["placed"],
         driver=spec["driver"],
         ports=[{"port": port, "address": "", "status": "declared"} for port in recipe["ports"]],
         cpu=recipe["cpu"],

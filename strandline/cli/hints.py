@@ -64,7 +64,7 @@ HINTS: Final[dict[str, Callable[[Details], str]]] = {
     "snapshot.in-use": _say("strandline sandbox list snapshot_id=SNAPSHOT"),
     "storage.blocked": _say("strandline node list -o wide; strandline artifact collect frees space"),
     "node.offline": _say("strandline node list; is its agent running?"),
-    "capacity.exhausted": _say("strandline node list -o wide; fewer --cpu and --memory, or delete sandboxes"),
+    "capacity.exhausted": _say("strandline sandbox why --template … shows what is short; fewer --cpu and --memory, or delete sandboxes"),
     "sandbox.startup-failed": _describe,
     "sandbox.died": _describe,
     "sandbox.undo-blocked": _say("strandline sandbox abandon SANDBOX gives up and says what is left behind"),

@@ -124,6 +124,8 @@ NODE: Final = Shape(
         Column("AGENT", "versions.agent", wide=True),
         Column("KERNEL", "versions.kernel", wide=True),
         Column("ROLES", "roles", wide=True),
+        Column("LABELS", "labels", wide=True, flex=True),
+        Column("OVERCOMMIT", "overcommit", wide=True),
     ),
 )
 USAGE: Final = Shape(

@@ -177,6 +177,18 @@ class WhatIf(Item):
     supposed: Versions
 
 
+class PlacementVerdict(Item):
+    """What placement says of a node. ``rank`` counts from 1 among those that fit; else ``code`` and ``reason`` say why not."""
+
+    node_id: str
+    fits: bool
+    here: bool = False
+    rank: int | None = None
+    score: float | None = None
+    code: str = ""
+    reason: str = ""
+
+
 class CompatSummary(Item):
     stale_templates: int = 0
     stale_replicas: int = 0

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Any, Unpack
 
-from domain.nodes.commands import NodeCordon, NodeDrain, NodeEnroll, NodeEvict, NodeSweep, NodeUncordon
+from domain.nodes.commands import NodeConfigure, NodeCordon, NodeDrain, NodeEnroll, NodeEvict, NodeSweep, NodeUncordon
 from strandline.client.call import Call
 from strandline.client.items import Node
 from strandline.client.noun import Noun
@@ -38,6 +38,28 @@ class Nodes(Noun):
     async def sweep(self, node_id: str, *, dry_run: bool = False, **call: Unpack[Call]) -> NodeSwept:
         """Take away what is there and is nobody's; ``dry_run``: only say what that is. Raises ``node.offline``, ``node.unlisted``."""
         return await self._calls.command(NodeSweep, NodeSwept, call, node_id=node_id, dry_run=dry_run)
+
+    async def configure(
+        self,
+        node_id: str,
+        *,
+        labels: Mapping[str, str] | None = None,
+        cpu_ratio: float | None = None,
+        memory_ratio: float | None = None,
+        sandboxes_ratio: float | None = None,
+        **call: Unpack[Call],
+    ) -> Accepted:
+        """New labels, all of them anew, and how many times what it has may be promised there; what is None stays."""
+        return await self._calls.command(
+            NodeConfigure,
+            Accepted,
+            call,
+            node_id=node_id,
+            labels=labels,
+            cpu_ratio=cpu_ratio,
+            memory_ratio=memory_ratio,
+            sandboxes_ratio=sandboxes_ratio,
+        )
 
     async def get(self, node_id: str, *, as_of: int | str | None = None) -> Node:
         """One node. Raises ``node.not-found``."""

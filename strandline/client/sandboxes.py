@@ -10,9 +10,9 @@ from typing import Any, Literal, Unpack
 
 from domain.sandboxes import commands as c
 from strandline.client import replies as r
-from strandline.client.call import Call, timed_out
+from strandline.client.call import Call, given, timed_out
 from strandline.client.changes import changes
-from strandline.client.items import Item, Sandbox
+from strandline.client.items import Item, PlacementVerdict, Sandbox
 from strandline.client.noun import Noun
 
 EXEC_TIMEOUT_S = 60.0
@@ -38,6 +38,8 @@ class Sandboxes(Noun):
         on_ttl: Literal["delete", "pause"] | None = None,
         auto_resume: bool | None = None,
         node: str | None = None,
+        node_labels: Mapping[str, str] | None = None,
+        strategy: Literal["spread", "pack", "affinity"] | None = None,
         labels: Mapping[str, str] | None = None,
         disks: Sequence[Any] | None = None,
         egress: Mapping[str, Any] | None = None,
@@ -61,6 +63,8 @@ class Sandboxes(Noun):
             on_ttl=on_ttl,
             auto_resume=auto_resume,
             node=node,
+            node_labels=node_labels,
+            strategy=strategy,
             labels=labels,
             disks=disks,
             egress=egress,
@@ -135,6 +139,14 @@ class Sandboxes(Noun):
     def list(self, *, as_of: int | str | None = None, limit: int | None = None, **filters: Any) -> AsyncIterator[Sandbox]:
         """Sandboxes whose fields equal the filters; dead ones too."""
         return self._calls.each("sandboxes", Sandbox, {**filters, "as_of": as_of}, limit=limit)
+
+    def why(self, sandbox_id: str | None = None, *, limit: int | None = None, **wishes: Any) -> AsyncIterator[PlacementVerdict]:
+        """What placement says of each node now: for a sandbox, or for one of a ``template`` or ``snapshot_id`` with these wishes.
+
+        ``cpu``, ``memory_mb``, ``driver``, ``node``, ``node_labels``, ``strategy`` as in ``create``. Nothing is created.
+        """
+        asked = {name: value for name, value in wishes.items() if value is not None}
+        return self._calls.each("placement", PlacementVerdict, {**asked, **given(sandbox_id=sandbox_id)}, limit=limit, verb="explain")
 
     def usage(self, *, limit: int | None = None, **filters: Any) -> AsyncIterator[Item]:
         """What sandboxes were promised and for how long; ended ones too."""

@@ -61,6 +61,7 @@ NOBODY: dict[str, tuple[dict[str, Any], str, bool]] = {
     "node.cordon": ({"node_id": "nowhere"}, "node.not-found", False),
     "node.uncordon": ({"node_id": "nowhere"}, "node.not-found", False),
     "node.drain": ({"node_id": "nowhere"}, "node.not-found", False),
+    "node.configure": ({"node_id": "nowhere"}, "node.not-found", False),
 }
 """Of what is not there: body, code, retryable."""
 
@@ -96,6 +97,7 @@ NOW: list[tuple[str, str, str, bool]] = [
     ("node.cordon", "node_id=node-evicted", "node.evicted", False),
     ("node.uncordon", "node_id=node-evicted", "node.evicted", False),
     ("node.drain", "node_id=node-evicted", "node.evicted", False),
+    ("node.configure", "node_id=node-evicted", "node.evicted", False),
 ]
 """Of what cannot do it now. The words are names of what :func:`a_day` has made."""
 

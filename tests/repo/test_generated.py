@@ -13,6 +13,7 @@ from repo.tree import ROOT
 
 from bus.subjects import log as log_subject
 from domain.kernel.registry import COMMANDS, EVENTS
+from handlers.explaining import QUERIES
 from projections.queries import Queries
 from projections.views import VIEWS
 from scripts.asyncapi import document, queries
@@ -68,9 +69,9 @@ def test_the_asyncapi_document_says_where_the_bus_is_and_how_output_is_followed(
     assert address.format(project="p", sandbox="sb-1", stream="stdout") == log_subject("p", "sb-1", "stdout")
 
 
-def test_the_queries_are_those_that_the_projector_serves() -> None:
+def test_the_queries_are_those_that_the_projector_and_the_control_plane_serve() -> None:
     served = Queries(None, {view.name: view for view in VIEWS}, None, None).verbs  # type: ignore[arg-type]  # only its list is asked for
-    assert queries() == served
+    assert queries() == {**served, **QUERIES}
 
 
 def test_every_example_is_valid() -> None:

@@ -25,6 +25,7 @@ from domain.kernel.ids import SYSTEM_PROJECT, artifact_id, replica_id
 from domain.nodes.node import Node
 from domain.nodes.orders import Capacity, DriverInfo, Failure, PortStatus, SnapshotExported, StepReport, StepState, Versions
 from domain.nodes.rollout import NodeStep, Rollout
+from domain.sandboxes.placed import Placed
 from domain.sandboxes.provisioning import Provisioning
 from domain.sandboxes.sandbox import Sandbox
 from domain.sandboxes.spec import ArtifactRef, Recipe, SandboxSpec
@@ -243,6 +244,9 @@ POOLS = {
     "epoch": (1, 2),
     "note": ("", "rack 1"),
     "boot": ("b1", "b2"),
+    "labels": (None, {}, {"zone": "a"}),
+    "ratios": ({}, {"memory": 2.0}, {"cpu": 4.0, "sandboxes": 0.5}),
+    "placed": (None, Placed(strategy="pack", considered=2, fitting=1, refused={"node.offline": 1})),
     "versions": VERSIONS,
     "roles": ((), ("builder",), ("runner",)),
     "host": ({}, {"os": "debian"}),

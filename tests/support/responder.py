@@ -88,7 +88,7 @@ class Scripted:
         self._nc = await connect(self.url, name="scripted", on_closed=lambda: None)
         await ensure_streams(self._nc)
         asked = dict.fromkeys(KEYS, ("list", "get", "summary")) | {"compat-matrix": ("list", "get", "summary", "what-if")}
-        verbs = asked | {"events": ("read", "verify"), "views": ("list", "digest")}
+        verbs = asked | {"placement": ("explain",), "events": ("read", "verify"), "views": ("list", "digest")}
         self._served = [await serve_commands(self._nc, COMMANDS, self._command), await serve_queries(self._nc, verbs, self._query)]
 
     async def _stop(self) -> None:
@@ -125,6 +125,8 @@ class Scripted:
         if view == "views":
             return self._views(verb, body)
         rows = self.views.get(view, [])
+        if view == "placement":
+            return Reply({"items": rows, "next": None}, None, self.seq)
         key = KEYS[view]
         match verb:
             case "get":

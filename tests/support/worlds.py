@@ -225,6 +225,7 @@ NODES = World(
         "go_offline": Row(did("go_offline", T0)),
         "cordon": Row(did("cordon")),
         "uncordon": Row(did("uncordon"), {"ONLINE": (did("cordon"),), "OFFLINE": (did("cordon"),)}),
+        "configure": Row(did("configure", {"zone": "a"}, {"cpu": 4.0})),
         "drain": Row(did("drain")),
         "drain:deadline": Row(did("drain", 60), again=True),
         "evict": Row(did("evict")),

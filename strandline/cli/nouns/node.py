@@ -167,6 +167,44 @@ async def sweep(
     run.out.one(reply, SWEPT)
 
 
+@verb(
+    app,
+    "configure",
+    mutates=True,
+    examples="""
+    strandline node configure n1 --label zone=a --label disk=ssd
+    strandline node configure n1 --cpu-ratio 4 --memory-ratio 1.5
+    """,
+)
+async def configure(
+    run: Run,
+    node: args.Node,
+    label: Annotated[
+        list[str] | None,
+        typer.Option("--label", "-l", metavar="KEY=VALUE", help="A label; those that are not named go. Repeatable.", show_default=False),
+    ] = None,
+    no_labels: Annotated[bool, typer.Option("--no-labels", help="Take all labels away.")] = False,
+    cpu_ratio: Annotated[
+        float | None, typer.Option("--cpu-ratio", help="Promise so many times its cores; 0: without bound.", show_default=False)
+    ] = None,
+    memory_ratio: Annotated[
+        float | None, typer.Option("--memory-ratio", help="Promise so many times its memory.", show_default=False)
+    ] = None,
+    sandboxes_ratio: Annotated[
+        float | None, typer.Option("--sandboxes-ratio", help="Take so many times the sandboxes that it says.", show_default=False)
+    ] = None,
+) -> None:
+    """Labels that sandboxes choose a node by, and how much may be promised on it. What runs there stays."""
+    send = partial(
+        run.s.nodes.configure,
+        labels={} if no_labels else parse.pairs(label, "a label"),
+        cpu_ratio=cpu_ratio,
+        memory_ratio=memory_ratio,
+        sandboxes_ratio=sandboxes_ratio,
+    )
+    await _on(run, await run.id("node", node), send)
+
+
 async def _on(run: Run, node_id: str, send: Callable[..., Awaitable[Any]], so: Callable[[], Awaitable[bool]] | None = None) -> None:
     reply = await send(node_id, **run.call | Call(wait_s=0))
     if run.wait and so is not None:

@@ -52,6 +52,14 @@ Deny = Annotated[
     list[str] | None, typer.Option("--deny", metavar="WHERE", help="It may not connect there; --allow comes first.", show_default=False)
 ]
 NoInternet = Annotated[bool, typer.Option("--no-internet", help="It may connect to nothing but what --allow says.")]
+NodeLabels = Annotated[
+    list[str] | None,
+    typer.Option("--node-label", metavar="KEY=VALUE", help="Only on nodes that have this label; repeatable.", show_default=False),
+]
+Strategy = Annotated[
+    Literal["spread", "pack", "affinity"] | None,
+    typer.Option("--strategy", help="Of the nodes that fit: the emptiest, the fullest, or with most of its kind.", show_default=False),
+]
 OnNode = Annotated[str | None, typer.Option("--node", help="On this node.", autocompletion=args.complete("node"), show_default=False)]
 
 
@@ -87,6 +95,8 @@ async def create(
     allow: Allow = None,
     deny: Deny = None,
     no_internet: NoInternet = False,
+    node_label: NodeLabels = None,
+    strategy: Strategy = None,
     if_not_exists: args.IfNotExists = False,
 ) -> None:
     """Start a sandbox from a template or a snapshot, and wait until it runs.
@@ -111,6 +121,8 @@ async def create(
         auto_resume=auto_resume or None,
         node=node,
         egress=_egress(allow, deny, internet=not no_internet),
+        node_labels=parse.pairs(node_label, "a label"),
+        strategy=strategy,
         **run.call,
     )
     run.out.one(settled(run, reply, f"sandbox {reply.sandbox_id}", sandbox_id=reply.sandbox_id), MADE)
