@@ -21,7 +21,7 @@ from agents.keyed import KeyedLocks
 from agents.node import LocalNode
 from agents.records import Trail, order_entry
 from agents.task import Task
-from agents.verbs import cancel, commits, execute, images, inspect, power, provision, replicas, snapshots, sweep
+from agents.verbs import cancel, commits, execute, images, inspect, limits, power, provision, replicas, snapshots, sweep
 from agents.watching import ensure_watched
 from bus.tracing import Tracing
 from domain.kernel.aggregate import Record
@@ -41,6 +41,7 @@ VERBS: Final[dict[Verb, Perform]] = {
     Verb.SANDBOX_PROVISION: provision.provision,
     Verb.SANDBOX_PAUSE: power.pause,
     Verb.SANDBOX_RESUME: power.resume,
+    Verb.SANDBOX_LIMITS: limits.change,
     Verb.SANDBOX_STOP: power.stop,
     Verb.SANDBOX_DESTROY: provision.destroy,
     Verb.SANDBOX_EXEC: execute.execute,

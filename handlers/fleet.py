@@ -71,6 +71,8 @@ class SandboxEntry:
     memory_mb: int
     seq: int = 0
     """Where in the log it was created."""
+    before: dict[str, Any] | None = None
+    """What it might use before other limits were asked for, while they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,13 +235,31 @@ class Fleet:
             self._place(commit, data)
             return
         entry = self.sandboxes.get(commit.id)
-        if entry is None or name not in SANDBOX_DEAD:
+        if entry is None:
+            return
+        if name in LIMITING:
+            self._limit(entry, name, data)
+        if name not in SANDBOX_DEAD:
             return
         del self.sandboxes[commit.id]
         self.dead[commit.id] = Dead(commit.project, commit.time)
         self._use(entry.node_id, -entry.cpu, -entry.memory_mb, -1)
         for source in filter(None, (entry.template_id, entry.snapshot_id)):
             self.users[source].discard(entry.sandbox_id)
+
+    def _limit(self, entry: SandboxEntry, name: str, data: dict[str, Any]) -> None:
+        """It may use more or less than before. While that is being asked of its node, the greater counts."""
+        wanted = data.get("limits") or data.get("operation", {}).get("limits")
+        if name == "sandbox.operation-failed":
+            wanted, entry.before = entry.before, None
+        if wanted is None:
+            return
+        cpu, memory_mb = wanted["cpu"], wanted["memory_mb"]
+        if name == "sandbox.operation-begun":
+            entry.before = {"cpu": entry.cpu, "memory_mb": entry.memory_mb}
+            cpu, memory_mb = max(cpu, entry.cpu), max(memory_mb, entry.memory_mb)
+        self._use(entry.node_id, cpu - entry.cpu, memory_mb - entry.memory_mb, 0)
+        entry.cpu, entry.memory_mb = cpu, memory_mb
 
     def _place(self, commit: Commit, data: dict[str, Any]) -> None:
         spec = data["spec"]
@@ -331,6 +351,7 @@ REPLICA_STATES = {
     "replica.redone": "PENDING",
     "replica.cleaning": "CLEANING",
 }
+LIMITING = frozenset({"sandbox.operation-begun", "sandbox.limits-changed", "sandbox.operation-failed"})
 SANDBOX_DEAD = frozenset({"sandbox.start-failed", "sandbox.destroyed"})
 _FOLDS: dict[str, Callable[[Fleet, Commit, str, dict[str, Any]], None]] = {
     "node": Fleet._node,  # noqa: SLF001 - the table of its own methods

@@ -28,6 +28,7 @@ CLOSING = frozenset(
         "sandbox.resumed",
         "sandbox.rolled-back",
         "sandbox.snapshot-ended",
+        "sandbox.limits-changed",
         "sandbox.operation-failed",
         "sandbox.operation-expired",
         "sandbox.start-failed",

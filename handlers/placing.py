@@ -19,7 +19,7 @@ from handlers.fleet import Fleet, NodeEntry
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What a caller says about where: a node, labels of nodes, a strategy; limits that were asked for by name, and whether a way out was."""
+    """What a caller says about where: a node, labels of nodes, a strategy; ``bounds``: limits asked for by name; ``egress``: a way out."""
 
     node: str | None = None
     node_labels: dict[str, str] | None = None

@@ -41,7 +41,7 @@ from domain.sandboxes import commands as sandbox_commands
 from domain.templates import commands as template_commands
 from domain.views.commands import ViewRebuild
 from handlers import explaining, reports, tracing
-from handlers.commands import artifacts, cancelling, execution, nodes, rollouts, sandboxes, snapshots, templates
+from handlers.commands import artifacts, cancelling, execution, limits, nodes, rollouts, sandboxes, snapshots, templates
 from handlers.control import Because, Control, Deadlines, because
 from handlers.dispatch import Dispatcher, Handler
 from handlers.duty import Duty, Work
@@ -78,6 +78,7 @@ HANDLERS: dict[type[Command], Handler] = {
     sandbox_commands.SandboxCreate: sandboxes.create,
     sandbox_commands.SandboxPause: sandboxes.pause,
     sandbox_commands.SandboxResume: sandboxes.resume,
+    sandbox_commands.SandboxUpdateLimits: limits.update,
     sandbox_commands.SandboxStop: sandboxes.stop,
     sandbox_commands.SandboxDelete: sandboxes.delete,
     sandbox_commands.SandboxRollback: snapshots.rollback,

@@ -14,21 +14,23 @@ import resource
 import secrets
 import signal
 from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 from agents.drivers import gate, streams
-from agents.drivers.driver import Condition, ExecRequest, ExecResult, Exit, Fault, Handle, Observed, RuntimeFault, Spec
+from agents.drivers.driver import Condition, ExecRequest, ExecResult, Exit, Fault, Handle, Limits, Observed, RuntimeFault, Spec
 from agents.drivers.gate import Held
 from agents.drivers.identity import check_program, environment, resolve, why_not
 from agents.drivers.launchers import Launch, Launcher, default_launcher, read_info, rlimits
 from agents.drivers.nsenter import enter_command
-from agents.drivers.statedir import StateDir
+from agents.drivers.statedir import StateDir, spec_to_json
 from agents.host import hostname, processes, reaper, spawn
 from agents.host.elsewhere import in_network
 from agents.host.ports import Ports
 
 _GONE: Final = Observed(Condition.GONE)
+_FLAGS: Final = ("exec", "live-limits", "pause", "ports", "rlimit-memory", "stream", "usage", "userns")
 _RLIMIT_NAMES: Final = {resource.RLIMIT_CORE: "core", resource.RLIMIT_DATA: "data", resource.RLIMIT_NPROC: "nproc"}
 _END_S: Final = 10.0
 
@@ -46,7 +48,7 @@ class ProcessDriver:
         self._held: dict[str, Held] = {}
         self.holds = os.geteuid() == 0 and self._launcher.holds  # others may not enter the namespace that the host name is in
         own = ("network",) if os.geteuid() == 0 else ("rlimit-pids",)
-        self.flags: tuple[str, ...] = tuple(sorted(("exec", "pause", "ports", "rlimit-memory", "stream", "usage", "userns", *own)))
+        self.flags: tuple[str, ...] = tuple(sorted((*_FLAGS, *own)))
 
     async def version(self) -> str:
         return f"{self._launcher.name} {await self._launcher.version()}"
@@ -252,6 +254,28 @@ class ProcessDriver:
             on_kill=lambda: processes.kill_all(started),
         )
         return ExecResult(done.code, done.stdout, done.stderr, done.truncated, done.timed_out)
+
+    async def set_limits(self, handle: Handle, limits: Limits) -> None:
+        """Memory of each process, and without root their number; of those that run and of those that execs will start."""
+        known, spec = self._running(handle, paused=True), self._state.spec(handle.sandbox_id)
+        if spec is None:
+            raise RuntimeFault("sandbox.not-running", f"{handle.sandbox_id} does not run")
+        changed, done = replace(spec, limits=limits), set[int]()
+        while new := set(processes.members(known.state["namespace"])) - done:  # a fork has its parent's, which may be the old ones
+            for pid in new:
+                self._limit(pid, rlimits(changed))
+            done |= new
+        self._state.write(handle.sandbox_id, "spec", spec_to_json(changed))
+
+    @staticmethod
+    def _limit(pid: int, bounds: Mapping[int, int]) -> None:
+        try:
+            for number, value in bounds.items():
+                resource.prlimit(pid, number, (value, value))
+        except ProcessLookupError:
+            return
+        except (PermissionError, ValueError) as error:
+            raise RuntimeFault("limits.refused", f"it takes CAP_SYS_RESOURCE to give a process more than it had: {error}") from error
 
     async def pause(self, handle: Handle) -> None:
         """SIGSTOP to every process, again until none is found running: a fork may slip through one round."""

@@ -34,6 +34,7 @@ class Verb(StrEnum):
     SANDBOX_PROVISION = "sandbox-provision"
     SANDBOX_PAUSE = "sandbox-pause"
     SANDBOX_RESUME = "sandbox-resume"
+    SANDBOX_LIMITS = "sandbox-limits"
     SANDBOX_STOP = "sandbox-stop"
     SANDBOX_DESTROY = "sandbox-destroy"
     SANDBOX_EXEC = "sandbox-exec"
@@ -291,6 +292,16 @@ class SandboxTarget(Record):
     grace_s: Annotated[float, Field(ge=0, le=600)] = 10
 
 
+class SandboxLimits(Record):
+    """Keep it to these from now on, also when it starts anew after a rollback."""
+
+    sandbox_id: SandboxId
+    generation: int = 0
+    cpu: float
+    memory_mb: int
+    pids: int
+
+
 class SandboxStopped(Record):
     exit_code: int | None = None
     exited_at: datetime | None = None
@@ -471,6 +482,7 @@ BODIES: Final[dict[Verb, type[Record]]] = {
     Verb.SANDBOX_PROVISION: SandboxProvision,
     Verb.SANDBOX_PAUSE: SandboxTarget,
     Verb.SANDBOX_RESUME: SandboxTarget,
+    Verb.SANDBOX_LIMITS: SandboxLimits,
     Verb.SANDBOX_STOP: SandboxTarget,
     Verb.SANDBOX_DESTROY: SandboxTarget,
     Verb.SANDBOX_EXEC: SandboxExec,
@@ -495,6 +507,7 @@ RESULTS: Final[dict[Verb, type[Record] | None]] = {
     Verb.SANDBOX_PROVISION: SandboxRunning,
     Verb.SANDBOX_PAUSE: None,
     Verb.SANDBOX_RESUME: SandboxRunning,
+    Verb.SANDBOX_LIMITS: None,
     Verb.SANDBOX_STOP: SandboxStopped,
     Verb.SANDBOX_DESTROY: SandboxStopped,
     Verb.SANDBOX_EXEC: SandboxExecuted,

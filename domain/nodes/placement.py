@@ -19,7 +19,7 @@ from typing import Any
 from domain.kernel.aggregate import Record
 from domain.kernel.errors import not_found
 from domain.nodes.orders import Capacity
-from domain.nodes.placement_rules import RULES, Candidate, Need, Strategy, no_ready_replica, unenforced
+from domain.nodes.placement_rules import RULES, Candidate, Need, Strategy, no_ready_replica, short_of, unenforced
 
 __all__ = [
     "Candidate",
@@ -34,6 +34,7 @@ __all__ = [
     "no_ready_replica",
     "require_known",
     "room",
+    "short_of",
     "unenforced",
 ]
 

@@ -209,7 +209,7 @@ def _none_letting_out(pool: Pool, _need: Need) -> Refused:
 # --------------------------------------------------------------------------------------------------------------- room
 
 
-def _short_of(c: Candidate, need: Need) -> str:
+def short_of(c: Candidate, need: Need) -> str:
     """What it has too little of; empty when there is room."""
     if c.free_memory_mb < need.memory_mb:
         return "memory"
@@ -224,11 +224,11 @@ def _say_short(c: Candidate, need: Need) -> tuple[str, str]:
         "cpu": f"{c.free_cpu:g} cores are left, {need.cpu:g} are wanted",
         "sandboxes": "it has as many sandboxes as it may",
     }
-    return "capacity.exhausted", said[_short_of(c, need)]
+    return "capacity.exhausted", said[short_of(c, need)]
 
 
 def _none_roomy(pool: Pool, need: Need) -> Refused:
-    short = {c.node_id: _short_of(c, need) for c in pool}
+    short = {c.node_id: short_of(c, need) for c in pool}
     wanted = {"memory": f"{need.memory_mb} MiB of memory", "cpu": f"{need.cpu:g} cores", "sandboxes": "room for one more sandbox"}
     what = " and ".join(wanted[name] for name in wanted if name in short.values())
     details = {"nodes": sorted(short), "memory_mb": need.memory_mb, "cpu": need.cpu, "short_of": short}
@@ -262,5 +262,5 @@ RULES: Final = (
         lambda _c, _n: ("sandbox.unsupported", "it lets no sandbox out by rules of its own"),
         _none_letting_out,
     ),
-    Rule(lambda c, need: not _short_of(c, need), _say_short, _none_roomy),
+    Rule(lambda c, need: not short_of(c, need), _say_short, _none_roomy),
 )

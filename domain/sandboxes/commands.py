@@ -113,6 +113,34 @@ class SandboxResume(_OnSandbox):
     VERB: ClassVar[str] = "resume"
 
 
+class SandboxUpdateLimits(_OnSandbox):
+    """Other limits while it runs, also in force after a rollback; what is not given stays.
+
+    Refused as ``sandbox.unsupported`` where its driver cannot, and as ``capacity.exhausted`` where its node has not so much left.
+    """
+
+    NOUN: ClassVar[str] = "sandbox"
+    VERB: ClassVar[str] = "update-limits"
+    EXAMPLE: ClassVar[dict[str, Any]] = {"sandbox_id": EXAMPLE_ID, "memory_mb": 1024}
+
+    cpu: Annotated[float, Field(gt=0, le=256)] | None = None
+    memory_mb: Annotated[int, Field(ge=16, le=1_048_576)] | None = None
+    pids: Annotated[int, Field(ge=16, le=1_000_000)] | None = Field(default=None, validate_default=True)
+
+    @property
+    def wanted(self) -> dict[str, float]:
+        """The limits that are given."""
+        given = {"cpu": self.cpu, "memory_mb": self.memory_mb, "pids": self.pids}
+        return {name: limit for name, limit in given.items() if limit is not None}
+
+    @field_validator("pids")
+    @classmethod
+    def _or_another(cls, pids: int | None, info: ValidationInfo) -> int | None:
+        if pids is None and {"cpu", "memory_mb"} <= info.data.keys() and info.data["cpu"] is None and info.data["memory_mb"] is None:
+            raise ValueError("give one or more of cpu, memory_mb and pids")
+        return pids
+
+
 class SandboxStop(_OnSandbox):
     """End it gently: SIGTERM, then SIGKILL after ``grace_s``, then remove it."""
 

@@ -9,7 +9,7 @@ from domain.kernel.aggregate import CreatedEvent, Event
 from domain.kernel.text import ErrorText
 from domain.nodes.orders import Failure, PortStatus
 from domain.sandboxes.placed import Placed
-from domain.sandboxes.spec import OnTtl, SandboxSpec
+from domain.sandboxes.spec import Limits, OnTtl, SandboxSpec
 from domain.sandboxes.states import Exit, Operation, Reason, SandboxState, Ttl
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ class SandboxCreated(CreatedEvent):
         sandbox.state = SandboxState.PENDING
         sandbox.placed = self.placed
         sandbox.spec = self.spec
+        sandbox.limits = self.spec.recipe.limits
         sandbox.node_id = self.node_id
         sandbox.snapshot_id = self.spec.snapshot_id
         sandbox.job_id = self.job_id
@@ -103,7 +104,7 @@ class SandboxStartFailed(Event):
 
 
 class SandboxOperationBegun(Event):
-    """A pause, resume, rollback or snapshot was asked for. A rollback's generation is given out here, once and for all."""
+    """A pause, resume, rollback, snapshot or other limits were asked for. A rollback's generation is given out here, once and for all."""
 
     TOPIC = "sandbox.operation-begun"
     operation: Operation
@@ -204,6 +205,19 @@ class SandboxSnapshotEnded(Event):
     def apply(self, sandbox: Sandbox) -> None:
         sandbox.operation = None
         sandbox.expired = None
+
+
+class SandboxLimitsChanged(Event):
+    """The node keeps it to these from now on."""
+
+    TOPIC = "sandbox.limits-changed"
+    command: str
+    limits: Limits
+
+    def apply(self, sandbox: Sandbox) -> None:
+        sandbox.operation = None
+        sandbox.expired = None
+        sandbox.limits = self.limits
 
 
 class SandboxOperationFailed(Event):

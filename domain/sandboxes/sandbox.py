@@ -6,30 +6,28 @@ none because the thing is already so (or the report is older than what is known)
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
-from typing import Any, ClassVar, Final, Self
+from datetime import datetime
+from typing import Any, ClassVar, Self
 
-from domain.kernel.aggregate import Aggregate
 from domain.kernel.errors import Refused
 from domain.kernel.text import Why, clip
 from domain.nodes.orders import Failure, PortStatus
 from domain.sandboxes import events
+from domain.sandboxes.lifetime import Lifetime
 from domain.sandboxes.placed import Placed
-from domain.sandboxes.spec import OnTtl, SandboxSpec, TtlKind
+from domain.sandboxes.spec import Limits, SandboxSpec
 from domain.sandboxes.states import LIFECYCLE, TOO_LATE, Exit, ExitReason, Operation, OperationKind, Reason, SandboxState, Ttl
 
 __all__ = ["Exit", "Operation", "Reason", "Sandbox", "SandboxState", "Ttl"]
 
-TOUCH_EVERY: Final = timedelta(seconds=30)
-"""How often activity is worth an event (reference/miren-sandbox.md §1.2)."""
 
-
-class Sandbox(Aggregate):
+class Sandbox(Lifetime):
     TOPIC = "sandbox"
     LIFECYCLES: ClassVar = {"state": LIFECYCLE}
 
-    state: SandboxState
     spec: SandboxSpec
+    limits: Limits
+    """What it may use now: its specification's, until somebody changes them."""
     node_id: str
     placed: Placed | None
     snapshot_id: str | None
@@ -45,13 +43,6 @@ class Sandbox(Aggregate):
     operation: Operation | None
     expired: Operation | None
     """The operation whose deadline passed last, until another one begins: its late answer is still the truth."""
-    ttl: Ttl | None
-    ttl_generation: int
-    ttl_left_s: float | None
-    ttl_action: OnTtl | None
-    """What its expired time to live demands, until it is done."""
-    ends_at: datetime | None
-    last_activity: datetime | None
     started_at: datetime | None
     reason: Reason | None
     exit: Exit | None
@@ -215,6 +206,17 @@ class Sandbox(Aggregate):
         if LIFECYCLE.admits("operation_expired", self.state):
             self.record(events.SandboxOperationExpired, at, kind=operation.kind, command=command_id)
 
+    def request_limits(self, at: datetime, command_id: str, wanted: dict[str, float], deadline: datetime) -> None:
+        """Other limits while it runs; those that are not named stay. No news when it has them already."""
+        limits = self.limits.model_copy(update=wanted)
+        if self._begins("request_limits", "limits", command_id) and limits != self.limits:
+            self._begin(at, "limits", command_id, deadline, limits=limits)
+
+    def limits_changed(self, at: datetime, command_id: str) -> None:
+        operation = self.operation or self.expired
+        if operation is not None and self._answered("limits", command_id) and LIFECYCLE.admits("limits_changed", self.state):
+            self.record(events.SandboxLimitsChanged, at, command=command_id, limits=operation.limits)
+
     # ------------------------------------------------------------------------------------------------------ going down
 
     def request_stop(self, at: datetime, command_id: str, grace_s: float = 10, reason: Reason | None = None) -> None:
@@ -269,36 +271,6 @@ class Sandbox(Aggregate):
                 bytes_err=bytes_err,
             )
 
-    def set_ttl(self, at: datetime, seconds: float | None, kind: TtlKind | None = None) -> None:
-        """A new time to live, from now. None or a negative number: for ever; 0: at once (reference/cubesandbox.md §9)."""
-        if not LIFECYCLE.admits("set_ttl", self.state):
-            return
-        known = self.ttl or Ttl()
-        ttl = known.model_copy(update={"seconds": None if seconds is None or seconds < 0 else seconds, "kind": kind or known.kind})
-        paused = self.state is SandboxState.PAUSED
-        runs = self.state is SandboxState.RUNNING and ttl.seconds is not None
-        ends_at = at + timedelta(seconds=ttl.seconds or 0) if runs else None
-        left = ttl.seconds if paused else None
-        if (ttl, ends_at, left) != (self.ttl, self.ends_at, self.ttl_left_s):
-            self.record(events.SandboxTtlSet, at, ttl=ttl, ttl_generation=self.ttl_generation + 1, ends_at=ends_at, ttl_left_s=left)
-
-    def ttl_due(self, at: datetime, ttl_generation: int) -> OnTtl | None:
-        """Its timer rang. Says what is to be done now; None: nothing (a stale timer, or ``ends_at`` has moved on)."""
-        if ttl_generation != self.ttl_generation or not LIFECYCLE.admits("ttl_due", self.state):
-            return None
-        if self.ttl_action is None:
-            if self.ttl is None or self.ends_at is None or at < self.ends_at:
-                return None
-            self.record(events.SandboxTtlExpired, at, action=self.ttl.on_ttl)
-        return self.ttl_action
-
-    def touch(self, at: datetime) -> None:
-        """Somebody uses it: an idle time to live starts anew, noted at most every 30 seconds."""
-        if not LIFECYCLE.admits("touch", self.state) or self.ttl is None or self.ttl.kind != "idle" or self.ends_at is None:
-            return
-        if self.last_activity is None or at - self.last_activity >= TOUCH_EVERY:
-            self.record(events.SandboxTouched, at, ends_at=at + timedelta(seconds=self.ttl.seconds or 0))
-
     # ------------------------------------------------------------------------------------------------------- its rules
 
     def _begins(self, row: str, kind: OperationKind, command_id: str) -> bool:
@@ -327,12 +299,6 @@ class Sandbox(Aggregate):
     def _rollback_of(self, generation: int) -> Operation | None:
         operation = self.operation or self.expired
         return operation if operation is not None and (operation.kind, operation.generation) == ("rollback", generation) else None
-
-    def _clock_from(self, at: datetime, left_s: float | None) -> tuple[datetime | None, int]:
-        """When the time to live ends if it runs from ``at``, with ``left_s`` of it left (None: all), and the timer's generation."""
-        if self.ttl is None or self.ttl.seconds is None:
-            return None, self.ttl_generation
-        return at + timedelta(seconds=self.ttl.seconds if left_s is None else left_s), self.ttl_generation + 1
 
     def _own_reason(self, usual: Reason) -> Reason:
         return "ttl_expired" if self.ttl_action == "delete" else usual

@@ -40,6 +40,19 @@ class Recipe(Record):
     disk_mb: Annotated[int, Field(ge=16, le=16_777_216)] = 1024
     pids: Annotated[int, Field(ge=16, le=1_000_000)] = 1024
 
+    @property
+    def limits(self) -> Limits:
+        """The bounds that can be changed while a sandbox runs."""
+        return Limits(cpu=self.cpu, memory_mb=self.memory_mb, pids=self.pids)
+
+
+class Limits(Record):
+    """What a sandbox may use at most: cores, MiB of memory, processes."""
+
+    cpu: float
+    memory_mb: int
+    pids: int
+
 
 class ArtifactRef(Record):
     """Which bytes a root file system is: enough for a node to fetch them and to know that they are right."""

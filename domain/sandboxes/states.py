@@ -7,8 +7,8 @@ PAUSED      frozen; its time to live stands still too.
 STOPPED     "please tear down": it ended, or somebody wants it to. Never overwritten by a late "it runs".
 DEAD        torn down, or never built. Never rewritten, not even by another "it is dead".
 
-Beside the state there is at most one ``operation`` in progress (pause, resume, rollback, snapshot), with a deadline: nothing stays busy
-for ever (design.md §10.4). A second one is refused with ``sandbox.illegal-state`` and ``details.operation``.
+Beside the state there is at most one ``operation`` in progress (pause, resume, rollback, snapshot, limits), with a deadline: nothing stays
+busy for ever (design.md §10.4). A second one is refused with ``sandbox.illegal-state`` and ``details.operation``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pydantic import Field, field_validator
 from domain.kernel.aggregate import Record
 from domain.kernel.lifecycle import Lifecycle
 from domain.nodes.orders import Failure
-from domain.sandboxes.spec import OnTtl, TtlKind
+from domain.sandboxes.spec import Limits, OnTtl, TtlKind
 
 
 class SandboxState(StrEnum):
@@ -50,6 +50,8 @@ LIFECYCLE: Final = Lifecycle(
     rolled_back        =          =          RUNNING  RUNNING  =        =
     rollback_failed:untouched  =  =          RUNNING  PAUSED   =        =
     rollback_failed:fatal      =  =          STOPPED  STOPPED  =        =
+    request_limits     !          !          RUNNING  PAUSED   !        !
+    limits_changed     =          =          RUNNING  PAUSED   =        =
     begin_snapshot     !          !          RUNNING  PAUSED   !        !
     end_snapshot       =          =          RUNNING  PAUSED   =        =
     operation_failed   =          =          RUNNING  PAUSED   =        =
@@ -88,7 +90,7 @@ TOO_LATE: Final = Failure(code="template.deleted", message="its template was del
 ExitReason = Literal["exited", "oom", "lost", "killed"]
 """What a node says of a main process that ended by itself."""
 
-OperationKind = Literal["pause", "resume", "rollback", "snapshot"]
+OperationKind = Literal["pause", "resume", "rollback", "snapshot", "limits"]
 
 
 class Operation(Record):
@@ -101,6 +103,7 @@ class Operation(Record):
     snapshot_id: str | None = None
     generation: int | None = None
     job_id: str | None = None
+    limits: Limits | None = None
 
 
 class Ttl(Record):

@@ -210,23 +210,23 @@ async def _settled(control: Control, asked: Asked, done: Committed[Sandbox], wai
 async def pause(control: Control, asked: Asked, command: c.SandboxPause) -> Reply:
     """Freeze every process; memory stays."""
     deadline = asked.cause.at + timedelta(seconds=control.deadlines.operation_s)
-    return await _operate(control, asked, command, lambda s: s.request_pause(asked.cause.at, asked.command_id, deadline))
+    return await operate(control, asked, command, lambda s: s.request_pause(asked.cause.at, asked.command_id, deadline))
 
 
 async def resume(control: Control, asked: Asked, command: c.SandboxResume) -> Reply:
     """Let a paused sandbox go on."""
     deadline = asked.cause.at + timedelta(seconds=control.deadlines.operation_s)
-    return await _operate(control, asked, command, lambda s: s.request_resume(asked.cause.at, asked.command_id, deadline))
+    return await operate(control, asked, command, lambda s: s.request_resume(asked.cause.at, asked.command_id, deadline))
 
 
 async def stop(control: Control, asked: Asked, command: c.SandboxStop) -> Reply:
     """SIGTERM, grace, SIGKILL, tear down."""
-    return await _operate(control, asked, command, lambda s: s.request_stop(asked.cause.at, asked.command_id, command.grace_s), over=True)
+    return await operate(control, asked, command, lambda s: s.request_stop(asked.cause.at, asked.command_id, command.grace_s), over=True)
 
 
 async def delete(control: Control, asked: Asked, command: c.SandboxDelete) -> Reply:
     """Tear down at once, whatever the state."""
-    return await _operate(control, asked, command, lambda s: s.request_delete(asked.cause.at, asked.command_id), over=True)
+    return await operate(control, asked, command, lambda s: s.request_delete(asked.cause.at, asked.command_id), over=True)
 
 
 async def set_ttl(control: Control, asked: Asked, command: c.SandboxSetTtl) -> Reply:
@@ -252,7 +252,7 @@ async def abandon(control: Control, asked: Asked, command: c.SandboxAbandon) -> 
     return Reply(left(done.aggregate), command.sandbox_id, done.seq)
 
 
-async def _operate(control: Control, asked: Asked, command: Any, decide: Any, *, over: bool = False) -> Reply:
+async def operate(control: Control, asked: Asked, command: Any, decide: Any, *, over: bool = False) -> Reply:
     """One method of one sandbox, and the wait for what it starts: for ``over`` until it is dead, else until no operation is left."""
     identifier = command.sandbox_id
     done = await control.change(Sandbox, asked.project, identifier, asked.cause, decide, lambda s: {"state": s.state.value})

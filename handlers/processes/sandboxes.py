@@ -54,6 +54,10 @@ def due_for(sandbox: Sandbox, operation: Operation) -> Due:
         case "snapshot":
             body = {**target, "snapshot_id": operation.snapshot_id, "generation": sandbox.generation}
             return Due(Verb.SANDBOX_SNAPSHOT, body, operation.command, operation.attempt, "snapshot", operation.snapshot_id or "")
+        case "limits":
+            limits = {} if operation.limits is None else operation.limits.model_dump()
+            body = {**target, "generation": sandbox.generation, **limits}
+            return Due(Verb.SANDBOX_LIMITS, body, operation.command, operation.attempt)
         case kind:
             return Due(Verb(f"sandbox-{kind}"), {**target, "generation": sandbox.generation}, operation.command, operation.attempt)
 

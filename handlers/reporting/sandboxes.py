@@ -153,6 +153,10 @@ async def _resumed(control: Control, report: Report, cause: Cause) -> None:
     await _operated(control, report, cause, lambda s, command: s.resumed(cause.at, command))
 
 
+async def _limited(control: Control, report: Report, cause: Cause) -> None:
+    await _operated(control, report, cause, lambda s, command: s.limits_changed(cause.at, command))
+
+
 async def _operated(control: Control, report: Report, cause: Cause, accept: Callable[[Sandbox, str], object]) -> None:
     sandbox = await control.get(Sandbox, report.project, report.process_id)
     operation = _answered(control, report, sandbox)
@@ -305,6 +309,7 @@ TAKERS: Final[dict[str, Taker]] = {
     Verb.SANDBOX_PROVISION: _provisioned,
     Verb.SANDBOX_PAUSE: _paused,
     Verb.SANDBOX_RESUME: _resumed,
+    Verb.SANDBOX_LIMITS: _limited,
     Verb.SANDBOX_DESTROY: _destroyed,
     Verb.SANDBOX_ROLLBACK: _rolled_back,
     Verb.SANDBOX_SNAPSHOT: _snapshotted,

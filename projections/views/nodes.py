@@ -136,6 +136,16 @@ def placed(state: State, fact: Fact) -> None:
     _use(state, fact.data["node_id"], share, 1)
 
 
+@VIEW.on("sandbox.limits-changed")
+def limited(state: State, fact: Fact) -> None:
+    share = state.get(fact.project, fact.id, kind=PLACED)
+    if share is not None:
+        new = {**share, "cpu": fact.data["limits"]["cpu"], "memory_mb": fact.data["limits"]["memory_mb"]}
+        _use(state, share["node_id"], share, -1)
+        _use(state, share["node_id"], new, 1)
+        state.put(fact.project, fact.id, new, kind=PLACED)
+
+
 @VIEW.on("sandbox.destroyed", "sandbox.start-failed")
 def gone(state: State, fact: Fact) -> None:
     share = state.get(fact.project, fact.id, kind=PLACED)

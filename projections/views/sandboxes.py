@@ -38,6 +38,7 @@ VIEW: Final = View(
         "cpu": 0,
         "memory_mb": 0,
         "disk_mb": 0,
+        "pids": 0,
         "ttl": None,
         "labels": {},
         "provisioning": {"state": "RUNNING", "attempt": 1, "failed_step": "", "uncompensated": []},
@@ -65,6 +66,7 @@ def created(state: State, fact: Fact) -> None:
         cpu=recipe["cpu"],
         memory_mb=recipe["memory_mb"],
         disk_mb=recipe["disk_mb"],
+        pids=recipe["pids"],
         ttl=fact.data["ttl"],
         labels=spec["labels"],
         job_id=fact.data["job_id"],
@@ -119,6 +121,11 @@ def operation_begun(item: Item, fact: Fact) -> None:
 @VIEW.update("sandbox.snapshot-ended", "sandbox.operation-failed", "sandbox.operation-expired")
 def operation_ended(item: Item, _fact: Fact) -> None:
     item["operation"] = None
+
+
+@VIEW.update("sandbox.limits-changed")
+def limits_changed(item: Item, fact: Fact) -> None:
+    item.update(operation=None, **fact.data["limits"])
 
 
 @VIEW.update("sandbox.rollback-failed")

@@ -16,6 +16,7 @@ from projections.view import View
 VIEW: Final = View(
     "usage",
     noun="sandbox",
+    schema=2,
     key="sandbox_id",
     indexed=("node_id", "template_id"),
     fields={
@@ -72,6 +73,11 @@ def lost(item: Item, fact: Fact) -> None:
 def ended(item: Item, fact: Fact) -> None:
     stands(item, fact)
     item["ended_at"] = fact.time
+
+
+@VIEW.update("sandbox.limits-changed")
+def limits_changed(item: Item, fact: Fact) -> None:
+    item.update({name: fact.data["limits"][name] for name in ("cpu", "memory_mb")})
 
 
 @VIEW.update("sandbox.executed")

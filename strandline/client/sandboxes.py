@@ -128,6 +128,20 @@ class Sandboxes(Noun):
             timeout_s=timeout_s,
         )
 
+    async def update_limits(
+        self,
+        sandbox_id: str,
+        *,
+        cpu: float | None = None,
+        memory_mb: int | None = None,
+        pids: int | None = None,
+        **call: Unpack[Call],
+    ) -> r.SandboxState:
+        """Other limits while it runs; what is None stays. Raises ``sandbox.unsupported`` and ``capacity.exhausted``."""
+        return await self._calls.command(
+            c.SandboxUpdateLimits, r.SandboxState, call, sandbox_id=sandbox_id, cpu=cpu, memory_mb=memory_mb, pids=pids
+        )
+
     async def abandon(self, sandbox_id: str, **call: Unpack[Call]) -> r.Abandoned:
         """Give up undoing a failed start; the reply says what is left behind."""
         return await self._calls.command(c.SandboxAbandon, r.Abandoned, call, sandbox_id=sandbox_id)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from nats import NATS
+from support import bounds
 from support.command_line import strandline
 from support.images import layout
 from support.inside import reach
@@ -21,6 +22,7 @@ from support.privileges import ROOT
 from support.waiting import eventually
 
 from agents.drivers.crun import find
+from agents.drivers.driver import Limits
 from agents.host import cgroups
 from agents.images.writer import LayerTar
 from bus.connection import connect_from
@@ -128,6 +130,13 @@ def test_what_was_asked_for_bounds_a_container(running: Running, driver: str) ->
                 )
             ]
             assert said == [str(cgroups.PERIOD_US // 2), str(48 << 20)]
+            changed = strandline(
+                "--dir", str(running.dir), "sandbox", "update-limits", sandbox.sandbox_id, "--cpu", "1.5", "--memory", "64M"
+            )
+            assert changed.returncode == 0, changed.stderr
+            assert bounds.limits(cgroups.Cgroup(name)) == Limits(1.5, 64, 1024)
+            seen = await s.sandboxes.get(sandbox.sandbox_id)
+            assert (seen.raw()["cpu"], seen.raw()["memory_mb"], seen.state) == (1.5, 64, "RUNNING")
             eaten = await s.sandboxes.exec(sandbox.sandbox_id, GREEDY)
             assert eaten.exit_code == 137, "its child was killed, and it goes on"
             assert (await s.sandboxes.get(sandbox.sandbox_id)).state == "RUNNING"
@@ -142,6 +151,9 @@ def test_what_was_asked_for_bounds_a_container(running: Running, driver: str) ->
 
             ended = await eventually(dead, within=30)
             assert ended.reason == "oom"
+            events = [event.type async for event in s.events.read(id=told.sandbox_id)]
+            assert "sandbox.exited" in events
+            assert b"oom" in strandline("--dir", str(running.dir), "sandbox", "get", told.sandbox_id).stdout
 
     asyncio.run(scenario())
 

@@ -94,6 +94,7 @@ class ScriptedNode:
         self._nc = nc
         self.node_id = node_id
         self.driver = "sim"
+        self.flags: tuple[str, ...] = ("limits",)
         self.orders: list[Order] = []
         self.capacity: dict[str, Any] = {"cpu": 64, "memory_mb": 65536, "disk_mb": 100_000, "sandboxes": 1000}
         self.versions = Versions(guest_image="1", agent="1", kernel="6")
@@ -131,7 +132,7 @@ class ScriptedNode:
         said = NodeHello(
             boot="b1",
             versions=self.versions,
-            drivers=(DriverInfo(name=self.driver, flags=("limits",)),),
+            drivers=(DriverInfo(name=self.driver, flags=self.flags),),
             capacity=Capacity.model_validate(self.capacity),
             storage_pct=self.storage_pct,
             host={"roots": "copies"},

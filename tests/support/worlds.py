@@ -137,6 +137,7 @@ class World:
 PAUSE, PAUSED = did("request_pause", "pause", LATER), did("paused", "pause")
 RESUME = did("request_resume", "resume", LATER)
 ROLLBACK = did("request_rollback", "rollback", SNAPSHOT, SANDBOX, JOB, LATER)
+LIMITS = did("request_limits", "limits", {"memory_mb": 1024}, LATER)
 SNAP = did("begin_snapshot", "snap", SNAPSHOT, LATER)
 STARTED = did("mark_running", 1, "sim", "10.0.0.2")
 
@@ -164,6 +165,8 @@ SANDBOXES = World(
         "rolled_back": Row(did("rolled_back", 1), {"RUNNING": (ROLLBACK,), "PAUSED": (ROLLBACK,)}),
         "rollback_failed:untouched": Row(did("rollback_failed", 1, FAILURE), {"RUNNING": (ROLLBACK,), "PAUSED": (ROLLBACK,)}),
         "rollback_failed:fatal": Row(did("rollback_failed", 1, FAILURE, True), {"RUNNING": (ROLLBACK,), "PAUSED": (ROLLBACK,)}),
+        "request_limits": Row(LIMITS),
+        "limits_changed": Row(did("limits_changed", "limits"), {"RUNNING": (LIMITS,), "PAUSED": (LIMITS,)}),
         "begin_snapshot": Row(SNAP),
         "end_snapshot": Row(did("end_snapshot", SNAPSHOT, True), {"RUNNING": (SNAP,), "PAUSED": (SNAP,)}),
         "operation_failed": Row(did("operation_failed", "snap", FAILURE), {"RUNNING": (SNAP,), "PAUSED": (SNAP,)}),

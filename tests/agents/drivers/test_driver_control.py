@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from pathlib import Path
 
 import pytest
 from support import bounds
@@ -31,6 +32,7 @@ CAPABILITIES = {
     "memory-snapshot": CanSnapshot,
     "files": HasFiles,
 }
+SYS_RESOURCE = 24
 COUNT = "i=0; while :; do i=$((i+1)); echo $i; sleep 0.01; done"
 
 
@@ -244,6 +246,33 @@ def test_limits_change_while_it_runs(bench: Bench) -> None:
             assert bounds.limits(group) == limits
         await bench.driver.set_limits(handle, Limits(1, 64, 9))
         assert b"can't fork" in (await bench.sh(handle, "for i in $(seq 40); do sleep 3 & done; wait")).stderr
+
+    run(scenario())
+
+
+def may_raise() -> bool:
+    """Has this process CAP_SYS_RESOURCE?"""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return bool(int(status.partition("CapEff:")[2].split()[0], 16) >> SYS_RESOURCE & 1)
+
+
+@PROCESS
+def test_other_limits_hold_for_the_processes_that_run_and_for_those_that_come(bench: Bench) -> None:
+    """Memory of each process, by resource limits; one that may raise them (capabilities(7)) can give more than before, too."""
+
+    async def scenario() -> None:
+        handle = await bench.start("/bin/sh", "-c", "sleep 1000 & sleep 1000", limits=Limits(1, 64, 64))
+        await bench.driver.set_limits(handle, Limits(1, 48, 64))
+        said = await bench.said(handle, "cat /proc/[0-9]*/limits | grep 'Max data' | sort -u | tr -s ' '")
+        assert said == f"Max data size {48 << 20} {48 << 20} bytes"
+        if may_raise():
+            await bench.driver.set_limits(handle, Limits(1, 128, 64))
+            assert str(128 << 20) in await bench.said(handle, "grep 'Max data' /proc/1/limits /proc/self/limits")
+        else:
+            with pytest.raises(RuntimeFault) as refusal:
+                await bench.driver.set_limits(handle, Limits(1, 128, 64))
+            assert refusal.value.code == "limits.refused"
+        assert await bench.condition(handle) is Condition.RUNNING
 
     run(scenario())
 

@@ -168,6 +168,30 @@ async def set_ttl(
 
 @verb(
     app,
+    "update-limits",
+    mutates=True,
+    waits=60,
+    examples="""
+    strandline sandbox update-limits web --memory 2G
+    strandline sandbox update-limits web --cpu 0.5 --pids 200
+    """,
+)
+async def update_limits(
+    run: Run,
+    sandbox: args.Sandbox,
+    cpu: args.Cpu = None,
+    memory: args.Memory = None,
+    pids: Annotated[int | None, typer.Option("--pids", help="Processes.", show_default=False)] = None,
+) -> None:
+    """Give a running sandbox other limits; what is not named stays."""
+    identifier = await run.id("sandbox", sandbox)
+    memory_mb = parse.mebibytes(memory) if memory else None
+    reply = await run.s.sandboxes.update_limits(identifier, cpu=cpu, memory_mb=memory_mb, pids=pids, **run.call)
+    run.out.one(settled(run, reply, f"sandbox {identifier}", sandbox_id=identifier), STATE)
+
+
+@verb(
+    app,
     "abandon",
     mutates=True,
     examples="""
