@@ -49,12 +49,18 @@ class Lifetime(Aggregate):
             self.record(events.SandboxTtlExpired, at, action=self.ttl.on_ttl)
         return self.ttl_action
 
-    def touch(self, at: datetime) -> None:
-        """Somebody uses it: an idle time to live starts anew, noted at most every 30 seconds."""
+    def touch(self, at: datetime, busy_s: float = 0) -> None:
+        """Somebody uses it, and may do so for ``busy_s`` from now: an idle time to live begins when that is over.
+
+        Noted at most every 30 seconds; but at once where it would end meanwhile, and where somebody was done sooner than he had said.
+        """
         if not LIFECYCLE.admits("touch", self.state) or self.ttl is None or self.ttl.kind != "idle" or self.ends_at is None:
             return
-        if self.last_activity is None or at - self.last_activity >= TOUCH_EVERY:
-            self.record(events.SandboxTouched, at, ends_at=at + timedelta(seconds=self.ttl.seconds or 0))
+        ends_at = at + timedelta(seconds=busy_s + (self.ttl.seconds or 0))
+        used = self.last_activity is None or at - self.last_activity >= TOUCH_EVERY
+        outlived = self.ends_at <= at + timedelta(seconds=busy_s)
+        if (used and ends_at > self.ends_at) or outlived or (not busy_s and self.ends_at - ends_at >= TOUCH_EVERY):
+            self.record(events.SandboxTouched, at, ends_at=ends_at)
 
     def _clock_from(self, at: datetime, left_s: float | None) -> tuple[datetime | None, int]:
         """When the time to live ends if it runs from ``at``, with ``left_s`` of it left (None: all), and the timer's generation."""

@@ -248,6 +248,11 @@ class Sandbox(Lifetime):
 
     # ------------------------------------------------------------------------------------------------------ in between
 
+    @property
+    def resting(self) -> bool:
+        """Is it paused, or about to be?"""
+        return self.state is SandboxState.PAUSED or (self.operation is not None and self.operation.kind == "pause")
+
     def require_exec(self) -> None:
         """Raises ``sandbox.illegal-state`` unless a command can be run inside now."""
         LIFECYCLE.admits("require_exec", self.state)

@@ -30,9 +30,10 @@ async def execute(control: Control, asked: Asked, command: SandboxExec) -> Reply
     loaded = await control.store.load(Sandbox, asked.project, command.sandbox_id)
     if asked.command_id in loaded.commands:
         return await _repeated(control, asked, sandbox, command)
-    if sandbox.state is SandboxState.PAUSED and sandbox.ttl is not None and sandbox.ttl.auto_resume:
+    if sandbox.ttl is not None and sandbox.ttl.auto_resume and sandbox.resting:
         sandbox = await _wake(control, asked, sandbox)
     sandbox.require_exec()
+    await _outlast(control, asked, sandbox, command.timeout_s)
     seconds = command.timeout_s + control.deadlines.exec_slack_s
     try:
         report = await _ask(control, asked, sandbox.node_id, _order(control, asked, command), seconds)
@@ -108,13 +109,26 @@ async def _repeated(control: Control, asked: Asked, sandbox: Sandbox, command: S
     )
 
 
-async def _wake(control: Control, asked: Asked, sandbox: Sandbox) -> Sandbox:
-    deadline = asked.cause.at + timedelta(seconds=control.deadlines.operation_s)
-    cause = control.own_cause(asked.project, asked.command_id, "wake")
-    await control.change(Sandbox, asked.project, sandbox.id, cause, lambda s: s.request_resume(cause.at, cause.command, deadline))
+async def _outlast(control: Control, asked: Asked, sandbox: Sandbox, seconds: float) -> None:
+    """An idle time to live must not end while the program may still run: who is used is not idle."""
+    if sandbox.ttl is None or sandbox.ttl.kind != "idle":
+        return
+    cause = control.own_cause(asked.project, asked.command_id, "outlast")
+    await control.change(Sandbox, asked.project, sandbox.id, cause, lambda s: s.touch(cause.at, seconds))
 
-    async def awake() -> bool:
+
+async def _wake(control: Control, asked: Asked, sandbox: Sandbox) -> Sandbox:
+    """Until it runs. A pause in progress is waited for; several who come at once ask for one resume, because they see one version."""
+
+    async def idle() -> bool:
         return (await control.get(Sandbox, asked.project, sandbox.id)).operation is None
 
-    await asked.wait(control, "sandbox", sandbox.id, awake, control.deadlines.exec_slack_s)
+    await asked.wait(control, "sandbox", sandbox.id, idle, control.deadlines.exec_slack_s)
+    found = await control.get(Sandbox, asked.project, sandbox.id)
+    if found.state is not SandboxState.PAUSED:
+        return found
+    deadline = asked.cause.at + timedelta(seconds=control.deadlines.operation_s)
+    cause = control.own_cause(asked.project, "sandbox", sandbox.id, "wake", found.version)
+    await control.change(Sandbox, asked.project, sandbox.id, cause, lambda s: s.request_resume(cause.at, cause.command, deadline))
+    await asked.wait(control, "sandbox", sandbox.id, idle, control.deadlines.exec_slack_s)
     return await control.get(Sandbox, asked.project, sandbox.id)

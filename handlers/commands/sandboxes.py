@@ -69,7 +69,8 @@ async def _request(control: Control, asked: Asked, command: c.SandboxCreate, san
 
 
 def _ttl(command: c.SandboxCreate) -> Ttl | None:
-    if command.ttl_s is None:
+    """None: for ever, and nothing to do about it."""
+    if command.ttl_s is None and not command.auto_resume:
         return None
     return Ttl(seconds=command.ttl_s, kind=command.ttl_kind, on_ttl=command.on_ttl, auto_resume=command.auto_resume)
 

@@ -45,6 +45,7 @@ VIEW: Final = View(
         "job_id": None,
         "created_at": "",
         "started_at": None,
+        "last_activity": None,
         "ends_at": None,
         "ended_at": None,
     },
@@ -82,24 +83,26 @@ def starting(item: Item, _fact: Fact) -> None:
 
 @VIEW.update("sandbox.started")
 def started(item: Item, fact: Fact) -> None:
-    _running(item, fact.data)
+    _running(item, fact)
     item.update(generation=fact.data["generation"], started_at=fact.time)
 
 
 @VIEW.update("sandbox.resumed")
 def resumed(item: Item, fact: Fact) -> None:
-    _running(item, fact.data)
+    _running(item, fact)
 
 
 @VIEW.update("sandbox.rolled-back")
 def rolled_back(item: Item, fact: Fact) -> None:
-    _running(item, fact.data)
+    _running(item, fact)
     item.update(generation=fact.data["generation"], snapshot_id=fact.data["snapshot_id"])
 
 
-def _running(item: Item, data: dict[str, Any]) -> None:
+def _running(item: Item, fact: Fact) -> None:
+    data = fact.data
     item.update(
         state="RUNNING",
+        last_activity=fact.time,
         operation=None,
         driver=data["driver"] or item["driver"],
         address=data["address"],
@@ -147,7 +150,7 @@ def ttl_set(item: Item, fact: Fact) -> None:
 
 @VIEW.update("sandbox.touched")
 def touched(item: Item, fact: Fact) -> None:
-    item["ends_at"] = fact.data["ends_at"]
+    item.update(ends_at=fact.data["ends_at"], last_activity=fact.time)
 
 
 @VIEW.update("sandbox.ttl-expired")

@@ -76,6 +76,18 @@ def test_activity_renews_an_idle_time_at_most_every_thirty_seconds() -> None:
     touched.when("ttl_due", 1, after=30).then_nothing()
 
 
+def test_whoever_is_at_work_for_long_is_not_idle_and_gives_back_what_he_did_not_need() -> None:
+    live = given(worlds.sandbox(IDLE), STARTED)
+    live.when("touch", 20, after=5).then_nothing()
+    held = live.when("touch", 600, after=5).then("sandbox.touched")
+    assert held.aggregate.ends_at == held.at + timedelta(seconds=660)
+    held.when("ttl_due", 1, after=61).then_nothing()
+    held.when("touch", 60, after=31).then_nothing()
+    done = held.when("touch", after=10).then("sandbox.touched")
+    assert done.aggregate.ends_at == done.at + timedelta(seconds=60)
+    given(worlds.sandbox(MINUTE), STARTED).when("touch", 600, after=5).then_nothing()
+
+
 def test_activity_does_not_renew_an_absolute_time() -> None:
     given(worlds.sandbox(MINUTE), STARTED).when("touch", after=31).then_nothing()
 

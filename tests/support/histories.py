@@ -244,6 +244,7 @@ POOLS = {
     "epoch": (1, 2),
     "note": ("", "rack 1"),
     "boot": ("b1", "b2"),
+    "busy_s": (0.0, 0.0, 100.0),
     "wanted": ({"cpu": 2.0}, {"memory_mb": 64}, {"pids": 99}),
     "labels": (None, {}, {"zone": "a"}),
     "ratios": ({}, {"memory": 2.0}, {"cpu": 4.0, "sandboxes": 0.5}),
