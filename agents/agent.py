@@ -37,6 +37,7 @@ from agents.stocking import stocking
 from agents.storage.all import all_roots
 from agents.sweeping import sweeping
 from agents.uplink import Uplink
+from agents.usage.service import Usage
 from agents.vault import Vault
 from agents.watchdog import Watchdog
 from agents.work import Work
@@ -85,13 +86,14 @@ class Agent:
         self._loops.append(self._loop(self._watchdog().run(), "watchdog"))
         self._loops.append(self._loop(self.node.network.stock(), "network"))
         self._loops.append(self._loop(stocking(self.node), "stock"))
+        self._loops.append(self._loop(self.usage.run(), "usage"))
         await self.uplink.connect()
         await asyncio.gather(*told)
         self._lane = await self.uplink.lane(self.work.handle, self.work.arrived)
         await self._lane.start()
         await self._stack.enter_async_context(await self.uplink.beating(self._heartbeat))
         if self.options.metrics_port is not None:
-            counted = metrics(self._heartbeat, self.node.memory.sandboxes)
+            counted = metrics(self._heartbeat, self.node.memory.sandboxes, self.usage.samples)
             await self._stack.enter_async_context(serving(counted, self.options.metrics_port))
         log.info("agent.ready", node=self.options.node, boot=self.boot, drivers=list(drivers), adopted=len(self.node.memory.sandboxes))
 
@@ -130,6 +132,7 @@ class Agent:
             settings=options.settings,
             stock=Stock(options.starts_waiting),
         )
+        self.usage = Usage(self.node, self.boot, self.uplink.usage)
         self.work = Work(self.node, self._tracing)
         self._built = True
 
@@ -181,6 +184,7 @@ class Agent:
             task.cancel()
         await asyncio.gather(*self._loops, return_exceptions=True)
         self.logs.close()
+        self.usage.close()
         for driver in self.node.drivers:
             await driver.close()
 

@@ -51,6 +51,7 @@ class Settings:
     stop_s: float = 30
     sweep_s: float = 60
     heartbeat_s: float = 10
+    usage_s: float = 5
     presence_s: float = 300
 
 

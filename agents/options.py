@@ -59,6 +59,7 @@ def parse(argv: Sequence[str] | None = None) -> Options:
     parser.add_argument("--port-wait", type=float, default=Settings().port_wait_s, help="seconds that a probe port may take")
     parser.add_argument("--heartbeat", type=float, default=Settings().heartbeat_s, help="seconds between heartbeats")
     parser.add_argument("--look", type=float, default=Rhythm().look_s, help="seconds between looks for what is nobody's")
+    parser.add_argument("--usage", type=float, default=Settings().usage_s, help="seconds between words on what sandboxes use")
     parser.add_argument("--egress", action="store_true", help="let sandboxes reach the world, as this node")
     parser.add_argument("--registry-ca", type=Path, metavar="FILE", help="believe registries that these PEM certificates vouch for, too")
     parser.add_argument(
@@ -95,7 +96,7 @@ def parse(argv: Sequence[str] | None = None) -> Options:
         metrics_port=said.metrics_port,
         trust=Trust(said.registry_ca and said.registry_ca.absolute(), frozenset(said.registry_insecure)),
         promise=Promise(cpu=said.cpu, memory_mb=said.memory_mb, sandboxes=said.max_sandboxes, roles=roles),
-        settings=Settings(port_wait_s=said.port_wait, heartbeat_s=said.heartbeat),
+        settings=Settings(port_wait_s=said.port_wait, heartbeat_s=said.heartbeat, usage_s=said.usage),
         rhythm=Rhythm(look_s=said.look),
     )
 

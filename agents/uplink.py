@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +14,7 @@ import structlog
 from agents.builder import Shelf
 from agents.options import Options
 from agents.vault import Chunks
-from bus import chunks, objects, reports
+from bus import chunks, objects, reports, usage
 from bus.chunkkeeper import ask_missing
 from bus.connection import Connection, connect_from
 from bus.heartbeat import beating
@@ -96,6 +96,11 @@ class Uplink:
         if self._writer is None or not bus.is_connected or self._writer.buffered > LOGS_AHEAD:
             raise Refused("bus.unavailable", "the bus does not take more output now", retryable=True)
         self._writer.write(project, sandbox, stream, data)
+
+    async def usage(self, bodies: Iterator[bytes]) -> None:
+        """What sandboxes use, if the bus is there; it is said again soon."""
+        if self._future().done():
+            await usage.tell(await self._bus(), self._options.node, bodies)
 
     def chunks(self) -> Chunks:
         """Where snapshots are kept for everybody."""

@@ -32,6 +32,7 @@ ALL_OUTCOMES: Final = "strand.v1.outcome.>"
 ALL_RECEIPTS: Final = "strand.receipt.>"
 ALL_REPORTS: Final = "strand.rpt.>"
 ALL_LOGS: Final = "strand.log.>"
+ALL_USAGE: Final = "strand.usage.*.*"
 ALL_TIMERS: Final = "strand.timer.>"
 ALL_DUE: Final = "strand.due.>"
 ALL_DEAD: Final = "strand.dead.*.*.*"
@@ -109,6 +110,11 @@ def heartbeat(node: str) -> str:
 # strand.log.<project>.<sandbox>.<stdout|stderr|runtime>
 def log(project: str, sandbox: str, stream: str) -> str:
     return f"strand.log.{token(project)}.{token(sandbox)}.{token(stream)}"
+
+
+# strand.usage.<node>.<part>
+def usage(node: str, part: int) -> str:
+    return f"strand.usage.{token(node)}.{part}"
 
 
 # strand.timer.<project>.<type>.<id>.<name>

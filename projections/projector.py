@@ -29,6 +29,7 @@ from projections.queries import Queries
 from projections.question import moment
 from projections.rebuild import Rebuilder
 from projections.store import Store
+from projections.used import Used
 from projections.view import View
 
 log = structlog.get_logger(__name__)
@@ -50,7 +51,9 @@ class Projector:
         self.live = Live(store, self._views.values(), log_, tracing)
         self.rebuilder = Rebuilder(store, self._views, log_, self.live)
         self.presence = Presence()
-        self.queries = Queries(store, self._views, log_, self, {"nodes": self.presence.of_node, "storage": self.presence.of_storage})
+        self.used = Used()
+        now = {"nodes": self.presence.of_node, "storage": self.presence.of_storage, "usage": self.used.of_sandbox}
+        self.queries = Queries(store, self._views, log_, self, now)
         self._receipts = Receipts(nc)
         self._stack = AsyncExitStack()
         self._tasks: list[asyncio.Task[None]] = []
@@ -61,6 +64,7 @@ class Projector:
         if missing:
             self._tasks.append(asyncio.create_task(self._build(missing), name="missing views"))
         await self._stack.enter_async_context(self.presence.listening(self._nc))
+        await self._stack.enter_async_context(self.used.listening(self._nc))
         endpoints = await serve_queries(self._nc, self.queries.verbs, self.queries.handle, elsewhere=ELSEWHERE)
         self._stack.push_async_callback(endpoints.close)
         commands = await serve_commands(self._nc, {ViewRebuild.wire_name(): ViewRebuild}, self.rebuild, group=GROUP)

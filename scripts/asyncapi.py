@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from bus.usage import COLUMNS
 from domain import catalogue
 from domain.kernel.aggregate import ENVELOPE_FIELDS, Event
 from domain.kernel.command import Command
@@ -44,9 +45,11 @@ def document() -> Json:
         "followEvents": {"action": "send", "channel": _ref("channels", "events")},
         "publishOutcomes": {"action": "send", "channel": _ref("channels", "outcomes")},
         "followLogs": {"action": "send", "channel": _ref("channels", "logs")},
+        "followUsage": {"action": "send", "channel": _ref("channels", "usage")},
     }
     messages: Json = {"Commit": _commit(), "Reply": _message("Reply", "The answer to a command.", _ref("components", "schemas", "Reply"))}
     messages["LogChunk"] = {**_message("LogChunk", "Bytes as the workload wrote them.", TEXT), "contentType": "application/octet-stream"}
+    messages["Usage"] = _message("Usage", "What sandboxes of a node use: a row of numbers for each, in the order of columns.", _usage())
     schemas: Json = {"Reply": _reply(), **{name: _event_schema(event) for name, event in sorted(EVENTS.items())}}
     for name, command in sorted(COMMANDS.items()):
         _add_command(name, command, channels, operations, messages)
@@ -99,7 +102,19 @@ def _streams() -> Json:
             {"LogChunk": "LogChunk"},
             "JetStream stream LOGS: what a sandbox wrote, bounded by age, size and per subject; stream is stdout, stderr or runtime.",
         ),
+        "usage": _channel(
+            "strand.usage.{node}.{part}",
+            {"Usage": "Usage"},
+            "Core NATS: samples of what sandboxes use, every few seconds; at most 1000 sandboxes in one part.",
+        ),
     }
+
+
+def _usage() -> Json:
+    row = {"type": "array", "items": {"type": ["number", "null"]}}
+    columns = {"type": "array", "items": {"enum": list(COLUMNS)}}
+    sandboxes = {"type": "object", "additionalProperties": row}
+    return _object(boot=TEXT, at=TEXT, every_s={"type": "number"}, columns=columns, sandboxes=sandboxes)
 
 
 def _add_command(name: str, command: type[Command], channels: Json, operations: Json, messages: Json) -> None:

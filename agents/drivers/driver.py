@@ -13,6 +13,11 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from agents.host.counters import Counters
+
+MAIN = "main"
+"""The container of a sandbox that has one."""
+
 
 class RuntimeFault(Exception):  # noqa: N818  # a fault is what the house calls it, at every border
     """A driver could not do what it was asked. ``retryable``: the same call may succeed later."""
@@ -221,6 +226,16 @@ class CanLimitLive(Protocol):
 class CanMeasure(Protocol):
     async def usage(self, handle: Handle) -> Mapping[str, float]:
         """``cpu_s``, ``memory_bytes``, ``pids``, as far as the host says."""
+        ...
+
+
+@runtime_checkable
+class CanSample(Protocol):
+    def sample(self, handles: Sequence[Handle]) -> Mapping[str, Mapping[str, Counters]]:
+        """By sandbox and container, what each has used; all in one pass, without asking anything inside. Blocks: called in a thread.
+
+        What cannot be read now is left out.
+        """
         ...
 
 

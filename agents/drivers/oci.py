@@ -12,18 +12,18 @@ import errno
 import os
 import secrets
 import signal
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 from agents.drivers import ocispec, streams
 from agents.drivers.crun import Runtime, find, mark
-from agents.drivers.driver import Condition, ExecRequest, ExecResult, Exit, Fault, Handle, Limits, Observed, RuntimeFault, Spec
+from agents.drivers.driver import MAIN, Condition, ExecRequest, ExecResult, Exit, Fault, Handle, Limits, Observed, RuntimeFault, Spec
 from agents.drivers.identity import check_program, environment, resolve, why_not
 from agents.drivers.ocicheck import check
 from agents.drivers.stage import Stage
 from agents.drivers.statedir import StateDir
-from agents.host import cgroups, hostname, idmap, processes, reaper, spawn
+from agents.host import cgroups, counters, hostname, idmap, processes, reaper, spawn
 from agents.host.ports import Ports
 
 _GONE: Final = Observed(Condition.GONE)
@@ -299,6 +299,11 @@ class OciDriver:
         self._running(handle)
         seen = self._cgroup(handle.sandbox_id).usage()
         return {"cpu_s": seen.cpu_s, "memory_bytes": seen.memory_bytes, "pids": seen.pids}
+
+    def sample(self, handles: Sequence[Handle]) -> Mapping[str, Mapping[str, counters.Counters]]:
+        groups = {handle.sandbox_id: handle.state["container"] for handle in handles}
+        seen = counters.of_groups(groups.values())
+        return {sandbox_id: {MAIN: seen[group]} for sandbox_id, group in groups.items() if group in seen}
 
     async def listening(self, handle: Handle) -> frozenset[int]:
         known, _ = self._running(handle)

@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from agents.drivers import gate, streams
-from agents.drivers.driver import Condition, ExecRequest, ExecResult, Exit, Fault, Handle, Limits, Observed, RuntimeFault, Spec
+from agents.drivers.driver import MAIN, Condition, ExecRequest, ExecResult, Exit, Fault, Handle, Limits, Observed, RuntimeFault, Spec
 from agents.drivers.gate import Held
 from agents.drivers.identity import check_program, environment, resolve, why_not
 from agents.drivers.launchers import Launch, Launcher, default_launcher, read_info, rlimits
 from agents.drivers.nsenter import enter_command
 from agents.drivers.statedir import StateDir, spec_to_json
-from agents.host import hostname, processes, reaper, spawn
+from agents.host import counters, hostname, processes, reaper, spawn
 from agents.host.elsewhere import in_network
 from agents.host.ports import Ports
 
@@ -350,6 +350,11 @@ class ProcessDriver:
         known = self._running(handle, paused=True)
         seen = [found for pid in processes.members(known.state["namespace"]) if (found := processes.stat(pid)) is not None]
         return {"cpu_s": sum(s.cpu_s for s in seen), "memory_bytes": sum(s.rss for s in seen), "pids": len(seen)}
+
+    def sample(self, handles: Sequence[Handle]) -> Mapping[str, Mapping[str, counters.Counters]]:
+        here = {handle.sandbox_id: handle.state["namespace"] for handle in handles if handle.state["boot"] == processes.boot_id()}
+        seen = counters.of_namespaces(frozenset(here.values()))
+        return {sandbox_id: {MAIN: seen[namespace]} for sandbox_id, namespace in here.items() if namespace in seen}
 
     async def listening(self, handle: Handle) -> frozenset[int]:
         return await self._ports.listening(*self._first(self._running(handle, paused=True)))

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 from agents.drivers import streams
-from agents.drivers.driver import Condition, ExecRequest, ExecResult, Exit, Fault, Handle, Limits, Observed, RuntimeFault, Spec
+from agents.drivers.driver import MAIN, Condition, ExecRequest, ExecResult, Exit, Fault, Handle, Limits, Observed, RuntimeFault, Spec
 from agents.drivers.identity import Who, environment, resolve
 from agents.drivers.simshell import FOREVER, Outcome, Shell
 from agents.drivers.simstate import SimSandbox, SimState
 from agents.drivers.statedir import StateDir
+from agents.host.counters import Counters
 
 _GONE: Final = Observed(Condition.GONE)
 _TERMINATED: Final = 143
@@ -255,8 +256,12 @@ class SimDriver:
 
     async def usage(self, handle: Handle) -> Mapping[str, float]:
         found = self._running(handle, paused=True)
-        until = found.paused_at if found.paused_at is not None else self._clock.now()
-        return {"cpu_s": 0.01 * max(0.0, until - found.started_at), "memory_bytes": float(1 << 20), "pids": 1}
+        return {"cpu_s": _cpu_s(found, self._clock.now()), "memory_bytes": float(1 << 20), "pids": 1}
+
+    def sample(self, handles: Sequence[Handle]) -> Mapping[str, Mapping[str, Counters]]:
+        now = self._clock.now()
+        found = (self._state.sandboxes.get(handle.sandbox_id) for handle in handles)
+        return {one.sandbox_id: {MAIN: Counters(round(_cpu_s(one, now) * 1e6), memory=1 << 20, pids=1)} for one in found if one is not None}
 
     async def listening(self, handle: Handle) -> frozenset[int]:
         return frozenset(self._running(handle, paused=True).ports)
@@ -274,6 +279,11 @@ class SimDriver:
 
     async def close(self) -> None:
         self._state.close()
+
+
+def _cpu_s(found: SimSandbox, now: float) -> float:
+    """A hundredth of a core, while it is not paused."""
+    return 0.01 * max(0.0, (found.paused_at if found.paused_at is not None else now) - found.started_at)
 
 
 def _seen(found: SimSandbox) -> Observed:

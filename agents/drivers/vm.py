@@ -12,7 +12,7 @@ import contextlib
 import os
 import signal
 import struct
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from ipaddress import IPv4Interface
 from pathlib import Path
 from typing import Final
@@ -28,11 +28,13 @@ from agents.drivers.microvm.command import Build, Shape
 from agents.drivers.microvm.machine import Machine, Place
 from agents.drivers.microvm.memory import Memory
 from agents.drivers.microvm.pool import Pool, size_wanted
+from agents.drivers.microvm.sampling import sample
 from agents.drivers.microvm.saving import save
 from agents.drivers.microvm.together import together
 from agents.drivers.statedir import StateDir
 from agents.guest import image
 from agents.host import processes, reaper
+from agents.host.counters import Counters
 from agents.network import taps
 
 _GONE: Final = Observed(Condition.GONE)
@@ -311,6 +313,9 @@ class VmDriver:
             return {"cpu_s": seen.cpu_s if seen else 0, "memory_bytes": seen.rss if seen else 0, "pids": 1}
         cpu, memory, pids = (await found.guest().ask(channel.USAGE)).split()
         return {"cpu_s": int(cpu) / 1e6, "memory_bytes": int(memory), "pids": int(pids)}
+
+    def sample(self, handles: Sequence[Handle]) -> Mapping[str, Mapping[str, Counters]]:
+        return sample(handles)
 
     async def listening(self, handle: Handle) -> frozenset[int]:
         found = self._running(handle)

@@ -1,5 +1,7 @@
 """``usage``: how long each sandbox ran and what it was promised meanwhile, for accounts. Paused time does not count.
 
+``measured`` is what it uses at this moment, in answers about now (``projections/used.py``): samples are not events.
+
 ``running_s`` is the time of all ended runs; while ``running_since`` is set, the time since then comes on top.
 """
 
@@ -31,6 +33,7 @@ VIEW: Final = View(
         "commands": 0,
         "created_at": "",
         "ended_at": None,
+        "measured": None,
     },
 )
 

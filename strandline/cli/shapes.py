@@ -133,8 +133,13 @@ USAGE: Final = Shape(
     (
         Column("SANDBOX", "sandbox_id"),
         Column("NODE", "node_id"),
+        Column("CPU USED", "measured.cpu", right=True),
         Column("CPU", "cpu", right=True),
+        Column("MEMORY USED", "measured.memory_bytes", size, right=True),
         Column("MEMORY", "memory_mb", megabytes, right=True),
+        Column("PEAK", "measured.memory_peak_bytes", size, wide=True, right=True),
+        Column("CPU TIME", "measured.cpu_s", right=True, wide=True),
+        Column("PROCESSES", "measured.pids", wide=True, right=True),
         Column("DISK", "disk_mb", megabytes, right=True),
         Column("RAN", "running_s", of_row=ran, right=True),
         Column("COMMANDS", "commands", right=True),

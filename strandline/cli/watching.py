@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from rich.live import Live
@@ -22,11 +22,20 @@ from strandline.client.call import timed_out
 Read = Callable[[], AsyncIterator[Any]]
 
 
-async def watch(run: Run, shape: Shape, kinds: tuple[str, ...], read: Read) -> None:
-    """Show what ``read`` gives now and after every change of those kinds of aggregates, until interrupted."""
+async def watch(run: Run, shape: Shape, kinds: tuple[str, ...], read: Read, every_s: float | None = None) -> None:
+    """Show what ``read`` gives now and after every change of those kinds of aggregates, until interrupted.
+
+    ``every_s``: instead of after changes every so many seconds, for what changes without an event.
+    """
     show = _draw if interactive(sys.stdout) and run.out.format in {"table", "wide"} else _lines
-    async with contextlib.aclosing(run.s.events.changes(*kinds)) as moves:
+    async with contextlib.aclosing(run.s.events.changes(*kinds) if every_s is None else _ticks(every_s)) as moves:
         await show(run, shape, read, moves)
+
+
+async def _ticks(every_s: float) -> AsyncGenerator[int, None]:
+    while True:
+        yield 0
+        await asyncio.sleep(every_s)
 
 
 async def until(run: Run, so: Callable[[], Awaitable[bool]], kinds: tuple[str, ...], what: str) -> None:

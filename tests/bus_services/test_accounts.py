@@ -12,7 +12,7 @@ import nats.errors
 import orjson
 import pytest
 
-from bus import accounts, heartbeat, lanes, logs, objects
+from bus import accounts, heartbeat, lanes, logs, objects, usage
 from bus.accounts import Authority, Member
 from bus.answers import COMMAND_ID_HEADER
 from bus.client import Caller
@@ -136,6 +136,10 @@ def test_a_node_can_do_all_of_its_work_over_its_own_account(site, tmp_path, run,
             await heartbeat.beat(agent, "n1", {})
             await eventually(lambda: beats == ["n1"])
             assert await count(control, "KV_NODES") == 1
+            async with usage.hearing(control) as used:
+                await control.flush()
+                await usage.tell(agent, "n1", usage.messages("boot", "now", 5.0, {"sb-1": (1.0,) * len(usage.COLUMNS)}))
+                await eventually(lambda: used.of("n1", "sb-1"))
             async with LogWriter(agent) as writer:
                 writer.write("p", "sb-1", "stdout", b"hello\n")
 
@@ -178,6 +182,7 @@ def test_a_node_reaches_nothing_that_is_not_its_own(site, run) -> None:
                 "strand.dead._control.REPORTS.1": b"forged",
                 "strand.attach.n2": b"{}",
                 "$KV.NODES.n2": b"{}",
+                "strand.usage.n2.0": b"{}",
                 "$KV.LEASES.projector": b"{}",
                 "$O.artifacts.M.eA==": b"{}",
                 "$O.artifacts.C.x": b"bytes",

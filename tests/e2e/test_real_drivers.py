@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 import os
 import shutil
 import socket
@@ -85,6 +86,28 @@ def answer(address: str, port: int) -> bytes:
             return connection.recv(100)
     except OSError:
         return b""
+
+
+@pytest.mark.timeout(90)
+@pytest.mark.parametrize("driver", [OCI, PROCESS])
+def test_what_a_sandbox_uses_is_shown_while_it_runs_and_not_afterwards(running: Running, driver: str) -> None:
+    async def scenario() -> None:
+        async with Strandline.connect(running.dir) as s:
+            sandbox = await created(s, driver, "/bin/sh", "-c", "while :; do :; done")
+
+            async def measured() -> dict[str, float] | None:
+                (one,) = [one async for one in s.sandboxes.usage(sandbox_id=sandbox.sandbox_id)]
+                return one.raw()["measured"]
+
+            said = await eventually(measured, 20)
+            assert said["cpu_s"] > 0
+            assert said["memory_bytes"] > 0
+            top = strandline("--dir", str(running.dir), "sandbox", "top", "-o", "json", f"sandbox_id={sandbox.sandbox_id}")
+            assert json.loads(top.stdout)[0]["measured"]["cpu_s"] >= said["cpu_s"]
+            await s.sandboxes.delete(sandbox.sandbox_id, wait_s=30)
+            assert await measured() is None
+
+    asyncio.run(scenario())
 
 
 @pytest.mark.timeout(90)

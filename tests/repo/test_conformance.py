@@ -70,7 +70,7 @@ def test_what_is_done_is_shown_on_a_real_server() -> None:
         path = ROOT / test.partition("::")[0]
         words = {node.id for node in ast.walk(parsed(path)) if isinstance(node, ast.Name)}
         words |= {node.arg for node in ast.walk(parsed(path)) if isinstance(node, ast.arg)}
-        assert words & {"server", "shared_server", "bus", "at", "up", "placed", "running"}, test
+        assert words & {"server", "shared_server", "bus", "at", "up", "placed", "running", "installed"}, test
 
 
 def test_the_totals_are_those_of_the_tables() -> None:

@@ -14,6 +14,7 @@ from agents.drivers.driver import (
     CanLimitLive,
     CanMeasure,
     CanPause,
+    CanSample,
     CanSnapshot,
     CanWatchPorts,
     Condition,
@@ -40,6 +41,7 @@ COUNT = "i=0; while :; do i=$((i+1)); echo $i; sleep 0.01; done"
 def test_capabilities_and_flags_say_the_same(bench: Bench) -> None:
     for flag, protocol in CAPABILITIES.items():
         assert isinstance(bench.driver, protocol) == (flag in bench.driver.flags), flag
+    assert isinstance(bench.driver, CanSample) == isinstance(bench.driver, CanMeasure)
 
 
 @ALL
@@ -173,6 +175,22 @@ def test_usage_is_measured(bench: Bench) -> None:
             return bool(usage["cpu_s"] > 0 and usage["memory_bytes"] > 0 and usage["pids"] >= 1)
 
         await eventually(used)
+
+    run(scenario())
+
+
+@ALL
+def test_many_are_measured_in_one_pass_and_what_has_gone_is_left_out(bench: Bench) -> None:
+    async def scenario() -> None:
+        handle = await bench.start("/bin/sh", "-c", "while :; do :; done") if bench.kind is not SIM else await bench.start()
+
+        def used() -> bool:
+            seen = bench.driver.sample([handle]).get("sb-1", {}).get("main")
+            return seen is not None and seen.cpu_us > 0 and seen.memory > 0 and seen.pids >= 1
+
+        await eventually(used)
+        await bench.driver.destroy("sb-1")
+        assert bench.driver.sample([handle]) == {}
 
     run(scenario())
 

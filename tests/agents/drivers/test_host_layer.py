@@ -12,7 +12,7 @@ from support.waiting import eventually, run
 
 from agents.drivers.driver import RuntimeFault
 from agents.drivers.identity import Who, environment, read_text, resolve
-from agents.host import cgroups, processes, reaper, spawn
+from agents.host import cgroups, counters, processes, reaper, spawn
 from agents.host.syscalls import open_in_root
 
 pytestmark = pytest.mark.quick
@@ -185,6 +185,35 @@ def test_cgroup_layouts_are_told_apart(tmp_path: Path, files: list[str], found: 
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     assert cgroups.layout(tmp_path) is found
+
+
+def test_groups_of_both_versions_are_counted_and_one_that_is_not_there_is_left_out(tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    written = {
+        one / "memory/cgroup.procs": "",
+        one / "cpuacct/x/cpuacct.usage": "2500000999\n",
+        one / "cpuacct/x/cpuacct.usage_sys": "500000\n",
+        one / "memory/x/memory.usage_in_bytes": "4096\n",
+        one / "memory/x/memory.max_usage_in_bytes": "8192\n",
+        one / "memory/x/memory.memsw.usage_in_bytes": "5000\n",
+        one / "memory/x/memory.memsw.max_usage_in_bytes": "9000\n",
+        one / "pids/x/pids.current": "3\n",
+        one / "memory/half/memory.usage_in_bytes": "1\n",
+        two / "cgroup.controllers": "cpu memory pids",
+        two / "x/cpu.stat": "usage_usec 2500000\nuser_usec 2499500\nsystem_usec 500\n",
+        two / "x/memory.current": "4096\n",
+        two / "x/memory.peak": "8192\n",
+        two / "x/memory.swap.current": "904\n",
+        two / "x/memory.swap.peak": "808\n",
+        two / "x/pids.current": "3\n",
+        two / "half/cpu.stat": "nr_periods 0\n",
+    }
+    for path, text in written.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    expected = counters.Counters(2_500_000, 500, memory=4096, peak=8192, swap=904, swap_peak=808, pids=3)
+    for mount in (one, two):
+        assert counters.of_groups(["x", "half", "none"], mount) == {"x": expected}
 
 
 def test_a_version_two_group_is_read_and_written(tmp_path: Path) -> None:

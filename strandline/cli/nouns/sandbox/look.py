@@ -16,6 +16,7 @@ from strandline.cli.style import out
 from strandline.cli.verb import Run, verb
 from strandline.cli.watching import watch
 
+EVERY_S = 2.0
 STATES = ("PENDING", "NOT_READY", "RUNNING", "PAUSED", "STOPPED", "DEAD")
 
 
@@ -149,13 +150,13 @@ async def events(run: Run, sandbox: args.Sandbox) -> None:
     """,
 )
 async def top(run: Run, every: Annotated[bool, typer.Option("--all", "-a", help="Ended ones too.")] = False) -> None:
-    """What sandboxes were promised, how long they ran, and how many commands they were given."""
+    """What sandboxes use and were promised, how long they ran, and how many commands they were given. Watched, it is read every 2 s."""
     filters = run.filters if every else {"ended_at": None, **run.filters}
 
     def read() -> AsyncIterator[Any]:
         return run.s.sandboxes.usage(limit=run.limit, **filters)
 
     if run.watch:
-        await watch(run, shapes.USAGE, ("sandbox",), read)
+        await watch(run, shapes.USAGE, ("sandbox",), read, EVERY_S)
     else:
         await run.out.rows(read(), shapes.USAGE)
