@@ -12,9 +12,10 @@ from bus import heartbeat
 from domain.kernel.command import Cause
 from domain.kernel.errors import Refused
 from domain.kernel.ids import SYSTEM_PROJECT
-from domain.nodes.node import STRICTNESS, Node, StorageMode, storage_mode
+from domain.nodes.node import Node
+from domain.nodes.storage_modes import STRICTNESS, StorageMode, storage_mode
 from handlers.control import Control
-from handlers.fleet import NodeEntry
+from handlers.fleet_entries import NodeEntry
 
 log = structlog.get_logger(__name__)
 

@@ -16,7 +16,7 @@ from bus.commit import Commit
 from bus.endpoints import Reply, Request
 from bus.metrics import Metrics, Sample
 from domain.kernel.errors import Refused
-from domain.nodes.node import StorageMode
+from domain.nodes.storage_modes import StorageMode
 from handlers.control import Control
 from handlers.fleet import Fleet
 

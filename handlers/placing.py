@@ -14,7 +14,8 @@ from domain.templates.snapshot import Snapshot
 from domain.templates.snapshot_events import DISKS
 from domain.templates.template import Template
 from handlers.control import Control
-from handlers.fleet import Fleet, NodeEntry
+from handlers.fleet import Fleet
+from handlers.fleet_entries import NodeEntry
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,6 +77,27 @@ def rlimits(spec: Spec) -> dict[int, int]:
     return limits if os.geteuid() == 0 else {**limits, resource.RLIMIT_NPROC: spec.limits.pids}
 
 
+def bound(pid: int, limits: Mapping[int, int]) -> None:
+    """Set the limits of a process that may have ended. Raises ``limits.refused``."""
+    try:
+        for number, value in limits.items():
+            resource.prlimit(pid, number, (value, value))
+    except ProcessLookupError:
+        return
+    except (PermissionError, ValueError) as error:
+        raise RuntimeFault("limits.refused", f"it takes CAP_SYS_RESOURCE to give a process more than it had: {error}") from error
+
+
+def exit_code(status: Path) -> int | None:
+    """What the monitor wrote into its status file, if it came so far."""
+    code: int | None = None
+    with contextlib.suppress(OSError):
+        for line in status.read_text(encoding="utf-8").splitlines():
+            with contextlib.suppress(ValueError):
+                code = json.loads(line).get("exit-code", code)
+    return code
+
+
 def tool(name: str) -> str:
     """The absolute path of a host program."""
     found = shutil.which(name, path=spawn.HOST_ENV["PATH"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -15,11 +16,13 @@ _LIBC_NAMES: Final = (
 )  # fmt: skip
 """What a program's C library obeys before ``main`` (glibc, sysdeps/generic/unsecvars.h), besides LD_*."""
 
+_RLIMITS: Final = {resource.RLIMIT_CORE: "core", resource.RLIMIT_DATA: "data", resource.RLIMIT_NPROC: "nproc"}
+
 _EXPORT: Final = 'n=$1; shift; while [ "$n" -gt 0 ]; do export "$1"; shift; n=$((n-1)); done; exec "$@"'
 
 
 def enter_command(
-    pid: int, cwd: str, argv: Sequence[str], env: Mapping[str, str], rlimits: Mapping[str, int]
+    pid: int, cwd: str, argv: Sequence[str], env: Mapping[str, str], rlimits: Mapping[int, int]
 ) -> tuple[list[str], dict[str, str]]:
     """Argument list and environment for the host's programs. ``cwd`` is looked up inside.
 
@@ -29,5 +32,5 @@ def enter_command(
     unsafe = [f"{name}={value}" for name, value in env.items() if name.startswith("LD_") or name in _LIBC_NAMES]
     safe = {name: value for name, value in env.items() if f"{name}={value}" not in unsafe}
     inside = ["/bin/sh", "-c", _EXPORT, "sh", str(len(unsafe)), *unsafe, *argv] if unsafe else list(argv)
-    limits = [f"--{name}={value}:{value}" for name, value in rlimits.items()]
+    limits = [f"--{_RLIMITS[number]}={value}:{value}" for number, value in rlimits.items()]
     return [tool("prlimit"), *limits, "--", tool("nsenter"), f"--target={pid}", *_NAMESPACES, f"--wdns={cwd}", "--", *inside], safe

@@ -7,10 +7,7 @@ whole sandbox are not bounded, and says so by the flags that it lacks (reference
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
 import os
-import resource
 import secrets
 import signal
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -22,7 +19,7 @@ from agents.drivers import gate, streams
 from agents.drivers.driver import MAIN, Condition, ExecRequest, ExecResult, Exit, Fault, Handle, Limits, Observed, RuntimeFault, Spec
 from agents.drivers.gate import Held
 from agents.drivers.identity import check_program, environment, resolve, why_not
-from agents.drivers.launchers import Launch, Launcher, default_launcher, read_info, rlimits
+from agents.drivers.launchers import Launch, Launcher, bound, default_launcher, exit_code, read_info, rlimits
 from agents.drivers.nsenter import enter_command
 from agents.drivers.statedir import StateDir, spec_to_json
 from agents.host import counters, hostname, processes, reaper, spawn
@@ -31,7 +28,6 @@ from agents.host.ports import Ports
 
 _GONE: Final = Observed(Condition.GONE)
 _FLAGS: Final = ("exec", "live-limits", "pause", "ports", "rlimit-memory", "stream", "usage", "userns")
-_RLIMIT_NAMES: Final = {resource.RLIMIT_CORE: "core", resource.RLIMIT_DATA: "data", resource.RLIMIT_NPROC: "nproc"}
 _END_S: Final = 10.0
 
 
@@ -108,8 +104,7 @@ class ProcessDriver:
         seen, watcher = processes.stat(first) if isinstance(first, int) else None, processes.stat(monitor)
         if seen is None or watcher is None:
             raise RuntimeFault("sandbox.start-failed", streams.last_words(spec))
-        for number, value in rlimits(spec).items():
-            resource.prlimit(seen.pid, number, (value, value))
+        bound(seen.pid, rlimits(spec))
         return {
             "boot": processes.boot_id(),
             "first": seen.pid,
@@ -193,18 +188,9 @@ class ProcessDriver:
             processes.send(handle.state["first"], signal.SIGKILL)
         reaper.collect(*self._monitor(handle))
         self._ports.forget(*self._first(handle))
-        code = self._status(handle.sandbox_id)
+        code = exit_code(self._state.of(handle.sandbox_id) / "status")
         reason = "killed" if self._state.has_mark(handle.sandbox_id, "killed") else "exited" if code is not None else "lost"
         return self._state.write_exit(handle.sandbox_id, Exit(code, reason))
-
-    def _status(self, sandbox_id: str) -> int | None:
-        """The exit code that the monitor wrote, if it came so far."""
-        code: int | None = None
-        with contextlib.suppress(OSError):
-            for line in (self._state.of(sandbox_id) / "status").read_text(encoding="utf-8").splitlines():
-                with contextlib.suppress(ValueError):
-                    code = json.loads(line).get("exit-code", code)
-        return code
 
     async def wait(self, handle: Handle) -> Exit:
         while (seen := self._observe(handle)).condition in (Condition.RUNNING, Condition.PAUSED):
@@ -239,8 +225,7 @@ class ProcessDriver:
             reason := why_not(Path(f"/proc/{known.state['first']}/root"), request.argv[0], request.cwd or spec.cwd, env["PATH"])
         ) is not None:
             return ExecResult(reason[0], b"", f"{reason[1]}\n".encode())
-        limits = {_RLIMIT_NAMES[number]: value for number, value in rlimits(spec).items()}
-        argv, host_env = enter_command(known.state["first"], request.cwd or spec.cwd, request.argv, env, limits)
+        argv, host_env = enter_command(known.state["first"], request.cwd or spec.cwd, request.argv, env, rlimits(spec))
 
         def started() -> set[int]:
             return processes.family(processes.members(known.state["namespace"]), lambda pid: processes.carries(pid, token.encode()))
@@ -263,32 +248,15 @@ class ProcessDriver:
         changed, done = replace(spec, limits=limits), set[int]()
         while new := set(processes.members(known.state["namespace"])) - done:  # a fork has its parent's, which may be the old ones
             for pid in new:
-                self._limit(pid, rlimits(changed))
+                bound(pid, rlimits(changed))
             done |= new
         self._state.write(handle.sandbox_id, "spec", spec_to_json(changed))
 
-    @staticmethod
-    def _limit(pid: int, bounds: Mapping[int, int]) -> None:
-        try:
-            for number, value in bounds.items():
-                resource.prlimit(pid, number, (value, value))
-        except ProcessLookupError:
-            return
-        except (PermissionError, ValueError) as error:
-            raise RuntimeFault("limits.refused", f"it takes CAP_SYS_RESOURCE to give a process more than it had: {error}") from error
-
     async def pause(self, handle: Handle) -> None:
-        """SIGSTOP to every process, again until none is found running: a fork may slip through one round."""
         known = self._running(handle, paused=True)
         self._state.set_mark(handle.sandbox_id, "paused", on=True)
-        for _ in range(100):
-            moving = [pid for pid in processes.members(known.state["namespace"]) if (s := processes.stat(pid)) and s.state not in "TtZX"]
-            if not moving:
-                return
-            for pid in moving:
-                processes.send(pid, signal.SIGSTOP)
-            await asyncio.sleep(0.001)
-        raise RuntimeFault("sandbox.pause-failed", f"processes of {handle.sandbox_id} do not stop", retryable=True)
+        if not await processes.halt_all(lambda: processes.members(known.state["namespace"])):
+            raise RuntimeFault("sandbox.pause-failed", f"processes of {handle.sandbox_id} do not stop", retryable=True)
 
     async def resume(self, handle: Handle) -> None:
         known = self._running(handle, paused=True)

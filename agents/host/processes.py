@@ -18,6 +18,7 @@ from typing import Final
 TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
 PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 _KILL_ROUNDS: Final = 200
+_HALT_ROUNDS: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +163,18 @@ async def kill_all(find: Callable[[], Iterable[int]]) -> bool:
         for pid in found:
             send(pid, signal.SIGKILL)
         await asyncio.sleep(0.002)
+    return False
+
+
+async def halt_all(find: Callable[[], Iterable[int]]) -> bool:
+    """SIGSTOP what ``find`` finds until all of it stands still: a fork may slip through one round."""
+    for _ in range(_HALT_ROUNDS):
+        moving = [pid for pid in find() if (seen := stat(pid)) is not None and seen.state not in "TtZX"]
+        if not moving:
+            return True
+        for pid in moving:
+            send(pid, signal.SIGSTOP)
+        await asyncio.sleep(0.001)
     return False
 
 

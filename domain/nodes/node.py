@@ -8,7 +8,6 @@ An evicted node is told so whatever it says, until somebody enrols it again.
 
 from __future__ import annotations
 
-import math
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import ClassVar, Final, Literal, Self
@@ -18,6 +17,7 @@ from domain.kernel.lifecycle import Lifecycle
 from domain.nodes.configuration import NodeConfigured
 from domain.nodes.orders import Capacity, DriverInfo, Versions
 from domain.nodes.placement import Overcommit
+from domain.nodes.storage_modes import StorageMode, storage_mode
 from domain.nodes.sweeps import NodeSwept, Swept, is_news
 
 Role = Literal["builder", "runner"]
@@ -34,21 +34,6 @@ class Scheduling(StrEnum):
     CORDONED = "CORDONED"
     DRAINING = "DRAINING"
 
-
-class StorageMode(StrEnum):
-    """What a node's disk still allows (reference/cubesandbox.md §5.7)."""
-
-    HEALTHY = "healthy"
-    WARN = "warn"
-    REJECT = "reject"
-    DELETE_ONLY = "delete_only"
-    UNKNOWN = "unknown"
-
-
-STORAGE_LIMITS: Final = ((95.0, StorageMode.DELETE_ONLY), (85.0, StorageMode.REJECT), (70.0, StorageMode.WARN))
-
-STRICTNESS: Final = {mode: rank for rank, mode in enumerate(StorageMode)}
-"""How little a mode allows, the least last: healthy, warn, reject, delete_only, unknown."""
 
 LIVENESS: Final = Lifecycle(
     "node",
@@ -80,13 +65,6 @@ SCHEDULING: Final = Lifecycle(
     drain:deadline  DRAINING  DRAINING  DRAINING
     """,
 )
-
-
-def storage_mode(pct: float | None) -> StorageMode:
-    """The mode for a usage in percent; what is not known or not a number allows nothing."""
-    if pct is None or math.isnan(pct):
-        return StorageMode.UNKNOWN
-    return next((mode for limit, mode in STORAGE_LIMITS if pct >= limit), StorageMode.HEALTHY)
 
 
 class NodeEnrolled(CreatedEvent):

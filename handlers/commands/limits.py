@@ -13,7 +13,7 @@ from domain.templates.compat import Compat
 from handlers.commands.sandboxes import operate
 from handlers.control import Control
 from handlers.dispatch import Asked
-from handlers.fleet import NodeEntry
+from handlers.fleet_entries import NodeEntry
 from handlers.placing import candidate
 
 

@@ -12,7 +12,8 @@ from domain.templates.convergence import Want, due, may_retry
 from domain.templates.job import Job, Operation
 from domain.templates.replica import Replica
 from handlers.control import Control
-from handlers.fleet import Key, NodeEntry
+from handlers.fleet import Key
+from handlers.fleet_entries import NodeEntry
 from handlers.wants import TemplateEntry
 
 KIND = "convergence"

@@ -15,7 +15,7 @@ from domain.templates.replica import Replica
 from domain.templates.snapshot import NODE_EVICTED, Snapshot
 from domain.templates.template import Template
 from handlers.control import Control
-from handlers.fleet import ReplicaEntry, SandboxEntry
+from handlers.fleet_entries import ReplicaEntry, SandboxEntry
 
 TIMER = "drain"
 

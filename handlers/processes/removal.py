@@ -22,7 +22,7 @@ from domain.templates.replica import Replica, ReplicaState
 from domain.templates.snapshot import Snapshot, SnapshotState
 from domain.templates.template import GONE, Template, TemplateState
 from handlers.control import Control
-from handlers.fleet import SandboxEntry
+from handlers.fleet_entries import SandboxEntry
 from handlers.processes import shipping
 
 DeleteBytes = Callable[[str], Awaitable[None]]

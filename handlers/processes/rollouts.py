@@ -20,7 +20,7 @@ from domain.templates.compat import Compat, Policy, evaluate
 from domain.templates.job import Job
 from domain.templates.template import GONE, Template
 from handlers.control import Control
-from handlers.fleet import NodeEntry, ReplicaEntry
+from handlers.fleet_entries import NodeEntry, ReplicaEntry
 from handlers.processes.attempts import another_attempt
 
 SYSTEM = ids.SYSTEM_PROJECT

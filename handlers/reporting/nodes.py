@@ -15,7 +15,7 @@ from domain.nodes.sweeps import GRACE, Holdings, Swept
 from domain.sandboxes.sandbox import Sandbox, SandboxState
 from domain.templates.snapshot import Snapshot
 from handlers.control import SYSTEM_ACTOR, Control
-from handlers.fleet import SandboxEntry
+from handlers.fleet_entries import SandboxEntry
 from handlers.processes import orphans
 from handlers.reporting.taking import Taker
 

@@ -13,9 +13,10 @@ from support.gwt import T0, did, given
 from support.worlds import V1, V2, hello
 
 from domain.kernel.errors import Refused
-from domain.nodes.node import Liveness, StorageMode, storage_mode
+from domain.nodes.node import Liveness
 from domain.nodes.orders import Versions
 from domain.nodes.placement import Candidate, Need, choose
+from domain.nodes.storage_modes import StorageMode, storage_mode
 
 pytestmark = pytest.mark.quick
 

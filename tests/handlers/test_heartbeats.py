@@ -10,7 +10,8 @@ from support.waiting import eventually
 from bus.heartbeat import beat
 from domain.kernel.errors import Refused
 from domain.kernel.ids import SYSTEM_PROJECT
-from domain.nodes.node import Node, StorageMode
+from domain.nodes.node import Node
+from domain.nodes.storage_modes import StorageMode
 from handlers.control import Deadlines
 
 

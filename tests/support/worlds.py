@@ -5,15 +5,12 @@ Found by topic and table, so that a row or a state without an entry fails a test
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any
 
 from support import disk_worlds as disks
 from support.gwt import T0, Step, did, given
+from support.rows import Row, World
 
-from domain.kernel.aggregate import Aggregate
 from domain.kernel.ids import artifact_id, replica_id
 from domain.nodes.node import Node
 from domain.nodes.orders import Capacity, DriverInfo, Failure, SnapshotExported, StepReport, StepState, Versions
@@ -97,41 +94,6 @@ def snapshot() -> Snapshot:
 
 def rollout() -> Rollout:
     return Rollout.create("ro-" + "4" * 24, T0, ("n1", "n2"), Versions(guest_image="g2"))
-
-
-Path = tuple[Step, ...]
-
-
-@dataclass(frozen=True)
-class Row:
-    """A row's call. ``before``: what must have happened in a state first; ``path``: another way there; ``again``: repeats are news."""
-
-    step: Step | Callable[[Any], Step]
-    before: Mapping[str, Path] = field(default_factory=dict)
-    path: Mapping[str, Path] = field(default_factory=dict)
-    again: bool = False
-
-
-@dataclass(frozen=True)
-class World:
-    """``states``: attribute -> state -> how to get there from ``create``."""
-
-    create: Callable[[], Aggregate]
-    states: Mapping[str, Mapping[str, Path]]
-    rows: Mapping[str, Row]
-
-    def reach(self, attribute: str, state: str, row: str) -> Any:
-        """The aggregate in that state, ready for that row's call."""
-        return given(self.create, *self.way(attribute, state, row)).aggregate
-
-    def way(self, attribute: str, state: str, row: str) -> Path:
-        """How it got there."""
-        known = self.rows[row]
-        return (*known.path.get(state, self.states[attribute][state]), *known.before.get(state, ()))
-
-    def step(self, row: str, aggregate: Any) -> Step:
-        step = self.rows[row].step
-        return step if isinstance(step, Step) else step(aggregate)
 
 
 PAUSE, PAUSED = did("request_pause", "pause", LATER), did("paused", "pause")
