@@ -101,7 +101,7 @@ class LaneReader(Reader[Order]):
                 arrived(item.value)
             return item
 
-        super().__init__(nc, lane_stream(node, shards or 1), node, self._attach, decode, self._carry_out, work, owner=node)
+        super().__init__(nc, lane_stream(node, shards or 1), node, self._attach, decode, self._carry_out, work, owner=node, renewed=True)
 
     async def _carry_out(self, order: Order, ack: Ack) -> None:
         if self._begun is not None and (count := await self._begun(order)) > CRASHES:

@@ -32,6 +32,7 @@ SILENCE_S: Final = 5.0
 """Two heartbeats missed, and a bit."""
 NANO: Final = 1_000_000_000
 LONGEST_PAUSE_S: Final = 2.0
+_RECONNECTED: Final = "reconnected"
 _GONE: Final = ("404", "503", "409 Consumer Deleted", "409 Consumer is push")
 
 
@@ -58,10 +59,14 @@ class Pull:
     ``attach(fresh)`` makes sure that the consumer exists and names it; ``fresh`` is true until it has worked once. ``receive(message,
     stream sequence, how many are still to come)`` is called with each, in order, must not wait, and returns how many the owner has not
     taken care of yet. ``gapless``: the consumer has delivered nothing when it is attached, and is attached again whenever a delivery may
-    be lost; without that the server delivers it again by itself. ``nc`` is a ``Connection``: messages are taken in its read loop.
+    be lost; without that the server delivers it again by itself. ``renewed``: after a reconnect it is attached again, as ``fresh``, so that
+    what was sent into the lost connection comes at once and before anything newer. ``nc`` is a ``Connection``: messages are taken in its
+    read loop.
     """
 
-    def __init__(self, nc: Client, stream: str, attach: Attach, receive: Receive, *, window: int, gapless: bool = False) -> None:
+    def __init__(
+        self, nc: Client, stream: str, attach: Attach, receive: Receive, *, window: int, gapless: bool = False, renewed: bool = False
+    ) -> None:
         self._nc = nc
         self.stream = stream
         """Where the consumer is; ``attach`` may find out that it is elsewhere."""
@@ -69,6 +74,7 @@ class Pull:
         self._receive = receive
         self._window = window
         self._gapless = gapless
+        self._renewed = renewed
         self._subject = ""
         self._inbox = ""
         self._number = 0
@@ -84,7 +90,7 @@ class Pull:
 
     async def run(self) -> None:
         """Pull until cancelled."""
-        unlisten = self._nc.on_reconnect(lambda: self._end("reconnected")) if isinstance(self._nc, Connection) else None
+        unlisten = self._nc.on_reconnect(lambda: self._end(_RECONNECTED)) if isinstance(self._nc, Connection) else None
         fresh, failures = True, 0
         try:
             while True:
@@ -95,6 +101,7 @@ class Pull:
                     why = await self._receive_from(consumer)
                 except Exception as error:  # noqa: BLE001 - whatever it is: a reader that stops without a word is worse
                     why = repr(error)[:500]
+                fresh = fresh or (self._renewed and why == _RECONNECTED)
                 failures = 0 if self._consumer_seq or time.monotonic() - began > SILENCE_S else failures + 1
                 self._consumer_seq = 0
                 (log.warning if failures else log.info)("pull.detached", stream=self.stream, why=why, failures=failures)
@@ -135,7 +142,7 @@ class Pull:
                 await self.ask(self._backlog)
                 self.attached.set()
                 why = await self._end_of_pull()
-                if self._gapless or why.startswith(_GONE):
+                if self._gapless or why.startswith(_GONE) or (self._renewed and why == _RECONNECTED):
                     return why
                 log.info("pull.again", subject=self._subject, why=why)
                 failures = 0 if time.monotonic() - began > SILENCE_S else failures + 1
@@ -152,7 +159,7 @@ class Pull:
         return await self._nc.subscribe_directly(subject, self._take)
 
     def _take(self, subject: bytes, reply: bytes, data: bytes, headers: bytes | None) -> None:
-        if self._gapless and self._ended.is_set():
+        if self._ended.is_set() and (self._gapless or (self._renewed and self._why == _RECONNECTED)):
             return
         if headers and not data and "Status" in (status := parse_headers(headers)):
             backlog = self._on_status(subject, status)

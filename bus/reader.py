@@ -106,7 +106,8 @@ class Delivery(Generic[T]):
 class Reader(Generic[T]):
     """Takes messages of one durable consumer, decodes them, and hands them over. ``async with`` it, or ``run`` it.
 
-    ``decode`` raises ``ValueError`` for what is no message of this kind. ``owner``: in whose name dead letters are kept.
+    ``decode`` raises ``ValueError`` for what is no message of this kind. ``owner``: in whose name dead letters are kept. ``renewed``: see
+    ``Pull``; for a consumer that has one reader only.
     """
 
     def __init__(
@@ -119,6 +120,8 @@ class Reader(Generic[T]):
         handle: Callable[[T, Delivery[T]], Awaitable[None]],
         work: Work,
         owner: str = dead.CONTROL,
+        *,
+        renewed: bool = False,
     ) -> None:
         self._nc = nc
         self._name = f"{stream}/{durable}"
@@ -131,7 +134,7 @@ class Reader(Generic[T]):
             await attach(fresh)
             return durable
 
-        self._pull = Pull(nc, stream, named, self._receive, window=work.limit)
+        self._pull = Pull(nc, stream, named, self._receive, window=work.limit, renewed=renewed)
         self._held: dict[tuple[int, int], Delivery[T]] = {}
         self._settled: OrderedDict[tuple[int, int], bytes] = OrderedDict()
         self._tails: dict[str, asyncio.Future[None]] = {}

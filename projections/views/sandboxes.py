@@ -1,16 +1,21 @@
 """``sandboxes``: every run of a workload, from its request to its end (contract.md; reference/miren-sandbox.md §1.7).
 
-``provisioning`` is the state of the saga that brings it up, with what it could not undo: how a BLOCKED one is found.
+``provisioning`` is the state of the saga that brings it up, with what it could not undo: how a BLOCKED one is found. ``known``: false while
+its node is silent: all the rest is then what was known last, and nobody says that it is so now (design.md §10.5).
 """
 
 from __future__ import annotations
 
 from typing import Any, Final
 
+from domain.kernel.ids import SYSTEM_PROJECT
 from projections.facts import Fact
 from projections.state import State
 from projections.store import Item
 from projections.view import View
+
+SILENT: Final = "silent"
+"""Kind of the notes that say which nodes are not heard."""
 
 VIEW: Final = View(
     "sandboxes",
@@ -19,10 +24,13 @@ VIEW: Final = View(
     key="sandbox_id",
     counted="state",
     indexed=("state", "node_id", "template_id", "name"),
+    lookups=("node_id",),
+    schema=2,
     fields={
         "sandbox_id": "",
         "name": "",
         "state": "PENDING",
+        "known": True,
         "reason": None,
         "template_id": "",
         "snapshot_id": None,
@@ -73,6 +81,7 @@ def created(state: State, fact: Fact) -> None:
         job_id=fact.data["job_id"],
         created_at=fact.time,
     )
+    item["known"] = state.get(SYSTEM_PROJECT, fact.data["node_id"], kind=SILENT) is None
     state.put(fact.project, fact.id, item)
 
 
@@ -113,7 +122,7 @@ def _running(item: Item, fact: Fact) -> None:
 
 @VIEW.update("sandbox.start-failed")
 def start_failed(item: Item, fact: Fact) -> None:
-    item.update(state="DEAD", reason=fact.data["reason"], error=fact.data["failure"], operation=None, ended_at=fact.time)
+    item.update(state="DEAD", known=True, reason=fact.data["reason"], error=fact.data["failure"], operation=None, ended_at=fact.time)
 
 
 @VIEW.update("sandbox.operation-begun")
@@ -172,11 +181,31 @@ def exited(item: Item, fact: Fact) -> None:
 @VIEW.update("sandbox.destroyed")
 def destroyed(item: Item, fact: Fact) -> None:
     _stopped(item, fact)
-    item.update(state="DEAD", exit=fact.data["exit"] or item["exit"], ended_at=fact.time)
+    item.update(state="DEAD", known=True, exit=fact.data["exit"] or item["exit"], ended_at=fact.time)
 
 
 def _stopped(item: Item, fact: Fact) -> None:
     item.update(state="STOPPED", reason=item["reason"] or fact.data["reason"], operation=None, ends_at=None)
+
+
+@VIEW.on("node.went-offline")
+def node_silent(state: State, fact: Fact) -> None:
+    state.put(fact.project, fact.id, {}, kind=SILENT)
+    _known(state, fact.id, known=False)
+
+
+@VIEW.on("node.came-online", "node.evicted")
+def node_heard(state: State, fact: Fact) -> None:
+    """An evicted node's sandboxes are dead by decision."""
+    state.delete(fact.project, fact.id, kind=SILENT)
+    _known(state, fact.id, known=True)
+
+
+def _known(state: State, node_id: str, *, known: bool) -> None:
+    for project, sandbox_id in state.find({"node_id": node_id}):
+        item = state.get(project, sandbox_id)
+        if item is not None and item["state"] != "DEAD" and item["known"] is not known:
+            state.put(project, sandbox_id, {**item, "known": known})
 
 
 @VIEW.update("provisioning.retried")

@@ -95,6 +95,7 @@ SANDBOX: Final = Shape(
         Column("NODE", "node_id"),
         Column("STARTED", "started_at", age),
         Column("ENDS", "ends_at", of_row=ends),
+        Column("KNOWN", "known", wide=True),
         Column("REASON", "reason", wide=True),
         Column("DRIVER", "driver", wide=True),
         Column("ADDRESS", "address", wide=True),

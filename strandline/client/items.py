@@ -128,6 +128,8 @@ class Sandbox(Item):
     sandbox_id: str
     name: str | None = None
     state: str
+    known: bool = True
+    """False: its node is silent, and all the rest is what was known last."""
     reason: str | None = None
     template_id: str | None = None
     snapshot_id: str | None = None

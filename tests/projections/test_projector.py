@@ -444,7 +444,7 @@ def test_what_a_node_says_of_its_disk_is_shown_now_and_in_no_answer_about_then(s
             await publish(nc, history.messages)
             nodes = (await caller.query("default", "nodes", "list", {"min_seq": len(history.messages)}))["items"]
             here = next(node["node_id"] for node in nodes if node["liveness"] == "ONLINE" and node["storage"]["mode"] != "unknown")
-            gone = next(node["node_id"] for node in nodes if node["liveness"] != "ONLINE")
+            gone = next(n["node_id"] for n in nodes if n["liveness"] != "ONLINE" and n["storage"]["mode"] == "unknown")
             used = {"cpu": 1, "memory_mb": 2, "disk_mb": 3, "sandboxes": 4}
             for node in (here, gone):
                 await beat(nc, node, {"storage_pct": 12.5, "used": used, "orders": 1})

@@ -1,5 +1,6 @@
 """What a view shows is what the aggregates themselves say, after any history: two folds of one log, by different code."""
 
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,7 +8,7 @@ from support import examples
 from support.histories import History
 
 from domain.nodes.node import Node
-from domain.sandboxes.sandbox import Sandbox
+from domain.sandboxes.sandbox import Sandbox, SandboxState
 from domain.templates.artifact import Artifact, ArtifactState
 from domain.templates.job import Job
 from domain.templates.replica import Replica, ReplicaState
@@ -124,3 +125,24 @@ def test_a_view_shows_what_the_aggregates_are(seed, steps):
                 if kind is cls and shown(aggregate):
                     item, wanted = view.get(reader, project, identifier), truth(aggregate)
                     assert {field: item[field] for field in wanted} == wanted, (name, identifier)
+
+
+@examples.times(0.2)
+@given(seed=st.integers(0, 2**32), steps=st.integers(0, 2000))
+def test_what_a_silent_node_runs_is_unknown_and_what_is_dead_is_known(seed, steps):
+    history = History(seed)
+    messages = history.walk(steps)
+    view, store = built(messages)["sandboxes"]
+    silent = set()
+    for _, data in messages:
+        commit = orjson.loads(data)
+        for event in commit["events"]:
+            if event["type"] == "node.went-offline":
+                silent.add(commit["id"])
+            elif event["type"] in {"node.came-online", "node.evicted"}:
+                silent.discard(commit["id"])
+    with store.read("sandboxes") as reader:
+        for (kind, project, identifier), aggregate in history.aggregates.items():
+            if kind is Sandbox:
+                item = view.get(reader, project, identifier)
+                assert item["known"] == (aggregate.state is SandboxState.DEAD or aggregate.node_id not in silent)

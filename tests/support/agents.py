@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from support import leftovers
 from support.bus import connected
@@ -31,6 +31,15 @@ from domain.nodes.orders import Order, Report, ReportKind, Verb
 from domain.sandboxes.spec import ArtifactRef
 
 NODE = "n1"
+
+
+class HasUrl(Protocol):
+    """A server, or a way to one."""
+
+    @property
+    def url(self) -> str: ...
+
+
 REPOSITORY = Path(__file__).parents[2]
 
 
@@ -82,7 +91,7 @@ class Installation:
         return {"sandbox_id": sandbox_id("default", name), "generation": generation, "spec": spec}
 
 
-def describe(server: Server, directory: Path) -> None:
+def describe(server: HasUrl, directory: Path) -> None:
     """Write ``connect.json``."""
     directory.mkdir(parents=True, exist_ok=True)
     said = {"url": server.url, "creds": None, "inbox_prefix": None, "http": None, "pids": {}}

@@ -25,6 +25,7 @@ from domain.kernel.ids import SYSTEM_PROJECT, artifact_id, replica_id
 from domain.nodes.node import Node
 from domain.nodes.orders import Capacity, DriverInfo, Failure, PortStatus, SnapshotExported, StepReport, StepState, Versions
 from domain.nodes.rollout import NodeStep, Rollout
+from domain.nodes.sweeps import Removal, Swept
 from domain.sandboxes.placed import Placed
 from domain.sandboxes.provisioning import Provisioning
 from domain.sandboxes.sandbox import Sandbox
@@ -190,6 +191,7 @@ class History:
             "pull": lambda: PullProgress(bytes=self.random.randrange(101), total_bytes=100),
             "export_until": lambda: self.now + timedelta(seconds=600),
             "exported": lambda: SnapshotExported(manifest=pick(POOLS["manifest"]), kind="copies", size_bytes=9, chunks=2, moved_chunks=1),
+            "swept": lambda: Swept(trigger="timer", removed=pick(((), (Removal(kind="sandbox", id="sb-rest", why="dead"),)))),
             "kwargs": dict,
         }
         if name in made:
@@ -220,12 +222,12 @@ class History:
 
 
 def with_nodes(*liveness):
-    """The first history that ends with nodes that are all of these, those that are online with a storage mode."""
+    """The first history that ends with nodes that are all of these, with a storage mode those that are online and no others."""
     for seed in count():
         history = History(seed)
         history.walk(1000)
         nodes = [a for (cls, _, _), a in history.aggregates.items() if cls is Node]
-        if {n.liveness.value for n in nodes if n.liveness.value != "ONLINE" or n.storage.value != "unknown"} >= set(liveness):
+        if {n.liveness.value for n in nodes if (n.liveness.value == "ONLINE") == (n.storage.value != "unknown")} >= set(liveness):
             return history
     raise AssertionError
 

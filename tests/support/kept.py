@@ -13,6 +13,7 @@ import orjson
 from support import leftovers
 from support.agents import NODE, Installation, describe
 from support.bus import connected
+from support.cut import Wire
 from support.waiting import eventually
 
 from agents.options import Options
@@ -25,7 +26,8 @@ from domain import catalogue
 from domain.kernel.ids import SYSTEM_PROJECT
 from domain.nodes.node import Node
 from domain.nodes.orders import Verb
-from domain.sandboxes.spec import ArtifactRef
+from domain.sandboxes.sandbox import Sandbox, SandboxState
+from domain.sandboxes.spec import ArtifactRef, SandboxSpec
 from handlers.control import Deadlines
 from handlers.plane import ControlPlane
 
@@ -61,6 +63,25 @@ class Kept(Installation):
         await eventually(lambda: pids(name), 20)
         return str(order.body["sandbox_id"])
 
+    async def placed(self, name: str) -> str:
+        """The id of a sandbox that the log has placed on the node. It comes up when the node hears of it."""
+        provision = self.provision(name, env={MARK: name}, cmd=["/bin/sleep", "1000"])
+        spec, sandbox = SandboxSpec.model_validate(provision["spec"]), provision["sandbox_id"]
+        cause = self.plane.control.own_cause("default", "sandbox", sandbox, "test")
+
+        def create(_: Sandbox | None) -> Sandbox:
+            return Sandbox.create(sandbox, cause.at, spec, NODE)
+
+        await self.plane.control.store.transact(Sandbox, "default", sandbox, create, cause, new=True)
+        return str(sandbox)
+
+    async def becomes(self, sandbox: str, state: SandboxState) -> Sandbox:
+        async def is_so() -> Sandbox | None:
+            found = await self.get(Sandbox, sandbox)
+            return found if found.state is state else None
+
+        return await eventually(is_so, 20)
+
     async def swept(self, least: int = 1) -> list[dict[str, Any]]:
         """Everything that the log says was taken away, and why, once that is so much."""
 
@@ -73,24 +94,24 @@ class Kept(Installation):
         return await eventually(told, 20)
 
 
-def pids(name: str) -> list[int]:
+def pids(name: str) -> set[int]:
     """Processes of the sandbox that was given this mark, found by nobody's word but the kernel's."""
-    found = []
+    found = set()
     for entry in Path("/proc").iterdir():
         with contextlib.suppress(OSError):
             if entry.name.isdigit() and f"{MARK}={name}\0".encode() in (entry / "environ").read_bytes():
-                found.append(int(entry.name))
+                found.add(int(entry.name))
     return found
 
 
 @asynccontextmanager
 async def kept(
-    server: Server, directory: Path, ext4: Path, artifact: ArtifactRef, deadlines: Deadlines | None = None
+    server: Server, directory: Path, ext4: Path, artifact: ArtifactRef, deadlines: Deadlines | None = None, *, wire: Wire | None = None
 ) -> AsyncIterator[Kept]:
-    """Everything but the agent. Afterwards no trace of its node."""
+    """Everything but the agent, which comes to the bus by ``wire`` if there is one. Afterwards no trace of its node."""
     catalogue.load()
     async with connected(server) as nc:
-        describe(server, directory)
+        describe(wire or server, directory)
         await objects.put_file(nc, ARTIFACTS_BUCKET, artifact.artifact_id, ext4, sha256=artifact.sha256)
         plane = await ControlPlane.open(nc, deadlines=deadlines)
         await plane.start()

@@ -32,12 +32,14 @@ def test_what_the_log_does_not_know_is_taken_from_the_host_and_the_log_says_so(s
                 assert (would["removed"], bool(pids("stranger"))) == ([gone], True)
                 assert (await place.do("node.sweep", {"node_id": NODE}))["removed"] == [gone]
                 assert await place.swept() == [gone]
-                assert pids("stranger") == []
+                assert pids("stranger") == set()
+            if driver != "process":
+                return  # the timer is the same for every driver
             async with AgentProcess(place, driver, "--look", "0.2"):
                 await place.online()
                 other = await place.past_the_log("other")
                 assert await place.swept(2) == [gone, {**gone, "id": other}]
-                assert pids("other") == []
+                assert pids("other") == set()
                 assert [path for path in (place.own / "logs").iterdir() if path.name in {stranger, other}] == []
 
     run(scenario())
