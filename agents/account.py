@@ -52,6 +52,9 @@ class OrderAccount:
     def failed_step(self) -> str:
         return self._trail.failed_step
 
+    def began(self, step: str) -> datetime | None:
+        return next((told.at for told in self._trail.steps if told.step == step), None)
+
     def started(self, step: str) -> None:
         self._note(step, StepState.STARTED)
 

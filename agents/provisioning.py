@@ -129,7 +129,9 @@ async def _destroy(b: Bringup) -> None:
 
 async def _ready(b: Bringup) -> Output:
     recipe, address = b.record.spec.recipe, b.account.outputs["network"]["address"]
-    await wait_ready(b.driver, b.handle, recipe.probe_port, address, b.node.settings.port_wait_s)
+    began = b.account.began("ready") or b.node.clock()
+    spent = (b.node.clock() - began).total_seconds()  # by an agent that died while it waited
+    await wait_ready(b.driver, b.handle, recipe.probe_port, address, b.node.settings.port_wait_s, spent)
     return {"ports": [port.model_dump() for port in await port_statuses(b.driver, b.handle, recipe, address)]}
 
 

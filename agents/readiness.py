@@ -19,8 +19,11 @@ CANNOT_RUN: Final = frozenset({126, 127})
 """Exit codes by which a main process was never one: not executable, not found."""
 
 
-async def wait_ready(driver: Driver, handle: Handle, port: int | None, address: str, seconds: float) -> None:
-    """Return when it is up. Raises ``sandbox.startup-failed``, or ``driver.unsupported`` when nobody here could see the port."""
+async def wait_ready(driver: Driver, handle: Handle, port: int | None, address: str, seconds: float, spent_s: float = 0) -> None:
+    """Return when it is up, after ``seconds`` at most, of which an earlier agent has waited ``spent_s``.
+
+    Raises ``sandbox.startup-failed``, or ``driver.unsupported`` when nobody here could see the port.
+    """
     seen = await driver.inspect(handle)
     if seen.condition is Condition.EXITED and seen.exit is not None and (port is not None or seen.exit.code in CANNOT_RUN):
         raise _exited(seen.exit)
@@ -33,7 +36,7 @@ async def wait_ready(driver: Driver, handle: Handle, port: int | None, address: 
     exit_ = asyncio.ensure_future(driver.wait(handle))
     opened = asyncio.ensure_future(_until_open(driver, handle, port, address))
     try:
-        await asyncio.wait({exit_, opened}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({exit_, opened}, timeout=max(0.0, seconds - spent_s), return_when=asyncio.FIRST_COMPLETED)
         if exit_.done():
             raise _exited(exit_.result())
         if not opened.done():

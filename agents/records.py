@@ -53,6 +53,8 @@ class SandboxRecord(Record):
     handle: dict[str, Any] | None = None
     address: str = ""
     condition: SandboxCondition = "starting"
+    stop_requested_at: datetime | None = None
+    """When its main process was asked to end. It is asked once, whatever becomes of the agent (reference/miren-sandbox.md §3.6)."""
     exit_code: int | None = None
     exited_at: datetime | None = None
     snapshot_id: str | None = None

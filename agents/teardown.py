@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import structlog
 
-from agents.drivers.driver import Driver, Exit, RuntimeFault
+from agents.drivers.driver import Driver, Exit, Handle, RuntimeFault
 from agents.failures import FailedError, failure_of
 from agents.node import LocalNode
 from agents.provisioning import remove_tree
@@ -85,11 +85,33 @@ async def _stopped(node: LocalNode, record: SandboxRecord, grace_s: float, hurry
     driver, handle = node.drivers.pick(record.driver), node.handle(record)
     seconds = 0 if record.condition == "paused" else grace_s  # a frozen process cannot heed SIGTERM
     try:
-        stop = asyncio.ensure_future(driver.stop(handle, seconds))
-        return await _unless(stop, hurry) or await driver.stop(handle, 0)
+        stop = await _asked_to_end(node, record, driver, handle, seconds)
+        exit_ = await _unless(stop, hurry)
+        if seconds and exit_ is not None and exit_.reason == "killed":
+            node.runtime_line(record.id, "killed: it had not ended in the time that it was given (grace_s of sandbox.stop)")
+        return exit_ or await driver.stop(handle, 0)
     except RuntimeFault as fault:
         log.info("stop.failed", sandbox=record.id, code=fault.code, error=str(fault))  # destroying it does not need it
         return None
+
+
+async def _asked_to_end(node: LocalNode, record: SandboxRecord, driver: Driver, handle: Handle, seconds: float) -> asyncio.Future[Exit]:
+    """Its exit to come. A process that an earlier agent has asked already is not asked again; its time is the order's, which goes on."""
+    if record.stop_requested_at is not None:
+        return asyncio.ensure_future(_drained(driver, handle, seconds))
+    stop = asyncio.ensure_future(driver.stop(handle, seconds))
+    if seconds:
+        await asyncio.sleep(0)  # it is asked first and noted then: to be asked twice is better than never
+        node.put(record.model_copy(update={"stop_requested_at": node.clock()}))
+    return stop
+
+
+async def _drained(driver: Driver, handle: Handle, seconds: float) -> Exit:
+    """The end of a process that an earlier agent has asked to end, by itself or, when ``seconds`` are over, not."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            return await driver.wait(handle)
+    return await driver.stop(handle, 0)
 
 
 async def _unless(stop: asyncio.Future[Exit], hurry: asyncio.Event | None) -> Exit | None:

@@ -116,6 +116,8 @@ class Work:
             report = memory.answers.get(order.id)
             if order.verb in _ANSWERED_AGAIN:
                 report = self._anew(order, report)
+            elif report is None and order.verb is Verb.SANDBOX_PROVISION:
+                report = self._still_runs(order)
             if report is not None:
                 await self._node.reporter.again(report)
             return report
@@ -126,6 +128,14 @@ class Work:
         if report is None:
             report = self._failed(order, fail("sandbox.exec-interrupted", "it ran before, and what it said is not kept any more"))
         return self._renamed(report)
+
+    def _still_runs(self, order: Order) -> Report | None:
+        """The answer to a creation whose own is not kept any more, so that whoever still asks learns what runs (miren-sandbox.md §3.2)."""
+        record = self._node.find(order.process_id)
+        if record is None or record.condition not in {"running", "paused"}:
+            return None
+        body = provision.running(record).model_dump(mode="json")
+        return self._renamed(self._node.reporter.of(order, ReportKind.DONE, body))
 
     def _renamed(self, report: Report) -> Report:
         return report.model_copy(update={"id": f"{report.id}:again-{self._node.clock().timestamp():.6f}"})
