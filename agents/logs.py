@@ -133,7 +133,7 @@ class LogShipper:
     async def _advance(self, file: _File, project: str, sandbox_id: str, stream: Stream, now: float, *, ended: bool) -> bool:
         """Ship everything that is ready. True: something was."""
         grew = False
-        while data := _read(file.path, file.offset):
+        while data := _ready(file):
             whole = len(data) if len(data) == PIECE and b"\n" not in data else data.rfind(b"\n") + 1
             if not whole:
                 if file.partial_since is None:
@@ -160,10 +160,16 @@ class LogShipper:
             self._journal.write(*({"k": "log", "id": sandbox_id, "at": offsets} for sandbox_id, offsets in moved.items()))
 
 
-def _read(path: Path, offset: int) -> bytes:
+def _ready(file: _File) -> bytes:
+    """What stands behind what was shipped.
+
+    A file that is shorter than that was emptied by its own sandbox, in which ``> /dev/stderr`` opens it anew: it begins again.
+    """
     try:
-        with path.open("rb", buffering=0) as file:
-            return os.pread(file.fileno(), PIECE, offset)
+        with file.path.open("rb", buffering=0) as opened:
+            if os.fstat(opened.fileno()).st_size < file.offset:
+                file.offset = file.hole = 0
+            return os.pread(opened.fileno(), PIECE, file.offset)
     except OSError:
         return b""
 

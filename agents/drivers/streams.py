@@ -1,6 +1,7 @@
 """Standard streams of main processes: they must work on without the agent, so nothing of it may be at their other end.
 
-stdout and stderr are files, opened to append. stdin is a pipe whose both ends the process itself holds: an image's default command is often
+stdout and stderr are files, opened to append. A program that opens ``/dev/stderr`` anew opens that file, and may empty it (``>``): what is
+written then is at its beginning. stdin is a pipe whose both ends the process itself holds: an image's default command is often
 a shell, which would end at once if it read the end of its input.
 """
 

@@ -75,6 +75,21 @@ def test_lines_are_shipped_whole_and_each_once(place, run, eventually):
     run(scenario())
 
 
+def test_a_log_that_its_sandbox_empties_begins_again(place, run, eventually):
+    """``echo > /dev/stderr`` opens it anew."""
+
+    async def scenario():
+        bus = Bus()
+        async with shipping(place, bus):
+            append(place, b"a long line before it\n", "stderr")
+            await eventually(lambda: bus.text("stderr") == b"a long line before it\n")
+            (place / "logs" / "sb-running" / "stderr").write_bytes(b"short\n")
+            append(place, b"and more\n", "stderr")
+            await eventually(lambda: bus.text("stderr") == b"a long line before it\nshort\nand more\n")
+
+    run(scenario())
+
+
 def test_an_unfinished_line_is_shipped_after_a_while(place, run, eventually):
     async def scenario():
         bus = Bus()
