@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+from typing import Final, NamedTuple
+
 from domain.templates.job import Job, JobState, Operation
 from domain.templates.snapshot import Snapshot
 from handlers.control import Control, part
 from handlers.processes import clones, template_build
 
-HOLDER = "control-plane"
-MAKING = frozenset({Operation.CREATE, Operation.REDO, Operation.COMMIT, Operation.CONVERGE})
+HOLDER: Final = "control-plane"
+MAKING: Final = frozenset({Operation.CREATE, Operation.REDO, Operation.COMMIT, Operation.CONVERGE})
 """Jobs that make a template ready somewhere."""
+Act = Callable[[Control, str, Job], Awaitable[None]]
+
+
+class Mover(NamedTuple):
+    """What moves the jobs of an operation on, and what ends one whose lease is over."""
+
+    pump: Act
+    expire: Act
+
+
+MOVERS: Final = {
+    **dict.fromkeys(MAKING, Mover(template_build.pump, template_build.expire)),
+    Operation.CLONE: Mover(clones.pump, clones.expire),
+}
+"""The others are moved by the sandbox that they concern."""
 
 
 async def pump(control: Control, project: str, job_id: str) -> None:
@@ -24,13 +42,8 @@ async def pump(control: Control, project: str, job_id: str) -> None:
     if control.clock() >= job.lease_until:
         await _expire(control, project, job)
         return
-    match job.operation:
-        case op if op in MAKING:
-            await template_build.pump(control, project, job)
-        case Operation.CLONE:
-            await clones.pump(control, project, job)
-        case _:
-            pass
+    if (mover := MOVERS.get(job.operation)) is not None:
+        await mover.pump(control, project, job)
 
 
 async def _start(control: Control, project: str, job: Job) -> Job:
@@ -41,13 +54,8 @@ async def _start(control: Control, project: str, job: Job) -> Job:
 
 async def _expire(control: Control, project: str, job: Job) -> None:
     """End a job of which nothing was heard for the length of its lease, and what waits for it; unless it has been heard just now."""
-    match job.operation:
-        case op if op in MAKING:
-            await template_build.expire(control, project, job)
-        case Operation.CLONE:
-            await clones.expire(control, project, job)
-        case _:
-            await _expire_with_snapshot(control, project, job)
+    mover = MOVERS.get(job.operation)
+    await (_expire_with_snapshot if mover is None else mover.expire)(control, project, job)
 
 
 async def _expire_with_snapshot(control: Control, project: str, job: Job) -> None:

@@ -6,7 +6,9 @@ on its host then is in tests/agents/core.
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from support.crashes import MortalPlace, all_deleted, asked, ended, mortal, said
@@ -51,15 +53,21 @@ def dies_after(place: MortalPlace, verb: Verb) -> None:
     place.node.tell = told
 
 
-@pytest.mark.parametrize("dies", [dies_before, dies_after])
-@pytest.mark.parametrize("command", ORDERS)
-def test_what_a_killed_node_had_in_hand_is_done_by_its_next_process(server, run, command: str, dies) -> None:
+def with_each_order_of(server: Any, run: Any, command: str, scenario: Callable[[MortalPlace, Verb], Awaitable[None]]) -> None:
+    """One after the other, at one control plane whose node can be killed."""
+
     async def test() -> None:
         async with mortal(server) as place:
             for verb in ORDERS[command]:
                 with said(verb):
-                    await survives(place, verb)
+                    await scenario(place, verb)
 
+    run(test())
+
+
+@pytest.mark.parametrize("dies", [dies_before, dies_after])
+@pytest.mark.parametrize("command", ORDERS)
+def test_what_a_killed_node_had_in_hand_is_done_by_its_next_process(server, run, command: str, dies) -> None:
     async def survives(place: MortalPlace, verb: Verb) -> None:
         body = await asked(place, command)
         dies(place, verb)
@@ -71,17 +79,11 @@ def test_what_a_killed_node_had_in_hand_is_done_by_its_next_process(server, run,
             assert (job.state, job.failure) == (JobState.READY, None)
         await all_deleted(place)
 
-    run(test())
+    with_each_order_of(server, run, command, survives)
 
 
 @pytest.mark.parametrize("command", LONG)
 def test_the_job_of_a_node_that_never_comes_back_ends_and_everything_can_be_deleted(server, run, command: str) -> None:
-    async def test() -> None:
-        async with mortal(server) as place:
-            for verb in ORDERS[command]:
-                with said(verb):
-                    await is_given_up(place, verb)
-
     async def is_given_up(place: MortalPlace, verb: Verb) -> None:
         body = await asked(place, command)
         dies_before(place, verb)
@@ -97,7 +99,7 @@ def test_the_job_of_a_node_that_never_comes_back_ends_and_everything_can_be_dele
         await place.node_started()
         await eventually(lambda: place.plane.control.fleet.nodes["node-1"].storage_mode == "healthy")
 
-    run(test())
+    with_each_order_of(server, run, command, is_given_up)
 
 
 async def died(place: MortalPlace) -> None:
