@@ -20,6 +20,7 @@ import structlog
 from agents.host.syscalls import punch
 from agents.journal import Journal
 from agents.records import Memory
+from domain.sandboxes.loglines import LONGEST
 
 log = structlog.get_logger(__name__)
 
@@ -36,6 +37,10 @@ PARTIAL_S: Final = 1.0
 """How long the beginning of a line waits for its end."""
 NOTE_S: Final = 2.0
 HOLE: Final = 1 << 20
+WAITING: Final = 64 << 20
+"""Bytes of a stream that wait in their file at most, while the bus does not take them; beyond them the oldest are given up."""
+OWN: Final = "[strandline] "
+"""How our own lines in a sandbox's log begin (reference/miren-sandbox.md §8.2)."""
 
 
 @dataclass(slots=True)
@@ -44,6 +49,8 @@ class _File:
     offset: int
     noted: int
     hole: int = 0
+    line: int = 0
+    """How long the line is already whose beginning was shipped."""
     look_at: float = 0
     pause: float = FIRST_LOOK_S
     partial_since: float | None = None
@@ -66,7 +73,7 @@ class LogShipper:
         record = self._journal.state.sandboxes.get(sandbox_id)
         if record is not None and not record.throwaway:
             with contextlib.suppress(asyncio.QueueFull):
-                self._runtime.put_nowait((record.project, sandbox_id, text.encode() + b"\n"))
+                self._runtime.put_nowait((record.project, sandbox_id, f"{OWN}{text}\n".encode()))
 
     async def run(self) -> None:
         """Ship until cancelled."""
@@ -133,6 +140,7 @@ class LogShipper:
     async def _advance(self, file: _File, project: str, sandbox_id: str, stream: Stream, now: float, *, ended: bool) -> bool:
         """Ship everything that is ready. True: something was."""
         grew = False
+        self._give_up(file, sandbox_id, stream)
         while data := _ready(file):
             whole = len(data) if len(data) == PIECE and b"\n" not in data else data.rfind(b"\n") + 1
             if not whole:
@@ -141,14 +149,30 @@ class LogShipper:
                 if not ended and now - file.partial_since < PARTIAL_S:
                     return True  # the rest of the line is on its way: look again soon
                 whole = len(data)
-            await self._ship(project, sandbox_id, stream, data[:whole])
-            file.offset += whole
+            kept, line = capped(data[:whole], file.line)
+            if kept:
+                await self._ship(project, sandbox_id, stream, kept)
+            file.line = line
             file.partial_since = None
             grew = True
-            if file.offset - file.hole >= HOLE:
-                _free(file.path, file.offset)
-                file.hole = file.offset
+            self._done(file, whole)
+            self._give_up(file, sandbox_id, stream)
         return grew
+
+    @staticmethod
+    def _done(file: _File, count: int) -> None:
+        file.offset += count
+        if file.offset - file.hole >= HOLE:
+            _free(file.path, file.offset)
+            file.hole = file.offset
+
+    def _give_up(self, file: _File, sandbox_id: str, stream: Stream) -> None:
+        """A workload that writes faster than the bus takes it, or while that is away, does not fill the node's disk."""
+        with contextlib.suppress(OSError):
+            lost = file.path.stat().st_size - file.offset - WAITING
+            if lost > 0:
+                self._done(file, lost)
+                self.runtime_line(sandbox_id, f"{lost} bytes of {stream} lost: the bus did not take them in time")
 
     def _note(self) -> None:
         moved: dict[str, dict[str, int]] = {}
@@ -158,6 +182,18 @@ class LogShipper:
                 file.noted = file.offset
         if moved:
             self._journal.write(*({"k": "log", "id": sandbox_id, "at": offsets} for sandbox_id, offsets in moved.items()))
+
+
+def capped(data: bytes, line: int) -> tuple[bytes, int]:
+    """Some output without what is beyond ``LONGEST`` of its first line, ``line`` bytes of which went before, and how long its last one is.
+
+    ``data`` is so short that no other line of it can be too long.
+    """
+    first = data.find(b"\n")
+    head = len(data) if first < 0 else first
+    length = line + head if first < 0 else len(data) - data.rfind(b"\n") - 1
+    room = max(LONGEST - line, 0)
+    return (data if head <= room else data[:room] + data[head:]), length
 
 
 def _ready(file: _File) -> bytes:

@@ -86,13 +86,13 @@ async def _stopped(node: LocalNode, record: SandboxRecord, grace_s: float, hurry
     seconds = 0 if record.condition == "paused" else grace_s  # a frozen process cannot heed SIGTERM
     try:
         stop = await _asked_to_end(node, record, driver, handle, seconds)
-        exit_ = await _unless(stop, hurry)
-        if seconds and exit_ is not None and exit_.reason == "killed":
-            node.runtime_line(record.id, "killed: it had not ended in the time that it was given (grace_s of sandbox.stop)")
-        return exit_ or await driver.stop(handle, 0)
+        exit_ = await _unless(stop, hurry) or await driver.stop(handle, 0)
     except RuntimeFault as fault:
         log.info("stop.failed", sandbox=record.id, code=fault.code, error=str(fault))  # destroying it does not need it
         return None
+    if exit_.reason == "killed" and seconds:
+        node.runtime_line(record.id, f"killed: it did not end within {seconds:g} s of being asked to")
+    return exit_
 
 
 async def _asked_to_end(node: LocalNode, record: SandboxRecord, driver: Driver, handle: Handle, seconds: float) -> asyncio.Future[Exit]:

@@ -83,6 +83,7 @@ async def bring_up(task: Task, record: SandboxRecord) -> tuple[SandboxRecord, tu
         try:
             await task.saga(PROVISION, bringup, fence)
         except UnwoundError as unwound:
+            node.runtime_line(record.id, f"not started: {task.account.failed_step}: {unwound.failure.message}")
             _note_failure(node, record, task, unwound)
             raise
     outputs = task.account.outputs

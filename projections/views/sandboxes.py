@@ -25,7 +25,6 @@ VIEW: Final = View(
     counted="state",
     indexed=("state", "node_id", "template_id", "name"),
     lookups=("node_id",),
-    schema=2,
     fields={
         "sandbox_id": "",
         "name": "",

@@ -30,9 +30,11 @@ from bus.connection import connect_from
 from domain.kernel.errors import Refused
 from strandline import Strandline
 from strandline.client.items import Sandbox
+from strandline.client.logs import LogLine
 
 OCI = pytest.param("oci", marks=[pytest.mark.root, pytest.mark.skipif(find("crun") is None, reason="crun is not installed")])
 PROCESS = pytest.param("process", marks=pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed"))
+STRUCTURED = """echo '{"msg":"slow","level":"WARN","n":1.10,"source":"me"}'; echo '!ERROR trace_id=4bf9 boom'; echo plain; sleep 1000"""
 TALK = ("/bin/sh", "-c", "echo to stdout; echo to stderr >&2; echo to its device >> /dev/stderr; sleep 1000")
 SERVE = ("/bin/sh", "-c", "while :; do busybox nc -l -p 80 -e /bin/echo hello; done")
 GREEDY = ("/bin/sh", "-c", "x=strandline; while :; do x=$x$x; done")
@@ -89,7 +91,34 @@ def answer(address: str, port: int) -> bytes:
 
 
 @pytest.mark.timeout(90)
-@pytest.mark.parametrize("driver", [OCI, PROCESS])
+@pytest.mark.parametrize("driver", [PROCESS])
+def test_lines_are_read_as_what_they_say(running: Running, driver: str) -> None:
+    async def scenario() -> None:
+        async with Strandline.connect(running.dir) as s:
+            sandbox = await created(s, driver, "/bin/sh", "-c", STRUCTURED)
+            name = sandbox.sandbox_id
+
+            async def read() -> dict[str, LogLine]:
+                lines = {line.text: line async for line in s.logs.read(name)}
+                return lines if "plain" in lines else {}
+
+            lines = await eventually(read)
+            assert (lines["slow"].stream, lines["plain"].stream) == ("stderr", "stdout")
+            boom = lines["trace_id=4bf9 boom"]
+            assert (boom.stream, boom.trace_id) == ("error", "4bf9")
+            ours = {"source": "sandbox", "strandline.sandbox": name, "strandline.container": "main"}
+            assert lines["slow"].attributes == {"level": "WARN", "n": "1.10", "-source": "me", **ours}
+            (started,) = [line for line in lines.values() if line.stream == "runtime"]
+            assert started.text.startswith("[strandline] running, driver ")
+            shown = strandline("--dir", str(running.dir), "sandbox", "logs", name, "--stream", "stderr", "--since", "10m")
+            assert shown.stdout == b"slow\n"
+            await s.sandboxes.delete(name)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.timeout(90)
+@pytest.mark.parametrize("driver", [OCI])
 def test_what_a_sandbox_uses_is_shown_while_it_runs_and_not_afterwards(running: Running, driver: str) -> None:
     async def scenario() -> None:
         async with Strandline.connect(running.dir) as s:

@@ -83,6 +83,30 @@ def test_output_becomes_log(installed, run):
     run(scenario())
 
 
+def test_what_befell_a_sandbox_is_said_in_its_own_log(installed, run):
+    """By its node, also when nothing of it is left (reference/miren-sandbox.md §8.2, scenario 18 and 20)."""
+
+    async def scenario():
+        async with installed() as place, AgentProcess(place, "process", "--port-wait", "0.2"):
+            stubborn = place.provision("stubborn", cmd=["/bin/sh", "-c", "trap '' TERM; while :; do sleep 1; done"])
+            await place.tell(Verb.SANDBOX_PROVISION, stubborn)
+            await place.tell(Verb.SANDBOX_DESTROY, {"sandbox_id": stubborn["sandbox_id"], "grace_s": 0.2})
+            said = await eventually(lambda: output(place, stubborn["sandbox_id"], "runtime", 80))
+            assert b"[strandline] killed: it did not end within 0." in said
+            deaf = place.provision("deaf", probe_port=8080)
+            refused = await place.tell(Verb.SANDBOX_PROVISION, deaf)
+            assert refused.kind is ReportKind.FAILED
+            said = await eventually(lambda: output(place, deaf["sandbox_id"], "runtime", 10))
+            assert said.startswith(b"[strandline] not started: ready: nothing listens on port 8080 after 0.2 s")
+            unknown = place.provision("unknown")
+            unknown["spec"]["artifact"] = {"artifact_id": "rfs-" + "9" * 24, "sha256": "9" * 64, "size_bytes": 1}
+            assert (await place.tell(Verb.SANDBOX_PROVISION, unknown)).kind is ReportKind.FAILED
+            said = await eventually(lambda: output(place, unknown["sandbox_id"], "runtime", 10))
+            assert said.startswith(b"[strandline] not started: artifact: ")
+
+    run(scenario())
+
+
 def test_an_end_can_end_sandboxes_too(installed, run):
     async def scenario():
         async with installed() as place:

@@ -9,9 +9,10 @@ import pytest
 from support.records import record
 
 from agents.journal import Journal
-from agents.logs import HOLE, LogShipper
+from agents.logs import HOLE, PIECE, LogShipper
 from agents.records import Memory, box_entry
 from domain.kernel.errors import Refused
+from domain.sandboxes.loglines import LONGEST
 
 pytestmark = pytest.mark.quick
 
@@ -162,6 +163,39 @@ def test_a_line_of_the_agents_own_goes_into_the_runtime_stream(place, run, event
             shipper.runtime_line("sb-running", "started")
             shipper.runtime_line("sb-unknown", "nobody's")
             await eventually(lambda: bus.text("runtime"))
-            assert bus.pieces == [("default", "sb-running", "runtime", b"started\n")]
+            assert bus.pieces == [("default", "sb-running", "runtime", b"[strandline] started\n")]
+
+    run(scenario())
+
+
+def test_a_line_is_shipped_up_to_its_longest_and_the_next_one_is_whole_again(place, run, eventually):
+    async def scenario():
+        bus = Bus()
+        async with shipping(place, bus):
+            append(place, b"x" * (LONGEST + 3 * PIECE) + b"\nnext\n")
+            await eventually(lambda: bus.text().endswith(b"next\n"))
+            assert bus.text() == b"x" * LONGEST + b"\nnext\n"
+            append(place, b"y" * LONGEST + b"\n")
+            await eventually(lambda: bus.text().endswith(b"y\n"))
+            assert bus.text().endswith(b"next\n" + b"y" * LONGEST + b"\n")
+
+    run(scenario())
+
+
+def test_output_waits_without_loss_up_to_a_bound_and_what_is_given_up_is_said(place, run, eventually, monkeypatch):
+    monkeypatch.setattr("agents.logs.WAITING", 1000)
+
+    async def scenario():
+        bus = Bus()
+        bus.gone = True
+        async with shipping(place, bus) as shipper:
+            append(place, b"a" * 999 + b"\n")
+            await shipper.drain("sb-running", 0.05)
+            append(place, b"b" * 49 + b"\n")
+            await shipper.drain("sb-running", 0.05)
+            bus.gone = False
+            await eventually(lambda: bus.text("runtime") and bus.text().endswith(b"b\n"))
+            assert bus.text() == b"a" * 949 + b"\n" + b"b" * 49 + b"\n"
+            assert bus.text("runtime") == b"[strandline] 50 bytes of stdout lost: the bus did not take them in time\n"
 
     run(scenario())

@@ -6,11 +6,13 @@ import re
 import sys
 from collections import deque
 from collections.abc import AsyncIterator
-from typing import Annotated, Final, Literal
+from functools import partial
+from typing import Annotated, Final
 
 import typer
 from rich.text import Text
 
+from domain.sandboxes.loglines import Stream
 from strandline.cli import args, parse
 from strandline.cli.columns import Column, Shape
 from strandline.cli.errors import UsageProblem
@@ -21,7 +23,7 @@ from strandline.cli.verb import Run, verb
 from strandline.client.logs import LogLine
 
 LINE: Final = Shape("seq", (Column("SEQ", "seq"), Column("TIME", "time"), Column("STREAM", "stream"), Column("TEXT", "text")))
-COLOURS: Final = {"stderr": "red", "runtime": "bright_black"}
+COLOURS: Final = {"stderr": "red", "error": "red", "runtime": "bright_black"}
 
 
 @verb(
@@ -43,23 +45,22 @@ async def logs(
     since: Annotated[
         str | None, typer.Option("--since", metavar="TIME", help="Since an instant, or a time ago (10m).", show_default=False)
     ] = None,
-    stream: Annotated[
-        Literal["stdout", "stderr", "runtime"] | None, typer.Option("--stream", help="Only this one.", show_default=False)
-    ] = None,
+    stream: Annotated[Stream | None, typer.Option("--stream", help="Only this one.", show_default=False)] = None,
     grep: Annotated[str | None, typer.Option("--grep", metavar="REGEX", help="Only lines that match.", show_default=False)] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="As it was written: lines of structured logging whole.")] = False,
     timestamps: Annotated[bool, typer.Option("--timestamps", "-t", help="With the time of each line.")] = False,
 ) -> None:
     """Print what a sandbox wrote: all its streams, in order, on stdout."""
     identifier = await run.id("sandbox", sandbox)
     moment = parse.instant(since) if since else None
     matching = _pattern(grep)
+    read, following = (partial(source, identifier, stream=stream, since=moment, raw=raw) for source in (run.s.logs.read, run.s.logs.follow))
     if tail is None:
-        source = run.s.logs.follow if follow else run.s.logs.read
-        lines = _matching(source(identifier, stream=stream, since=moment), matching)
+        lines = _matching((following if follow else read)(), matching)
     else:
-        kept = await _last(_matching(run.s.logs.read(identifier, stream=stream, since=moment), matching), tail)
+        kept = await _last(_matching(read(), matching), tail)
         seq = kept[-1].seq if kept else 0
-        more = run.s.logs.follow(identifier, stream=stream, since=moment, after=seq) if follow else None
+        more = following(after=seq) if follow else None
         lines = _joined(kept, _matching(more, matching) if more else None)
     if run.out.format in {Format.TABLE, Format.WIDE} and not run.out.names:
         async for line in lines:
