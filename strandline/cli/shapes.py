@@ -106,6 +106,16 @@ SANDBOX: Final = Shape(
         Column("LABELS", "labels", wide=True, flex=True),
     ),
 )
+STEP: Final = Shape(
+    "step",
+    (
+        Column("STEP", "step"),
+        Column("STATE", "state", state=True),
+        Column("STARTED", "started_at"),
+        Column("TOOK S", "took_s", right=True),
+        Column("ERROR", "error", fault, flex=True),
+    ),
+)
 CLONE: Final = Shape("sandbox_id", (Column("ID", "sandbox_id"),))
 NODE: Final = Shape(
     "node_id",

@@ -12,8 +12,10 @@ from domain.sandboxes import commands as c
 from strandline.client import replies as r
 from strandline.client.call import Call, given, timed_out
 from strandline.client.changes import changes
+from strandline.client.events import Events
 from strandline.client.items import Item, PlacementVerdict, Sandbox
 from strandline.client.noun import Noun
+from strandline.client.steps import Step, fold
 
 EXEC_TIMEOUT_S = 60.0
 """How long a program may run when the caller does not say."""
@@ -145,6 +147,12 @@ class Sandboxes(Noun):
     async def abandon(self, sandbox_id: str, **call: Unpack[Call]) -> r.Abandoned:
         """Give up undoing a failed start; the reply says what is left behind."""
         return await self._calls.command(c.SandboxAbandon, r.Abandoned, call, sandbox_id=sandbox_id)
+
+    async def steps(self, sandbox_id: str) -> Sequence[Step]:
+        """The steps of its start, done, undone or waiting. Raises ``sandbox.not-found``."""
+        await self.get(sandbox_id)
+        events = Events(self._calls).read(type="provisioning", id=sandbox_id)
+        return fold([event async for event in events])
 
     async def get(self, sandbox_id: str, *, as_of: int | str | None = None) -> Sandbox:
         """One sandbox. Raises ``sandbox.not-found``."""

@@ -132,7 +132,7 @@ class Scripted:
             case "get":
                 found = next((row for row in rows if body["id"] in {row[key], row.get("alias")}), None)
                 if found is None:
-                    raise not_found(view.rstrip("s"), body["id"])
+                    raise not_found(key.removesuffix("_id"), body["id"])
                 return Reply({"items": [found], "next": None}, None, self.seq)
             case "summary":
                 return Reply({"items": [self.summaries[view]], "next": None}, None, self.seq)

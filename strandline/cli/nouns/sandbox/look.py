@@ -1,4 +1,4 @@
-"""``strandline sandbox list, get, describe, wait, events, top``: looking at sandboxes."""
+"""``strandline sandbox list, get, describe, wait, events, steps, top``: looking at sandboxes."""
 
 from __future__ import annotations
 
@@ -136,6 +136,19 @@ async def wait(
 async def events(run: Run, sandbox: args.Sandbox) -> None:
     """What happened to a sandbox."""
     await run.out.rows(run.s.events.read(id=await run.id("sandbox", sandbox)), shapes.EVENT)
+
+
+@verb(
+    app,
+    "steps",
+    examples="""
+    strandline sandbox steps web
+    strandline sandbox steps sb-k3f2 -o json
+    """,
+)
+async def steps(run: Run, sandbox: args.Sandbox) -> None:
+    """What was done to start a sandbox, and undone; `sandbox abandon` gives up what cannot be undone."""
+    run.out.all(await run.s.sandboxes.steps(await run.id("sandbox", sandbox)), shapes.STEP)
 
 
 @verb(
