@@ -27,10 +27,13 @@ async def pump(control: Control, project: str, sandbox_id: str) -> None:
 
 
 async def _again(control: Control, project: str, saga: Provisioning) -> None:
-    """Tell the node to take everything of the sandbox down. The order first: its id follows from the attempt that is recorded then."""
+    """Tell the node to take everything of the sandbox down. The order first: its id follows from the attempt that is recorded then.
+
+    Only a person unblocks what a report has blocked meanwhile.
+    """
     sandbox = await control.get(Sandbox, project, saga.id)
     attempt = saga.attempt + 1
     body = {"sandbox_id": saga.id, "generation": sandbox.generation, "grace_s": 0}
     await control.order(saga.node_id, order_of(control, project, sandbox, Due(Verb.SANDBOX_DESTROY, body, "undo", attempt)))
     cause = control.own_cause(project, "provisioning", saga.id, "retry", attempt)
-    await control.change(Provisioning, project, saga.id, cause, lambda p: p.retry(cause.at, attempt))
+    await control.change(Provisioning, project, saga.id, cause, lambda p: p.retry(cause.at, attempt) if p.retry_due(cause.at) else None)
