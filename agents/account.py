@@ -12,8 +12,8 @@ from datetime import datetime
 from typing import Any, Final
 
 from agents.journal import Journal
-from agents.records import Memory, Trail, step_entry, unwind_entry
-from agents.steps import Output
+from agents.records import Memory, Trail, saga_entry, step_entry, unwind_entry
+from domain.kernel.saga import Output
 from domain.nodes.orders import Failure, StepReport, Steps, StepState
 
 QUIET_S: Final = 0.1
@@ -37,6 +37,10 @@ class OrderAccount:
         self._telling: asyncio.Task[None] | None = None
 
     @property
+    def saga(self) -> str:
+        return self._trail.saga
+
+    @property
     def outputs(self) -> Mapping[str, Output]:
         return self._trail.outputs
 
@@ -52,8 +56,13 @@ class OrderAccount:
     def failed_step(self) -> str:
         return self._trail.failed_step
 
-    def began(self, step: str) -> datetime | None:
-        return next((told.at for told in self._trail.steps if told.step == step), None)
+    def begun(self, saga: str) -> None:
+        if not self._trail.saga:
+            self._journal.write(saga_entry(self._trail.order.id, saga))
+
+    def since(self, step: str) -> datetime:
+        """When a step was first started, by whichever process."""
+        return next((report.at for report in self._trail.steps if report.step == step), self._clock())
 
     def started(self, step: str) -> None:
         self._note(step, StepState.STARTED)

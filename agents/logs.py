@@ -204,7 +204,7 @@ def _ready(file: _File) -> bytes:
     try:
         with file.path.open("rb", buffering=0) as opened:
             if os.fstat(opened.fileno()).st_size < file.offset:
-                file.offset = file.hole = 0
+                file.offset = file.hole = file.line = 0
             return os.pread(opened.fileno(), PIECE, file.offset)
     except OSError:
         return b""

@@ -1,6 +1,6 @@
-"""The steps that bring a sandbox up, each with its undo (reference/miren-sandbox.md §2.3).
+"""``create-sandbox``: the saga that brings a sandbox up (reference/miren-sandbox.md §2.3).
 
-| step | does | undo |
+| action | does | undo |
 |---|---|---|
 | artifact | has the verified bytes and the lower made of them, and the snapshot; usually all is there | none: they are shared |
 | root | the sandbox's own writable root, from the artifact, a snapshot, or stock | removes it |
@@ -9,7 +9,8 @@
 | start | starts the main process; its handle is on record before anybody is told | destroys every generation |
 | ready | waits for the probe port; its exit beats the port | none: it only looks |
 
-Steps from ``root`` to ``start`` cost the host something and are bounded by its cores; waiting is not.
+Everything an action makes is found again by the sandbox's id, which is why one that runs again adopts it and an undo needs no more.
+Actions from ``root`` to ``start`` cost the host something and are bounded by its cores; waiting is not.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ from __future__ import annotations
 import asyncio
 import re
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import structlog
 
@@ -28,132 +31,166 @@ from agents.node import LocalNode
 from agents.ports import Attachment
 from agents.readiness import port_statuses, wait_ready
 from agents.records import SandboxRecord
-from agents.steps import Account, Output, Step
 from agents.stock import Waiting
+from domain.kernel.aggregate import Record
+from domain.kernel.saga import Action, Nothing, NoUndo, define
+from domain.nodes.orders import PortStatus
 
 log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Bringup:
-    """What the steps work on. Outputs of earlier steps come from the account, so that a resumed saga has them too."""
+    """What the actions work with. ``since``: when an action was first started, so that a wait is not longer for being interrupted."""
 
     node: LocalNode
-    record: SandboxRecord
     driver: Driver
-    account: Account
-
-    @property
-    def handle(self) -> Handle:
-        return Handle(**self.account.outputs["start"]["handle"])
+    since: Callable[[str], datetime]
 
 
-async def _artifact(b: Bringup) -> Output:
-    ref = b.record.spec.artifact
-    path = await b.node.cache.ensure(ref)
+class Wanted(Record):
+    """What the saga is given: the sandbox as it is written down."""
+
+    box: SandboxRecord
+
+
+class Rooted(Record):
+    path: str
+
+
+class Wired(Record):
+    """What has to be known of a sandbox's network. An earlier program said less."""
+
+    netns: str | None
+    address: str
+    interface: str = ""
+    gateway: str = ""
+
+
+class Started(Record):
+    """``handle``: the driver's ``Handle``, as an object."""
+
+    handle: dict[str, Any]
+
+
+class Served(Record):
+    ports: tuple[PortStatus, ...]
+
+
+class ToStart(Wanted, Rooted, Wired):
+    pass
+
+
+class ToServe(Wanted, Started):
+    address: str
+
+
+class Up(Started, Served):
+    """What is said of a sandbox that is up."""
+
+    address: str
+
+
+async def _artifact(b: Bringup, wanted: Wanted) -> Nothing:
+    spec = wanted.box.spec
+    path = await b.node.cache.ensure(spec.artifact)
     async with b.node.creating:
-        await b.node.roots.prepare(ref.artifact_id, path, disk=isinstance(b.driver, TakesDisk))
-    snapshot, manifest = b.record.spec.snapshot_id, b.record.spec.snapshot_manifest
-    if snapshot is not None and manifest is not None:
-        await b.node.vault.ensure(b.node.roots, b.record.project, snapshot, ref.artifact_id, manifest)
-    return {}
+        await b.node.roots.prepare(spec.artifact.artifact_id, path, disk=isinstance(b.driver, TakesDisk))
+    if spec.snapshot_id is not None and spec.snapshot_manifest is not None:
+        await b.node.vault.ensure(b.node.roots, wanted.box.project, spec.snapshot_id, spec.artifact.artifact_id, spec.snapshot_manifest)
+    return Nothing()
 
 
-async def _root(b: Bringup) -> Output:
+async def _root(b: Bringup, wanted: Wanted) -> Rooted:
     ids = b.driver.ids if isinstance(b.driver, MapsUsers) else 0
-    held = b.node.stock.take(b.record)
+    artifact, snapshot = wanted.box.spec.artifact.artifact_id, wanted.box.spec.snapshot_id
+    held = b.node.stock.take(wanted.box)
     async with b.node.creating:
-        artifact, snapshot = b.record.spec.artifact.artifact_id, b.record.spec.snapshot_id
         if held is not None:
-            await b.node.roots.give(held.name, b.record.id)
+            await b.node.roots.give(held.name, wanted.box.id)
             b.node.crash.here("give-root:after")
-        path = await b.node.roots.create(b.record.id, artifact, snapshot, disk=isinstance(b.driver, TakesDisk), ids=ids)
-    return {"path": str(path)}
+        path = await b.node.roots.create(wanted.box.id, artifact, snapshot, disk=isinstance(b.driver, TakesDisk), ids=ids)
+    return Rooted(path=str(path))
 
 
-async def _remove_root(b: Bringup) -> None:
+async def _remove_root(b: Bringup, wanted: Wanted) -> None:
     """Also what was taken for it and not come to a start: that holds the root."""
-    if (held := b.node.stock.settle(b.record.id)) is not None:
+    if (held := b.node.stock.settle(wanted.box.id)) is not None:
         await end_waiting(b.node, held)
-    await b.node.roots.remove(b.record.id)
+    await b.node.roots.remove(wanted.box.id)
 
 
-async def _network(b: Bringup) -> Output:
-    held, network = b.node.stock.taken(b.record.id), b.node.network
+async def _network(b: Bringup, wanted: Wanted) -> Wired:
+    held, network = b.node.stock.taken(wanted.box.id), b.node.network
     async with b.node.creating:
         if held is not None:
-            await network.give(held.name, b.record.id)
+            await network.give(held.name, wanted.box.id)
             b.node.crash.here("give-network:after")
-        attached = await network.attach(b.record.id, b.record.spec.egress)
+        attached = await network.attach(wanted.box.id, wanted.box.spec.egress)
     return wire_of(attached)
 
 
-def wire_of(attached: Attachment) -> Output:
+def wire_of(attached: Attachment) -> Wired:
     """What ``spec_of`` has to know of a sandbox's network."""
-    said = {"address": attached.address, "interface": attached.interface, "gateway": attached.gateway}
-    return {"netns": None if attached.netns is None else str(attached.netns), **said}
+    netns = None if attached.netns is None else str(attached.netns)
+    return Wired(netns=netns, address=attached.address, interface=attached.interface, gateway=attached.gateway)
 
 
-async def _detach(b: Bringup) -> None:
-    await b.node.network.detach(b.record.id)
+async def _detach(b: Bringup, wanted: Wanted) -> None:
+    await b.node.network.detach(wanted.box.id)
 
 
-async def _logs(b: Bringup) -> Output:
-    held, place = b.node.stock.taken(b.record.id), b.node.logs(b.record.id)
+async def _logs(b: Bringup, wanted: Wanted) -> Nothing:
+    held, place = b.node.stock.taken(wanted.box.id), b.node.logs(wanted.box.id)
     if held is not None and not place.exists():
         b.node.logs(held.name).rename(place)
         b.node.crash.here("give-logs:after")
     place.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return {}
+    return Nothing()
 
 
-async def _remove_logs(b: Bringup) -> None:
-    await asyncio.to_thread(remove_tree, b.node.logs(b.record.id))
+async def _remove_logs(b: Bringup, wanted: Wanted) -> None:
+    await asyncio.to_thread(remove_tree, b.node.logs(wanted.box.id))
 
 
-async def _start(b: Bringup) -> Output:
-    root, snapshot = Path(b.account.outputs["root"]["path"]), b.record.spec.snapshot_id
-    spec = spec_of(b.node, b.record, root, b.account.outputs["network"], snapshot)
-    held = b.node.stock.taken(b.record.id)
+async def _start(b: Bringup, ready: ToStart) -> Started:
+    spec = spec_of(b.node, ready.box, Path(ready.path), ready, ready.box.spec.snapshot_id)
+    held = b.node.stock.taken(ready.box.id)
     async with b.node.creating:
         given = None if held is None or not isinstance(b.driver, CanHold) else await b.driver.give(held.name, spec)
         b.node.crash.here("give-start:after" if given is not None else "")
-        b.node.stock.settle(b.record.id)
+        b.node.stock.settle(ready.box.id)
         handle = given or await b.driver.start(spec)
-    return {"handle": asdict(handle)}
+    return Started(handle=asdict(handle))
 
 
-async def _destroy(b: Bringup) -> None:
-    await b.driver.destroy(b.record.id)
+async def _destroy(b: Bringup, ready: ToStart) -> None:
+    await b.driver.destroy(ready.box.id)
 
 
-async def _ready(b: Bringup) -> Output:
-    recipe, address = b.record.spec.recipe, b.account.outputs["network"]["address"]
-    began = b.account.began("ready") or b.node.clock()
-    spent = (b.node.clock() - began).total_seconds()  # by an agent that died while it waited
-    await wait_ready(b.driver, b.handle, recipe.probe_port, address, b.node.settings.port_wait_s, spent)
-    return {"ports": [port.model_dump() for port in await port_statuses(b.driver, b.handle, recipe, address)]}
+async def serve(b: Bringup, started: ToServe) -> Served:
+    """Wait until it is up, also one that has come up again."""
+    recipe, handle = started.box.spec.recipe, Handle(**started.handle)
+    waited = (b.node.clock() - b.since("ready")).total_seconds()
+    await wait_ready(b.driver, handle, recipe.probe_port, started.address, b.node.settings.port_wait_s, waited)
+    return Served(ports=await port_statuses(b.driver, handle, recipe, started.address))
 
 
-async def _nothing(_: Bringup) -> None:
-    """What needs no undo: the step only looked, or what it made is shared."""
-
-
-PROVISION: Final = (
-    Step("artifact", _artifact, _nothing),
-    Step("root", _root, _remove_root),
-    Step("network", _network, _detach),
-    Step("logs", _logs, _remove_logs),
-    Step("start", _start, _destroy),
-    Step("ready", _ready, _nothing),
+CREATE_SANDBOX: Final = define(
+    "create-sandbox",
+    1,
+    Wanted,
+    Action("artifact", Wanted, Nothing, _artifact, NoUndo("what it made is shared")),
+    Action("root", Wanted, Rooted, _root, _remove_root, after=("artifact",)),
+    Action("network", Wanted, Wired, _network, _detach),
+    Action("logs", Wanted, Nothing, _logs, _remove_logs),
+    Action("start", ToStart, Started, _start, _destroy, after=("logs",)),
+    Action("ready", ToServe, Served, serve, NoUndo("it only looks")),
 )
 
 
-def spec_of(node: LocalNode, record: SandboxRecord, root: Path, wire: Output, snapshot_id: str | None = None) -> Spec:
-    """What a driver is asked to start, or to go on with if the snapshot that the root was made from holds a memory.
-
-    ``wire``: what ``wire_of`` said; an earlier program's has less.
-    """
+def spec_of(node: LocalNode, record: SandboxRecord, root: Path, wire: Wired, snapshot_id: str | None = None) -> Spec:
+    """What a driver is asked to start, or to go on with if the snapshot that the root was made from holds a memory."""
     recipe = record.spec.recipe
     return Spec(
         sandbox_id=record.id,
@@ -166,9 +203,9 @@ def spec_of(node: LocalNode, record: SandboxRecord, root: Path, wire: Output, sn
         user=recipe.user,
         hostname=_hostname(record),
         limits=Limits(cpu=recipe.cpu, memory_mb=recipe.memory_mb, pids=recipe.pids),
-        netns=None if wire["netns"] is None else Path(wire["netns"]),
-        address=wire.get("interface", ""),
-        gateway=wire.get("gateway", ""),
+        netns=None if wire.netns is None else Path(wire.netns),
+        address=wire.interface,
+        gateway=wire.gateway,
         ids=node.roots.ids(record.id),
         memory=None if snapshot_id is None else node.roots.memory(snapshot_id),
     )

@@ -15,14 +15,16 @@ from domain.sandboxes.spec import Recipe
 FIRST_LOOK_S: Final = 0.01
 LOOK_S: Final = 0.25
 """Looks begin quickly and slow down to this."""
+LAST_LOOKS_S: Final = 1.0
+"""What is left of a wait when an agent takes it up too late: the port may have been open all the time."""
 CANNOT_RUN: Final = frozenset({126, 127})
 """Exit codes by which a main process was never one: not executable, not found."""
 
 
-async def wait_ready(driver: Driver, handle: Handle, port: int | None, address: str, seconds: float, spent_s: float = 0) -> None:
-    """Return when it is up, after ``seconds`` at most, of which an earlier agent has waited ``spent_s``.
+async def wait_ready(driver: Driver, handle: Handle, port: int | None, address: str, seconds: float, waited: float = 0) -> None:
+    """Return when it is up. Raises ``sandbox.startup-failed``, or ``driver.unsupported`` when nobody here could see the port.
 
-    Raises ``sandbox.startup-failed``, or ``driver.unsupported`` when nobody here could see the port.
+    ``waited``: so many of the ``seconds`` are over, by an agent that died meanwhile; time for a few looks is always left.
     """
     seen = await driver.inspect(handle)
     if seen.condition is Condition.EXITED and seen.exit is not None and (port is not None or seen.exit.code in CANNOT_RUN):
@@ -36,7 +38,8 @@ async def wait_ready(driver: Driver, handle: Handle, port: int | None, address: 
     exit_ = asyncio.ensure_future(driver.wait(handle))
     opened = asyncio.ensure_future(_until_open(driver, handle, port, address))
     try:
-        await asyncio.wait({exit_, opened}, timeout=max(0.0, seconds - spent_s), return_when=asyncio.FIRST_COMPLETED)
+        left = max(min(seconds, LAST_LOOKS_S), seconds - waited)
+        await asyncio.wait({exit_, opened}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
         if exit_.done():
             raise _exited(exit_.result())
         if not opened.done():

@@ -3,6 +3,7 @@
 | entry ``k`` | says |
 |---|---|
 | ``order`` ``begun`` | an order was accepted; an agent process began it for the ``n``-th time |
+| ``saga`` | under which declaration its steps were begun |
 | ``step`` ``unwind`` | what happened to one of its steps; from here on it is undone, and why |
 | ``end`` | it is over, with this report; known again for a while, so that it is never done twice |
 | ``say`` ``sent`` | something was noticed that belongs to no order; the bus has stored a report |
@@ -71,6 +72,8 @@ class Trail:
     order: Order
     accepted: datetime
     begun: int = 0
+    saga: str = ""
+    """The label of the declaration that its steps follow (``domain/kernel/saga.py``)."""
     steps: list[StepReport] = field(default_factory=list)
     outputs: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Of the steps that are done, in their order."""
@@ -128,6 +131,10 @@ class Memory:
     def _on_begun(self, entry: Entry) -> None:
         if entry["id"] in self.orders:
             self.orders[entry["id"]].begun = entry["n"]
+
+    def _on_saga(self, entry: Entry) -> None:
+        if entry["id"] in self.orders:
+            self.orders[entry["id"]].saga = entry["saga"]
 
     def _on_step(self, entry: Entry) -> None:
         if entry["id"] in self.orders:
@@ -233,6 +240,10 @@ def replica_entry(template_id: str, artifact_id: str | None) -> Entry:
     return {"k": "replica", "template": template_id, "artifact": artifact_id}
 
 
+def saga_entry(order_id: str, saga: str) -> Entry:
+    return {"k": "saga", "id": order_id, "saga": saga}
+
+
 def step_entry(order_id: str, step: StepReport) -> Entry:
     return {"k": "step", "id": order_id, "step": _json(step)}
 
@@ -245,6 +256,8 @@ def _retold(trail: Trail) -> Iterator[Entry]:
     identifier = trail.order.id
     yield order_entry(trail.order, trail.accepted)
     yield {"k": "begun", "id": identifier, "n": trail.begun}
+    if trail.saga:
+        yield saga_entry(identifier, trail.saga)
     yield from (step_entry(identifier, step) for step in trail.steps)
     if trail.failure is not None:
         yield unwind_entry(identifier, trail.failed_step, trail.failure)

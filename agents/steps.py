@@ -1,9 +1,12 @@
-"""A small saga, run on this node: steps forward, and when one fails, undos backward, by the journal's account of both.
+"""Sagas, run on this node: actions forward, and when one fails, undos backward, by the journal's account of both.
 
-- A step's ``do`` and ``undo`` may each run twice. ``undo`` also runs for the step that failed, and must bear that nothing was done.
-- Undos run in reverse order and stop at the first that fails: earlier steps may own what the failed one still uses.
-- After a crash, steps that are done are skipped and the interrupted one runs again; what was being undone is undone further.
+- An action and its undo may each run twice. An undo also runs for the action that failed, and must bear that nothing was done.
+- Undos run in reverse order and stop at the first that fails: earlier actions may own what the failed one still uses.
+- After a crash, actions that are done are skipped and the interrupted one runs again; what was being undone is undone further.
 - The deadline is the order's, an instant, so that a resumed saga does not get a new one (reference/miren-sandbox.md §2.4b.2).
+- Before each action, and once more after the last, the fence is asked whether something stronger has come; then the saga ends as
+  superseded, undone, and nobody is told that it succeeded (§2.4b.6).
+- What was begun by a declaration that this program does not know is left alone: nothing is done and nothing undone (§2.7).
 """
 
 from __future__ import annotations
@@ -16,37 +19,33 @@ from typing import Any, Final, Generic, Protocol, TypeVar
 
 from agents.failures import SUPERSEDED, failure_of
 from agents.fence import Fence
+from domain.kernel.aggregate import Record
+from domain.kernel.saga import Action, Definition, NoUndo, Output
 from domain.nodes.orders import Failure
 
 C = TypeVar("C")
-
-Output = dict[str, Any]
-"""What a step leaves for later steps and for its undo: JSON-ready."""
+R = TypeVar("R", bound=Record)
 
 UNDO_S: Final = 60.0
 """How long one undo may take: it runs in a time of its own, however little the order had left."""
-
-
-@dataclass(frozen=True, slots=True)
-class Step(Generic[C]):
-    """One step, with its compensation beside it."""
-
-    name: str
-    do: Callable[[C], Awaitable[Output]]
-    undo: Callable[[C], Awaitable[None]]
 
 
 class Account(Protocol):
     """Where a saga's progress is kept; each call is on record when it returns."""
 
     @property
+    def saga(self) -> str:
+        """The label of the declaration that it began under; empty before it begins."""
+        ...
+
+    @property
     def outputs(self) -> Mapping[str, Output]:
-        """Of the steps that are done."""
+        """Of the actions that are done."""
         ...
 
     @property
     def touched(self) -> Sequence[str]:
-        """Steps that were started and are not undone."""
+        """Actions that were started and are not undone."""
         ...
 
     @property
@@ -54,10 +53,7 @@ class Account(Protocol):
         """Set when the saga is being undone."""
         ...
 
-    def began(self, step: str) -> datetime | None:
-        """When it was started first, also by an agent that died since."""
-        ...
-
+    def begun(self, saga: str) -> None: ...
     def started(self, step: str) -> None: ...
     def done(self, step: str, output: Output) -> None: ...
     def failed(self, step: str, failure: Failure, *, told: bool) -> None:
@@ -69,7 +65,7 @@ class Account(Protocol):
 
 
 class UnwoundError(Exception):
-    """The saga failed. ``left``: steps that could not be undone, in their order; empty when nothing is left."""
+    """The saga failed. ``left``: actions that could not be undone, in their order; empty when nothing is left."""
 
     def __init__(self, failure: Failure, left: tuple[str, ...] = (), undo_failure: Failure | None = None) -> None:
         super().__init__(failure.message)
@@ -78,67 +74,94 @@ class UnwoundError(Exception):
         self.undo_failure = undo_failure
 
 
-async def run(
-    steps: Sequence[Step[C]],
-    context: C,
-    account: Account,
-    *,
-    fence: Fence,
-    deadline: datetime | None = None,
-    now: Callable[[], datetime],
-    crash: Callable[[str], None] = lambda _point: None,
-) -> None:
-    """Take the saga to its end from wherever the account says it is. Raises ``UnwoundError`` when that end is that nothing was done."""
-    for step in steps:
-        if account.failure is not None:
+class IncompatibleError(Exception):
+    """It was begun under a declaration that this program cannot go on with. Nothing was done about it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Execution(Generic[C]):
+    """One run of a saga: its declaration, what its actions work with, what it was given, how far it is, and what may end it."""
+
+    saga: Definition[C]
+    context: C
+    given: Record
+    account: Account
+    fence: Fence
+    now: Callable[[], datetime]
+    deadline: datetime | None = None
+    crash: Callable[[str], None] = lambda _point: None
+
+    def gather(self, wanted: type[R]) -> R:
+        """A record of what there is by now. Raises ``ValueError``."""
+        return self.saga.gather(wanted, self.given, self.account.outputs)
+
+
+async def run(e: Execution[C]) -> None:
+    """Take the saga to its end from wherever the account says it is.
+
+    Raises ``UnwoundError`` when that end is that nothing was done, ``IncompatibleError`` when it is no saga of ours.
+    """
+    _follow(e)
+    for action in e.saga.actions:
+        if e.account.failure is not None:
             break
-        if step.name not in account.outputs:
-            await _forward(step, context, account, fence, deadline, now, crash)
-    if account.failure is not None:
-        await unwind(steps, context, account, crash)
+        if action.name not in e.account.outputs:
+            await _forward(e, action)
+    if e.account.failure is None and e.fence.closed:
+        e.account.failed(e.saga.steps[-1], SUPERSEDED, told=False)
+    if e.account.failure is not None:
+        await unwind(e)
 
 
-async def _forward(
-    step: Step[C],
-    context: C,
-    account: Account,
-    fence: Fence,
-    deadline: datetime | None,
-    now: Callable[[], datetime],
-    crash: Callable[[str], None],
-) -> None:
-    if fence.closed:
-        account.failed(step.name, SUPERSEDED, told=False)
+def _follow(e: Execution[C]) -> None:
+    """What an earlier program began without saying under what is of the first version."""
+    account = e.account
+    label = account.saga or (f"{e.saga.name}/1" if account.touched else e.saga.label)
+    unknown = [step for step in account.touched if step not in e.saga.steps]
+    if not e.saga.follows(label) or unknown:
+        raise IncompatibleError(f"it is an unfinished {label}; this program has {e.saga.label}, which does not go on with it")
+    account.begun(label)
+
+
+async def _forward(e: Execution[C], action: Action[C, Any, Any]) -> None:
+    if e.fence.closed:
+        e.account.failed(action.name, SUPERSEDED, told=False)
         return
-    seconds = None if deadline is None else max(0.0, (deadline - now()).total_seconds())
-    account.started(step.name)
-    crash(f"{step.name}:before")
+    seconds = None if e.deadline is None else max(0.0, (e.deadline - e.now()).total_seconds())
+    e.account.started(action.name)
+    e.crash(f"{action.name}:before")
     try:
-        output = await fence.guard(_awaited(step.do(context)), seconds)
-        crash(f"{step.name}:after")
-        account.done(step.name, output)
+        output = await e.fence.guard(_awaited(action.do(e.context, e.gather(action.takes))), seconds)
+        e.crash(f"{action.name}:after")
+        e.account.done(action.name, output.model_dump(mode="json"))
     except Exception as error:  # noqa: BLE001 - whatever it is, what was done so far has to be undone
-        account.failed(step.name, failure_of(error), told=True)
+        e.account.failed(action.name, failure_of(error), told=True)
 
 
-async def unwind(steps: Sequence[Step[C]], context: C, account: Account, crash: Callable[[str], None] = lambda _point: None) -> None:
+async def unwind(e: Execution[C]) -> None:
     """Undo what was touched, last first, and raise ``UnwoundError``."""
-    failure = account.failure or SUPERSEDED
-    for step in reversed(steps):
-        if step.name not in account.touched:
+    failure = e.account.failure or SUPERSEDED
+    for action in reversed(e.saga.actions):
+        if action.name not in e.account.touched:
             continue
-        crash(f"undo-{step.name}:before")
+        e.crash(f"undo-{action.name}:before")
         try:
-            async with asyncio.timeout(UNDO_S):
-                await _awaited(step.undo(context))
+            await _undo(e, action)
         except Exception as error:
             why = failure_of(error)
-            account.undo_failed(step.name, why)
-            left = tuple(name.name for name in steps if name.name in account.touched)
+            e.account.undo_failed(action.name, why)
+            left = tuple(name for name in e.saga.steps if name in e.account.touched)
             raise UnwoundError(failure, left, why) from error
-        crash(f"undo-{step.name}:after")
-        account.undone(step.name)
+        e.crash(f"undo-{action.name}:after")
+        e.account.undone(action.name)
     raise UnwoundError(failure)
+
+
+async def _undo(e: Execution[C], action: Action[C, Any, Any]) -> None:
+    if action.undo is None or isinstance(action.undo, NoUndo):
+        return
+    async with asyncio.timeout(UNDO_S):
+        await action.undo(e.context, e.gather(action.takes))
 
 
 async def _awaited(work: Awaitable[Any]) -> Any:

@@ -12,12 +12,14 @@ from agents.failures import fail
 from agents.fence import Fence
 from agents.node import LocalNode
 from agents.records import Trail
-from agents.steps import Step, run
+from agents.steps import Execution, run
 from domain.kernel.aggregate import Record
+from domain.kernel.saga import Definition
 from domain.nodes.orders import Order
 
 T = TypeVar("T")
 C = TypeVar("C")
+R = TypeVar("R", bound=Record)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +37,12 @@ class Task:
         deadline = self.order.deadline
         return None if deadline is None else max(0.0, (deadline - self.node.clock()).total_seconds())
 
-    async def saga(self, steps: tuple[Step[C], ...], context: C, fence: Fence) -> None:
-        """Take steps to their end. Raises ``UnwoundError``."""
-        crash = self.node.crash.here
-        await run(steps, context, self.account, fence=fence, deadline=self.order.deadline, now=self.node.clock, crash=crash)
+    async def saga(self, saga: Definition[C], context: C, given: Record, fence: Fence, result: type[R]) -> R:
+        """Take the order's saga to its end, and say what came of it. Raises ``UnwoundError``, ``IncompatibleError``."""
+        clock, crash = self.node.clock, self.node.crash.here
+        execution = Execution(saga, context, given, self.account, fence, clock, self.order.deadline, crash)
+        await run(execution)
+        return execution.gather(result)
 
     async def guarded(self, sandbox_id: str, action: Coroutine[Any, Any, T]) -> T:
         """The result of ``action``, unless the deadline passes or a destroy of the sandbox arrives first."""

@@ -20,12 +20,13 @@ from agents.fence import FencedError
 from agents.keyed import KeyedLocks
 from agents.node import LocalNode
 from agents.records import Trail, order_entry
+from agents.steps import IncompatibleError
 from agents.task import Task
 from agents.verbs import cancel, commits, execute, images, inspect, limits, power, provision, replicas, snapshots, sweep
 from agents.watching import ensure_watched
 from bus.tracing import Tracing
 from domain.kernel.aggregate import Record
-from domain.nodes.orders import BODIES, Order, Report, ReportKind, Steps, Verb
+from domain.nodes.orders import BODIES, Failure, Order, Report, ReportKind, Steps, Verb
 
 log = structlog.get_logger(__name__)
 
@@ -88,7 +89,7 @@ class Work:
         self._node = node
         self._tracing = tracing
         self._keys = KeyedLocks()
-        self._running: dict[str, asyncio.Task[Report]] = {}
+        self._running: dict[str, asyncio.Task[Report | None]] = {}
 
     # ------------------------------------------------------------------------------------------------------------- lane
 
@@ -140,7 +141,7 @@ class Work:
     def _renamed(self, report: Report) -> Report:
         return report.model_copy(update={"id": f"{report.id}:again-{self._node.clock().timestamp():.6f}"})
 
-    def _begin(self, order: Order) -> asyncio.Task[Report]:
+    def _begin(self, order: Order) -> asyncio.Task[Report | None]:
         task = asyncio.create_task(
             self._traced(order) if self._tracing is not None else self._carry_out(order), name=f"{order.verb} {order.id}"
         )
@@ -148,7 +149,7 @@ class Work:
         task.add_done_callback(lambda done: self._forget(order, done))
         return task
 
-    def _forget(self, order: Order, done: asyncio.Task[Report]) -> None:
+    def _forget(self, order: Order, done: asyncio.Task[Report | None]) -> None:
         del self._running[order.id]
         if not done.cancelled() and done.exception() is not None:
             log.error("order.not-ended", order=order.id, verb=order.verb, error=repr(done.exception())[:500])
@@ -173,20 +174,20 @@ class Work:
 
     # ------------------------------------------------------------------------------------------------------------ orders
 
-    async def _traced(self, order: Order) -> Report:
+    async def _traced(self, order: Order) -> Report | None:
         """The same, in a span of the trace that the order belongs to; its reports are below that."""
         if self._tracing is None or order.trace is None:
             return await self._carry_out(order)
         with self._tracing.span(f"order {order.verb}", order.trace, node=self._node.name, order=order.id) as trace:
             return await self._carry_out(order.model_copy(update={"trace": trace}))
 
-    async def _carry_out(self, order: Order) -> Report:
+    async def _carry_out(self, order: Order) -> Report | None:
         if order.verb is Verb.SANDBOX_EXEC:  # holds nobody back
             return await self._to_its_end(order)
         async with self._keys(order.key):
             return await self._to_its_end(order)
 
-    async def _to_its_end(self, order: Order) -> Report:
+    async def _to_its_end(self, order: Order) -> Report | None:
         node, task = self._node, None
         repeated = order.id in node.memory.ended
         try:
@@ -200,6 +201,9 @@ class Work:
             faults = error.errors(include_input=False, include_url=False)
             failed = fail("order.invalid", f"{order.verb}: {error.error_count()} faults, first: {faults[0]['loc']}: {faults[0]['msg']}")
             report = self._failed(order, failed)
+        except IncompatibleError as error:
+            await self._left_alone(order, task, error)
+            return None
         except Exception as error:  # noqa: BLE001 - whatever it is, somebody waits for the answer
             report = self._failed(order, error)
         finally:
@@ -227,6 +231,17 @@ class Work:
             if not cut.closed:
                 raise
             raise fail("order.cancelled", "its job was cancelled") from error
+
+    async def _left_alone(self, order: Order, task: Task | None, error: IncompatibleError) -> None:
+        """Neither done nor undone. It stays written down for a program that knows it, which has all its tries; a destroy ends it too."""
+        node = self._node
+        log.error("order.incompatible", order=order.id, verb=order.verb, error=str(error))
+        node.journal.write({"k": "begun", "id": order.id, "n": 0})
+        node.cuts.ended(order)
+        if task is not None and order.verb is Verb.SANDBOX_PROVISION:
+            failure = Failure(code="order.incompatible", message=str(error), details={"steps": list(task.account.touched)})
+            body, suffix = task.account.rest().model_dump(mode="json"), f":incompatible-{node.clock().timestamp():.6f}"
+            await node.reporter.steps(node.reporter.of(order, ReportKind.STEP, body, failure, suffix))
 
     def _failed(self, order: Order, error: Exception) -> Report:
         failure = failure_of(error)

@@ -9,7 +9,7 @@ import structlog
 
 from agents.failures import FailedError, fail
 from agents.node import Doom, LocalNode
-from agents.provisioning import PROVISION, Bringup
+from agents.provisioning import CREATE_SANDBOX, Bringup, Up, Wanted
 from agents.records import SandboxRecord
 from agents.steps import UnwoundError
 from agents.task import Task
@@ -77,19 +77,17 @@ async def bring_up(task: Task, record: SandboxRecord) -> tuple[SandboxRecord, tu
     node = task.node
     if node.find(record.id) is None:
         node.put(record)
-    bringup = Bringup(node, record, node.drivers.pick(record.driver), task.account)
+    bringup = Bringup(node, node.drivers.pick(record.driver), task.account.since)
     with node.fenced(record.id) as fence:
         node.cuts.also(task.order, fence)
         try:
-            await task.saga(PROVISION, bringup, fence)
+            up = await task.saga(CREATE_SANDBOX, bringup, Wanted(box=record), fence, Up)
         except UnwoundError as unwound:
             node.runtime_line(record.id, f"not started: {task.account.failed_step}: {unwound.failure.message}")
             _note_failure(node, record, task, unwound)
             raise
-    outputs = task.account.outputs
-    update = {"condition": "running", "handle": outputs["start"]["handle"], "address": outputs["network"]["address"]}
-    ports = tuple(PortStatus.model_validate(port) for port in outputs["ready"]["ports"])
-    return node.put(record.model_copy(update=update)), ports
+    update = {"condition": "running", "handle": up.handle, "address": up.address}
+    return node.put(record.model_copy(update=update)), up.ports
 
 
 def _note_failure(node: LocalNode, record: SandboxRecord, task: Task, unwound: UnwoundError) -> None:

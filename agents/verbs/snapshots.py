@@ -5,27 +5,26 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Final, Literal
 
 import structlog
 
-from agents.drivers.driver import CanPause, CanSnapshot, Driver, Handle, RuntimeFault
+from agents.drivers.driver import CanPause, CanSnapshot, RuntimeFault
 from agents.failures import FailedError, fail
 from agents.node import LocalNode
-from agents.provisioning import spec_of, wire_of
-from agents.readiness import port_statuses, wait_ready
+from agents.provisioning import Bringup, Rooted, Served, Started, ToServe, Up, Wanted, serve, spec_of, wire_of
 from agents.records import SandboxRecord
-from agents.steps import Account, Output, Step, UnwoundError
+from agents.steps import UnwoundError
 from agents.stocking import forget
 from agents.task import Task, attempt
 from agents.verbs.power import current
 from agents.verbs.provision import running
 from agents.watching import unwatch
+from domain.kernel.saga import Action, Nothing, NoUndo, define
 from domain.nodes.orders import (
-    PortStatus,
     SandboxRollback,
     SandboxRunning,
     SandboxSnapshot,
@@ -98,57 +97,51 @@ async def export(task: Task, body: SnapshotExport) -> SnapshotExported:
 # ------------------------------------------------------------------------------------------------------------ rollback
 
 
-@dataclass(frozen=True, slots=True)
-class Return:
-    """What the steps of a rollback work on. ``record`` is already of the new generation."""
+class Back(Wanted):
+    """What a rollback is given. ``box`` is already of the new generation."""
 
-    node: LocalNode
-    record: SandboxRecord
-    driver: Driver
-    account: Account
     snapshot_id: str
 
 
-async def _halt(r: Return) -> Output:
+class ToRestart(Back, Rooted):
+    pass
+
+
+class Restarted(Started):
+    address: str
+
+
+async def _halt(b: Bringup, back: Back) -> Nothing:
     """End the old machine. Its exit is our doing and nobody is told of it."""
-    unwatch(r.node, r.record.id)
-    await r.driver.destroy(r.record.id)
-    return {}
+    unwatch(b.node, back.box.id)
+    await b.driver.destroy(back.box.id)
+    return Nothing()
 
 
-async def _restore(r: Return) -> Output:
-    return {"path": str(await r.node.roots.rollback(r.record.id, r.snapshot_id))}
+async def _restore(b: Bringup, back: Back) -> Rooted:
+    return Rooted(path=str(await b.node.roots.rollback(back.box.id, back.snapshot_id)))
 
 
-async def _restart(r: Return) -> Output:
-    attached = await r.node.network.attach(r.record.id, r.record.spec.egress)
-    async with r.node.creating:
-        root = Path(r.account.outputs["restore"]["path"])
-        handle = await r.driver.start(spec_of(r.node, r.record, root, wire_of(attached), r.snapshot_id))
-    return {"handle": asdict(handle), "address": attached.address}
+async def _restart(b: Bringup, ready: ToRestart) -> Restarted:
+    attached = await b.node.network.attach(ready.box.id, ready.box.spec.egress)
+    async with b.node.creating:
+        handle = await b.driver.start(spec_of(b.node, ready.box, Path(ready.path), wire_of(attached), ready.snapshot_id))
+    return Restarted(handle=asdict(handle), address=attached.address)
 
 
-async def _ready(r: Return) -> Output:
-    recipe, started = r.record.spec.recipe, r.account.outputs["restart"]
-    handle = Handle(**started["handle"])
-    await wait_ready(r.driver, handle, recipe.probe_port, started["address"], r.node.settings.port_wait_s)
-    return {"ports": [port.model_dump() for port in await port_statuses(r.driver, handle, recipe, started["address"])]}
-
-
-async def _stays_ended(r: Return) -> None:
+async def _stays_ended(b: Bringup, ready: ToRestart) -> None:
     """There is no way back to the old machine: what half came up is ended, and the order says that this was fatal."""
-    await r.driver.destroy(r.record.id)
+    await b.driver.destroy(ready.box.id)
 
 
-async def _nothing(_: Return) -> None:
-    """The disk stays as it is: it goes with the sandbox."""
-
-
-ROLLBACK: Final = (
-    Step("halt", _halt, _nothing),
-    Step("restore", _restore, _nothing),
-    Step("restart", _restart, _stays_ended),
-    Step("ready", _ready, _nothing),
+ROLLBACK_SANDBOX: Final = define(
+    "rollback-sandbox",
+    1,
+    Back,
+    Action("halt", Back, Nothing, _halt, NoUndo("there is no way back to the old machine")),
+    Action("restore", Back, Rooted, _restore, NoUndo("the disk goes with the sandbox"), after=("halt",)),
+    Action("restart", ToRestart, Restarted, _restart, _stays_ended),
+    Action("ready", ToServe, Served, serve, NoUndo("it only looks")),
 )
 
 
@@ -157,27 +150,22 @@ async def rollback(task: Task, body: SandboxRollback) -> SandboxRunning:
     node = task.node
     record = node.get(body.sandbox_id)
     if record.condition != "replacing" and "ready" in task.account.outputs:  # an agent that died before it could say so has done it
-        return running(record, _ports(task))
+        return running(record, Served.model_validate(task.account.outputs["ready"]).ports)
     if record.condition != "replacing":
         record = await _begin(node, record, body, task.order.project)
     elif record.generation != body.generation:
         raise fail("sandbox.stale-generation", f"sandbox {record.id} is at generation {record.generation}", generation=record.generation)
-    returning = Return(node, record, node.drivers.pick(record.driver), task.account, body.snapshot_id)
+    bringup = Bringup(node, node.drivers.pick(record.driver), task.account.since)
     try:
         with node.fenced(record.id) as fence:
-            await task.saga(ROLLBACK, returning, fence)
+            up = await task.saga(ROLLBACK_SANDBOX, bringup, Back(box=record, snapshot_id=body.snapshot_id), fence, Up)
     except UnwoundError as unwound:
         node.put(record.model_copy(update={"condition": "exited", "handle": None, "exit_code": None, "exited_at": node.clock()}))
         raise FailedError(unwound.failure, {"fatal": True}) from unwound
-    started = task.account.outputs["restart"]
-    update = {"condition": "running", "handle": started["handle"], "address": started["address"], "snapshot_id": body.snapshot_id}
+    update = {"condition": "running", "handle": up.handle, "address": up.address, "snapshot_id": body.snapshot_id}
     record = node.put(record.model_copy(update=update))
     node.runtime_line(record.id, f"rolled back to {body.snapshot_id}, generation {record.generation}")
-    return running(record, _ports(task))
-
-
-def _ports(task: Task) -> tuple[PortStatus, ...]:
-    return tuple(PortStatus.model_validate(port) for port in task.account.outputs["ready"]["ports"])
+    return running(record, up.ports)
 
 
 async def _begin(node: LocalNode, record: SandboxRecord, body: SandboxRollback, project: str) -> SandboxRecord:

@@ -6,7 +6,8 @@ RUNNING     the node works on it, or will when it gets the order.
 COMPLETED   every step is done. Follows from the sandbox's start, whose one commit is the saga's last word.
 UNDOING     it failed and something could not be undone; the undo is tried again, by the node itself and when it is told to.
 FAILED      it failed and everything is undone.
-BLOCKED     the undo failed at least 3 times over at least 1 hour; only a person, or another try, goes on.
+BLOCKED     the undo failed at least 3 times over at least 1 hour; only a person, or another try, goes on. Or the node has another
+            program by now, which knows nothing of the saga as it was begun: that does nothing and undoes nothing.
 ABANDONED   a person gave a blocked undo up, or the node was evicted; ``uncompensated`` says what may be left on the node.
 SUPERSEDED  the sandbox was stopped first; the node undoes or tears down, nobody waits for a start.
 
@@ -46,12 +47,13 @@ LIFECYCLE: Final = Lifecycle(
     """
                           RUNNING     COMPLETED              UNDOING  FAILED                 BLOCKED    ABANDONED  SUPERSEDED
     record_steps          RUNNING     =                      UNDOING  =                      BLOCKED    =          SUPERSEDED
-    complete              COMPLETED   =                      =        =                      =          =          =
+    complete              COMPLETED   =                      =        =                      COMPLETED  =          =
     fail:undone           FAILED      =                      FAILED   =                      FAILED     =          =
     fail:left             UNDOING     =                      =        =                      =          =          =
     undo_failed:again     =           =                      UNDOING  =                      =          =          =
     undo_failed:enough    =           =                      BLOCKED  =                      =          =          =
     undone                =           =                      FAILED   =                      FAILED     =          =
+    block                 BLOCKED     =                      BLOCKED  =                      =          =          =
     retry                 RUNNING     =                      UNDOING  =                      UNDOING    =          =
     lose_node             =           =                      ABANDONED =                     ABANDONED  =          =
     supersede             SUPERSEDED  =                      =        =                      =          =          =
@@ -134,6 +136,20 @@ class ProvisioningUndoFailed(Event):
         provisioning.undo_attempts += 1
         if self.blocked:
             provisioning.state = ProvisioningState.BLOCKED
+
+
+class ProvisioningBlocked(Event):
+    """The node has a program that cannot go on with it. ``uncompensated``: what had been begun (reference/miren-sandbox.md §2.7)."""
+
+    TOPIC = "provisioning.blocked"
+    attempt: int
+    failure: Failure
+    uncompensated: tuple[str, ...] = ()
+
+    def apply(self, provisioning: Provisioning) -> None:
+        provisioning.state = ProvisioningState.BLOCKED
+        provisioning.failure = provisioning.failure or self.failure
+        provisioning.uncompensated = self.uncompensated
 
 
 class ProvisioningRetried(Event):
@@ -219,6 +235,11 @@ class Provisioning(Aggregate):
         if attempt >= self.attempt and LIFECYCLE.admits(row, self.state):
             left = uncompensated or self.uncompensated
             self.record(ProvisioningUndoFailed, at, attempt=attempt, failure=failure, uncompensated=left, blocked=enough)
+
+    def block(self, at: datetime, attempt: int, failure: Failure, uncompensated: tuple[str, ...]) -> None:
+        """The node cannot go on with it, in neither direction."""
+        if attempt >= self.attempt and LIFECYCLE.admits("block", self.state):
+            self.record(ProvisioningBlocked, at, attempt=attempt, failure=failure, uncompensated=uncompensated)
 
     def undone(self, at: datetime) -> None:
         """What had been left is undone now, by whichever attempt: a sandbox's id is never used again."""

@@ -48,12 +48,21 @@ async def _provisioned(control: Control, report: Report, cause: Cause) -> None:
         case ReportKind.STEP:
             steps = Steps.model_validate(report.body)
             await _record(control, report, cause, lambda p: p.record_steps(cause.at, report.attempt, steps.first, steps.steps))
-            if any(step.step == BOOT for step in steps.steps):
+            if report.error is not None:
+                await _blocked(control, report, cause)
+            elif any(step.step == BOOT for step in steps.steps):
                 await control.change(Sandbox, report.project, report.process_id, cause, lambda s: s.starting(cause.at, report.attempt))
         case ReportKind.DONE:
             await _running(control, report, cause)
         case _:
             await _not_running(control, report, cause)
+
+
+async def _blocked(control: Control, report: Report, cause: Cause) -> None:
+    """The node's program does not know what an earlier one has begun there."""
+    failure = failure_of(report)
+    begun = tuple(map(str, failure.details.get("steps", ())))
+    await _record(control, report, cause, lambda p: p.block(cause.at, report.attempt, failure, begun))
 
 
 async def _record(control: Control, report: Report, cause: Cause, decide: Callable[[Provisioning], object]) -> None:

@@ -230,6 +230,11 @@ def provisioning_undo_failed(item: Item, fact: Fact) -> None:
     _provisioning(item, state="BLOCKED" if fact.data["blocked"] else "UNDOING", uncompensated=fact.data["uncompensated"])
 
 
+@VIEW.update("provisioning.blocked")
+def provisioning_blocked(item: Item, fact: Fact) -> None:
+    _provisioning(item, state="BLOCKED", uncompensated=fact.data["uncompensated"])
+
+
 @VIEW.update("provisioning.superseded")
 def provisioning_superseded(item: Item, _fact: Fact) -> None:
     _provisioning(item, state="SUPERSEDED")

@@ -118,6 +118,41 @@ def test_an_undo_ends_with_the_eviction_of_its_node(at, blocked: bool) -> None:
     at(test)
 
 
+async def left_alone(place) -> str:
+    """A sandbox whose node got another program while it came up."""
+    place.node.hold = lambda order: order.verb == Verb.SANDBOX_PROVISION
+    sandbox = (await place.do("sandbox.create", {"template": await place.template()}))["sandbox_id"]
+    order = (await eventually(lambda: place.node.did(Verb.SANDBOX_PROVISION)))[0]
+    unknown = Failure(code="order.incompatible", message="it is an unfinished create-sandbox/1", details={"steps": ["root"]})
+    await place.node.tell(order, ReportKind.STEP, {"first": 0, "steps": []}, unknown, ":incompatible")
+    await eventually(lambda: is_(place, sandbox, ProvisioningState.BLOCKED))
+    return sandbox
+
+
+def test_what_its_node_cannot_go_on_with_is_blocked_and_a_delete_ends_it(at) -> None:
+    """reference/miren-sandbox.md §11.30."""
+
+    async def test(place) -> None:
+        sandbox = await left_alone(place)
+        saga = await place.get(Provisioning, sandbox)
+        assert (saga.failure.code, saga.uncompensated) == ("order.incompatible", ("root",))
+        assert not place.node.did(Verb.SANDBOX_DESTROY), "nothing is undone by itself"
+        await place.do("sandbox.delete", {"sandbox_id": sandbox, "wait_s": 10})
+        await eventually(lambda: is_(place, sandbox, ProvisioningState.FAILED))
+
+    at(test)
+
+
+def test_what_its_node_cannot_go_on_with_may_come_up_after_all(at) -> None:
+    async def test(place) -> None:
+        sandbox = await left_alone(place)
+        await place.node.answer(place.node.did(Verb.SANDBOX_PROVISION)[0])
+        await eventually(lambda: is_(place, sandbox, ProvisioningState.COMPLETED))
+        assert not [key for key in place.plane.control.fleet.open if key[0] == "provisioning"]
+
+    at(test)
+
+
 def test_a_creation_on_a_node_that_is_evicted_is_superseded(at) -> None:
     async def test(place) -> None:
         template = await place.template()

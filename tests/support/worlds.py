@@ -170,6 +170,7 @@ PROVISIONINGS = World(
         "undo_failed:again": Row(UNDO_FAILED, again=True),
         "undo_failed:enough": Row(did("undo_failed", 1, FAILURE, after=HOUR), {"UNDOING": (UNDO_FAILED,)}),
         "undone": Row(did("undone")),
+        "block": Row(did("block", 1, FAILURE, ("root",))),
         "retry": Row(did("retry", 2)),
         "lose_node": Row(did("lose_node")),
         "supersede": Row(did("supersede")),

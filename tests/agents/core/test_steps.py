@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -12,8 +13,9 @@ from agents.drivers.driver import RuntimeFault
 from agents.fence import Fence
 from agents.journal import Journal
 from agents.records import Memory, order_entry
-from agents.steps import Step, UnwoundError
+from agents.steps import Execution, IncompatibleError, UnwoundError
 from agents.steps import run as run_saga
+from domain.kernel.saga import Action, Definition, Nothing, define
 from domain.nodes.orders import Order, StepState, Verb
 
 pytestmark = pytest.mark.quick
@@ -35,21 +37,23 @@ class World:
         self.sabotage = sabotage
         self.undo_times = undo_times
 
-    def steps(self):
-        return tuple(Step(name, self._do(name), self._undo(name)) for name in NAMES)
+    def saga(self, version=1, **instead) -> Definition[None]:
+        """A saga of these steps. ``instead``: what some of them do."""
+        actions = (Action(name, Nothing, Nothing, instead.get(name) or self._do(name), self._undo(name)) for name in NAMES)
+        return define("test", version, Nothing, *actions)
 
     def _do(self, name):
-        async def do(_):
+        async def do(*_):
             self.sabotage(f"{name}:before-effect")
             self.things.add(name)
             self.done.append(name)
             self.sabotage(f"{name}:reply-lost")
-            return {"made": name}
+            return Nothing()
 
         return do
 
     def _undo(self, name):
-        async def undo(_):
+        async def undo(*_):
             for _ in range(self.undo_times):
                 self.sabotage(f"undo-{name}")
                 self.things.discard(name)
@@ -75,13 +79,20 @@ def account_of(path, deadline=None):
     return journal, OrderAccount(journal.state.orders["o1"], journal, lambda: NOW)
 
 
-async def go(path, world, *, fence=None, crash=lambda _point: None, deadline=None, now=lambda: NOW):
+async def go(path, world, *, saga=None, fence=None, crash=lambda _point: None, deadline=None, now=lambda: NOW):
     journal, account = account_of(path)
     try:
-        await run_saga(world.steps(), None, account, fence=fence or Fence(), deadline=deadline, now=now, crash=crash)
+        await run_saga(Execution(saga or world.saga(), None, Nothing(), account, fence or Fence(), now, deadline, crash))
     finally:
         journal.close()
     return account
+
+
+def steps_of(path):
+    """What the journal says was done."""
+    journal, _ = account_of(path)
+    journal.close()
+    return journal.state.orders["o1"].steps
 
 
 def raising(point, error):
@@ -157,27 +168,20 @@ def test_undoing_stops_at_the_first_undo_that_fails_and_says_what_is_left(path, 
 def test_a_fence_cancels_the_running_step_and_undoes(path, run):
     world, fence, began = World(), Fence(), asyncio.Event()
 
-    async def hang(_):
+    async def hang(*_):
         world.things.add("boot")
         began.set()
         await asyncio.Event().wait()
 
-    steps = [*world.steps()]
-    steps[2] = Step("boot", hang, steps[2].undo)
-
     async def scenario():
-        journal, account = account_of(path)
-        saga = asyncio.ensure_future(run_saga(steps, None, account, fence=fence, now=lambda: NOW))
+        saga = asyncio.ensure_future(go(path, world, saga=world.saga(boot=hang), fence=fence))
         await began.wait()
         fence.close()
         with pytest.raises(UnwoundError) as caught:
             await saga
         assert caught.value.failure.code == "sandbox.superseded"
         assert world.things == set()
-        assert [step.state for step in journal.state.orders["o1"].steps if step.step == "boot"] == [
-            StepState.STARTED, StepState.FAILED, StepState.UNDONE,
-        ]  # fmt: skip
-        journal.close()
+        assert [step.state for step in steps_of(path) if step.step == "boot"] == [StepState.STARTED, StepState.FAILED, StepState.UNDONE]
 
     run(scenario())
 
@@ -194,21 +198,16 @@ def test_ending_the_process_is_no_failure(path, run):
     """Cancelling the saga itself undoes nothing; the next process goes on."""
     world, began = World(), asyncio.Event()
 
-    async def hang(_):
+    async def hang(*_):
         began.set()
         await asyncio.Event().wait()
 
-    steps = [*world.steps()]
-    steps[2] = Step("boot", hang, steps[2].undo)
-
     async def scenario():
-        journal, account = account_of(path)
-        saga = asyncio.ensure_future(run_saga(steps, None, account, fence=Fence(), now=lambda: NOW))
+        saga = asyncio.ensure_future(go(path, world, saga=world.saga(boot=hang)))
         await began.wait()
         saga.cancel()
         await asyncio.gather(saga, return_exceptions=True)
-        assert journal.state.orders["o1"].failure is None
-        journal.close()
+        assert [step.state for step in steps_of(path)][-1] is StepState.STARTED
         await go(path, world)
 
     run(scenario())
@@ -220,18 +219,51 @@ def test_a_resumed_saga_has_the_deadline_of_the_first(path, run):
     """A step that hangs is given up at the order's instant, however often the process was restarted."""
     world = World()
 
-    async def hang(_):
+    async def hang(*_):
         await asyncio.Event().wait()
 
-    steps = [*world.steps()]
-    steps[3] = Step("probe", hang, steps[3].undo)
-
-    async def scenario():
-        journal, account = account_of(path)
-        with pytest.raises(UnwoundError) as caught:
-            await run_saga(steps, None, account, fence=Fence(), deadline=NOW, now=lambda: NOW + timedelta(seconds=1))
-        assert caught.value.failure.code == "order.deadline-exceeded"
-        journal.close()
-
-    run(scenario())
+    with pytest.raises(UnwoundError) as caught:
+        run(go(path, world, saga=world.saga(probe=hang), deadline=NOW, now=lambda: NOW + timedelta(seconds=1)))
+    assert caught.value.failure.code == "order.deadline-exceeded"
     assert world.things == set()
+
+
+def test_a_fence_that_closes_during_the_last_step_beats_its_success(path, run):
+    """Nobody is told that something runs which is to go: it ends as superseded (reference/miren-sandbox.md §2.4b.6)."""
+    fence = Fence()
+    world = World(lambda point: fence.close() if point == "probe:reply-lost" else None)
+    with pytest.raises(UnwoundError) as caught:
+        run(go(path, world, fence=fence))
+    assert caught.value.failure.code == "sandbox.superseded"
+    assert world.things == set()
+
+
+@pytest.mark.parametrize("undoing", [False, True], ids=["forward", "undoing"])
+def test_what_another_version_began_is_neither_done_nor_undone(path, run, undoing):
+    """reference/miren-sandbox.md §11.30."""
+    world = World(raising("boot:reply-lost", RuntimeFault("test.fault", "told to fail")) if undoing else lambda _point: None)
+    with pytest.raises(Crash):
+        run(go(path, world, crash=raising("undo-root:before" if undoing else "boot:before", Crash())))
+    things, steps = set(world.things), steps_of(path)
+    with pytest.raises(IncompatibleError, match="unfinished test/1; this program has test/2"):
+        run(go(path, world, saga=world.saga(2)))
+    assert (world.things, steps_of(path)) == (things, steps)
+
+
+def test_a_version_that_can_goes_on_with_an_older_one(path, run):
+    world = World()
+    with pytest.raises(Crash):
+        run(go(path, world, crash=raising("boot:before", Crash())))
+    run(go(path, world, saga=replace(world.saga(2), resumes=frozenset({1}))))
+    assert world.done == list(NAMES)
+
+
+def test_what_began_before_versions_were_written_down_is_of_the_first(path, run):
+    world = World()
+    journal, account = account_of(path)
+    account.started("lease")
+    journal.close()
+    with pytest.raises(IncompatibleError):
+        run(go(path, world, saga=world.saga(2)))
+    run(go(path, world))
+    assert world.done == list(NAMES)

@@ -1,0 +1,11 @@
+"""Every saga that this program declares, by name."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from agents.provisioning import CREATE_SANDBOX
+from agents.verbs.snapshots import ROLLBACK_SANDBOX
+from domain.kernel.saga import Definition
+
+SAGAS: Final[dict[str, Definition[Any]]] = {saga.name: saga for saga in (CREATE_SANDBOX, ROLLBACK_SANDBOX)}
