@@ -148,6 +148,14 @@ class Rig:
         self.count = 0
         directory.mkdir()
 
+    def network(self) -> Any:
+        """What sandboxes get addresses from."""
+        return Leases(self.directory / "leases")
+
+    def storage(self) -> AllRoots:
+        """Where their roots are."""
+        return AllRoots(CopyRoots(self.directory / "storage"), DiskRoots(self.directory / "storage" / "disks"))
+
     @asynccontextmanager
     async def life(self, *, orderly: bool = True, resume: bool = True) -> AsyncIterator[LocalNode]:
         """From adoption to the end; ``orderly`` False: everything is cancelled where it stands, and nothing is written any more."""
@@ -155,13 +163,13 @@ class Rig:
         journal = Journal.open(own / "journal", Memory())
         crash = CrashPoints(own, "")
         reporter = Reporter(self.name, journal, self._hear, lambda: self.now, crash)
-        self.leases = Leases(own / "leases")
+        self.leases = self.network()
         self.driver: Any = self._driver(own / "driver") if self._driver else SimDriver(own / "sim", knobs=self.knobs)
         self.node = node = LocalNode(
             name=self.name,
             directory=own,
             drivers=Drivers({self.driver.name: self.driver}),
-            roots=AllRoots(CopyRoots(own / "storage"), DiskRoots(own / "storage" / "disks")),
+            roots=self.storage(),
             network=self.leases,
             cache=Cache(own / "artifacts", self._fetch),
             images=NoImages(),
