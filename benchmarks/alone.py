@@ -77,13 +77,14 @@ class Alone:
             self._sandboxes[name] = await self._driver.start(replace(spec, address=wire.interface, gateway=wire.gateway))
         return name
 
-    async def do(self, what: str, count: int, width: int) -> list[float]:
+    async def do(self, what: str, count: int, width: int, pause: float) -> list[float]:
         """``create``, or ``restore``: the same from a snapshot."""
         if what == "snapshot":
             return [await self._snapshot()]
         took: list[float] = []
 
         async def one(_: int) -> None:
+            await asyncio.sleep(pause)
             began = time.perf_counter()
             await self._create("snap-1" if what == "restore" else None)
             took.append(time.perf_counter() - began)

@@ -1,8 +1,9 @@
 """Sandboxes through the control plane, 1, 10 and 20 under way at a time, beside the same by driver, storage and network alone.
 
 Ours: commands with ``wait_s``, until their reply. Alone: ``benchmarks/alone.py``, in turn with it, in the same numbers at a time; the parts
-of a node in a process of their own, without log, bus and journal. Both start as many at once as there are cores. Snapshot, rollback and
-clone are shown as they are: alone there is no such thing as a rollback.
+of a node in a process of their own, without log, bus, journal and starts in stock. Both start as many at once as there are cores. With a
+pause before each there is time to fill the stock up; one right after the other there is not. Snapshot, rollback and clone are shown as they
+are: alone there is no such thing as a rollback.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ from benchmarks.installed import ALIAS, WAIT_S, installed, template
 from bus.client import Caller
 
 BUDGET = Budget(10, "ms")
-WIDTHS = (1, 10, 20)
+PAUSE_S = 0.1
+FLIGHTS = ((1, PAUSE_S), (1, 0.0), (10, 0.0), (20, 0.0))
+"""How many at a time, and the pause before each."""
 SETTLE_S = 0.2
 SIZE = {"process": (0.1, 64), "oci": (0.1, 64), "vm": (1.0, 128)}
 """Processors and MiB of each sandbox."""
@@ -66,18 +69,19 @@ async def _beside(driver: str, caller: Caller, alone: _Alone, what: str, body: d
     """Creation, from the template or from a snapshot, at each width."""
     name = {"create": "create from template", "restore": "create from snapshot"}[what]
     rows = []
-    for width in WIDTHS:
+    for width, pause in FLIGHTS:
         count = max(10, width)
-        await _ours(caller, body, 4, width)
-        await alone.do(what, 4, width)
+        await _ours(caller, body, 4, width, pause)
+        await alone.do(what, 4, width, pause)
         ours: list[float] = []
         bare: list[float] = []
         for _ in range(rounds):
-            ours += await _ours(caller, body, count, width)
-            bare += await alone.do(what, count, width)
+            ours += await _ours(caller, body, count, width, pause)
+            bare += await alone.do(what, count, width, pause)
         more = (statistics.median(ours) - statistics.median(bare)) * 1000
-        budget = BUDGET if width == 1 else None  # with more than there are cores, what is measured is the queue
-        rows.append(Row(f"{name}, {driver}, {width} at a time", spread(ours), spread(bare), more, "ms", budget))
+        budget = BUDGET if pause else None  # with more than there are cores, what is measured is the queue
+        apart = f"{pause:g} s apart" if pause else f"{width} at a time"
+        rows.append(Row(f"{name}, {driver}, {apart}", spread(ours), spread(bare), more, "ms", budget))
     return rows
 
 
@@ -115,11 +119,12 @@ async def _create(caller: Caller, body: dict[str, Any]) -> dict[str, Any]:
     return made
 
 
-async def _ours(caller: Caller, body: dict[str, Any], count: int, width: int) -> list[float]:
+async def _ours(caller: Caller, body: dict[str, Any], count: int, width: int, pause: float) -> list[float]:
     took: list[float] = []
     made: list[str] = []
 
     async def one(_: int) -> None:
+        await asyncio.sleep(pause)
         began = time.perf_counter()
         sandbox = (await _create(caller, body))["sandbox_id"]
         took.append(time.perf_counter() - began)
@@ -153,10 +158,10 @@ class _Alone:
         words = (driver, str(directory), ext4, *map(str, SIZE[driver]), *PROGRAM)
         return cls(await asyncio.create_subprocess_exec(sys.executable, "-m", "benchmarks.alone", *words, stdin=pipe, stdout=pipe))
 
-    async def do(self, what: str, count: int = 1, width: int = 1) -> list[float]:
+    async def do(self, what: str, count: int = 1, width: int = 1, pause: float = 0) -> list[float]:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps({"what": what, "count": count, "width": width}).encode() + b"\n")
+        self._process.stdin.write(json.dumps({"what": what, "count": count, "width": width, "pause": pause}).encode() + b"\n")
         found: list[float] = json.loads(await self._process.stdout.readline())
         await asyncio.sleep(SETTLE_S)
         return found
