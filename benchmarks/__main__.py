@@ -21,7 +21,22 @@ from benchmarks.machine import conditions, load
 from bus.logging import configure
 from domain import catalogue
 
-NAMES = ("append", "latency", "replay", "compat", "disk", "create", "flights", "crowd", "build", "memory", "peers", "snapshots", "microvm")
+NAMES = (
+    "append",
+    "latency",
+    "replay",
+    "compat",
+    "disk",
+    "create",
+    "flights",
+    "crowd",
+    "fleet",
+    "build",
+    "memory",
+    "peers",
+    "snapshots",
+    "microvm",
+)
 
 
 def main() -> int:
