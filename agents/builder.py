@@ -172,7 +172,7 @@ class Builder:
             with contextlib.suppress(OSError):
                 found = (directory / EGRESS_CA_FILE).read_bytes()
                 if wanted and images.fingerprint(found) != wanted:
-                    raise fail("egress-ca.changed", f"{EGRESS_CA_FILE} is another one by now: redo the template, or create it anew")
+                    raise fail("egress-ca.changed", f"{EGRESS_CA_FILE} is another one by now")
                 return found
         raise fail("egress-ca.missing", f"no {EGRESS_CA_FILE} on this node to bake in")
 

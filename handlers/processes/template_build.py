@@ -51,10 +51,15 @@ async def _next(control: Control, project: str, job: Job) -> None:
 
 
 async def _resolved(control: Control, project: str, job: Job, template: Template) -> bool:
-    """Which bytes does the image name now? Asked once; a redo keeps the answer of the first time."""
-    if "digest" in job.facts:
+    """Which bytes does the image name now? Asked once; a redo keeps the answer of the first time.
+
+    But for the egress CA: where the bytes have to be built again and the node has another one by now, it is asked for that
+    (reference/cubesandbox.md §3.8: another CA is another artifact).
+    """
+    another_ca = job.facts.get("another_ca", False)
+    if "digest" in job.facts and not another_ca:
         return True
-    if template.image_digest is not None and template.artifact_id is not None:
+    if not another_ca and template.image_digest is not None and template.artifact_id is not None:
         known = await control.find(Artifact, SYSTEM_PROJECT, template.artifact_id)
         baked = "" if known is None else known.spec.egress_ca
         await note(control, project, job.id, "resolved", digest=template.image_digest, config=template.image_config, egress_ca=baked)
@@ -111,7 +116,7 @@ async def _built(control: Control, project: str, job: Job, template: Template) -
     spec = ArtifactSpec(image_digest=job.facts["digest"], disk_mb=template.request.disk_mb, egress_ca=job.facts.get("egress_ca", ""))
     identifier = artifact_id(fingerprint(spec))
     if job.facts.get("artifact_id") != identifier:
-        await note(control, project, job.id, "artifact", artifact_id=identifier)
+        await note(control, project, job.id, f"artifact-{identifier}", artifact_id=identifier)
     artifact = await control.find(Artifact, SYSTEM_PROJECT, identifier)
     if artifact is not None and artifact.state is ArtifactState.READY:
         if artifact.job_id == job.id or _distributes(job) or await stored.usable(control, artifact):
@@ -205,9 +210,14 @@ async def _order_build(control: Control, project: str, job: Job, template: Templ
 
 
 async def _bound(control: Control, project: str, job: Job, template: Template, artifact: Artifact) -> None:
-    """The template knows its artifact and how to start; the artifact knows its owner."""
+    """The template knows its artifact and how to start; the artifact knows its owner, and a former one that it has none."""
+    if template.artifact_id == artifact.id and (former := job.facts.get("former")) is not None:
+        await _fail_build(control, former, job, "it is built with another egress CA")
+        await removal.disown(control, former, f"{project}/{template.id}")
     if template.artifact_id == artifact.id and template.recipe is not None and f"{project}/{template.id}" in artifact.owners:
         return
+    if template.artifact_id not in {None, artifact.id}:  # another egress CA: noted before it is forgotten
+        await note(control, project, job.id, "former", former=template.artifact_id)
     own = control.own_cause(SYSTEM_PROJECT, "artifact", artifact.id, "own", template.id, artifact.generation)
     await asyncio.gather(
         advance(control, project, job.id, Phase.GENERATING_JSON),
@@ -257,11 +267,15 @@ async def expire(control: Control, project: str, job: Job) -> None:
 
 async def _fail_artifact(control: Control, job: Job, failure: Failure) -> None:
     """The artifact that this job was building, if it was one."""
-    identifier = job.facts.get("artifact_id")
-    artifact = None if identifier is None else await control.find(Artifact, SYSTEM_PROJECT, identifier)
+    if (identifier := job.facts.get("artifact_id")) is not None:
+        await _fail_build(control, identifier, job, failure.message)
+
+
+async def _fail_build(control: Control, identifier: str, job: Job, why: str) -> None:
+    artifact = await control.find(Artifact, SYSTEM_PROJECT, identifier)
     if artifact is not None and artifact.state is ArtifactState.BUILDING and artifact.job_id == job.id:
         own = control.own_cause(SYSTEM_PROJECT, "artifact", artifact.id, "fail", job.id)
-        await control.change(Artifact, SYSTEM_PROJECT, artifact.id, own, lambda a: a.fail_build(own.at, job.id, failure.message))
+        await control.change(Artifact, SYSTEM_PROJECT, artifact.id, own, lambda a: a.fail_build(own.at, job.id, why))
 
 
 async def clean_up(control: Control, project: str, job: Job) -> None:

@@ -34,7 +34,14 @@ async def _image_resolved(control: Control, report: Report, cause: Cause) -> Non
         return
     resolved = ImageResolved.model_validate(report.body)
     facts = resolved.model_dump(include={"digest", "egress_ca"}, exclude_defaults=True)
-    await control.change(Job, report.project, report.process_id, cause, lambda j: j.note(cause.at, config=resolved.config, **facts))
+
+    def accept(job: Job) -> None:
+        if job.facts.get("another_ca"):  # the image is the one that it was
+            job.note(cause.at, egress_ca=resolved.egress_ca, another_ca=False)
+        else:
+            job.note(cause.at, config=resolved.config, **facts)
+
+    await control.change(Job, report.project, report.process_id, cause, accept)
 
 
 async def _sandbox_committed(control: Control, report: Report, cause: Cause) -> None:
@@ -108,6 +115,9 @@ async def _build_failed(control: Control, report: Report, cause: Cause) -> None:
     if failure.code == "template.origin-gone":
         await commits.forgotten(control, job, report.node)
         await control.change(Job, report.project, job.id, cause, lambda j: j.note(cause.at, tries=tries + 1))
+        return
+    if failure.code == "egress-ca.changed" and tries < MAX_TRIES:
+        await control.change(Job, report.project, job.id, cause, lambda j: j.note(cause.at, tries=tries + 1, another_ca=True))
         return
     if failure.code == "registry.secret-unreadable" and await _given_to_another(control, report, cause, job):
         return

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import pytest
 from support.places import refusal
+from support.waiting import eventually
 
+from bus import objects
+from bus.subjects import ARTIFACTS_BUCKET
 from domain.kernel.errors import Refused
 from domain.kernel.ids import SYSTEM_PROJECT
 from domain.nodes.orders import Failure, Verb
-from domain.templates.artifact import Artifact
+from domain.templates.artifact import Artifact, ArtifactState
 from domain.templates.job import Job, JobState, Phase
-from domain.templates.template import Template
+from domain.templates.template import Template, TemplateState
 
 
 def test_the_ca_makes_another_artifact_and_reaches_the_build(at) -> None:
@@ -29,6 +32,31 @@ def test_the_ca_makes_another_artifact_and_reaches_the_build(at) -> None:
         assert (await place.get(Template, baked)).artifact_id == artifacts[1], "a redo keeps the bytes of the first time"
         rotated = await place.template(egress_ca=True)
         assert (await place.get(Template, rotated)).artifact_id not in artifacts
+
+    at(test)
+
+
+def test_bytes_that_are_built_again_get_the_ca_of_today(at) -> None:
+    """Another CA is another artifact (§3.8); what was is collected, and the image is the one that it was."""
+
+    async def test(place) -> None:
+        template = await place.template(egress_ca=True)
+        first = await place.get(Template, template)
+        await objects.delete(place.nc, ARTIFACTS_BUCKET, first.artifact_id)
+        place.node.egress_ca = "d" * 64
+        changed = Failure(code="egress-ca.changed", message="egress-ca.pem is another one by now")
+        place.node.refuse = lambda order: changed if order.body.get("egress_ca_sha256", "d" * 64) != "d" * 64 else None
+        await place.do("template.redo", {"template": template, "mode": "ALL", "wait_s": 10})
+        again = await place.get(Template, template)
+        assert (again.state, again.image_digest) == (TemplateState.READY, first.image_digest)
+        assert again.artifact_id != first.artifact_id
+        assert (await place.get(Artifact, again.artifact_id, SYSTEM_PROJECT)).spec.egress_ca == "d" * 64
+
+        async def collected() -> bool:
+            return (await place.get(Artifact, first.artifact_id, SYSTEM_PROJECT)).state is ArtifactState.DELETED
+
+        await eventually(collected)
+        await place.do("template.delete", {"template": template, "wait_s": 10})
 
     at(test)
 
