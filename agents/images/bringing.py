@@ -2,6 +2,11 @@
 
 ``mke2fs -d`` has the whole tree on disk until its copy is finished: twice the image. So it gets the tree without its large files, and
 ``debugfs`` brings these in. What one call brings in is all that is there twice: a part of the image, or its largest file.
+
+So an image that is one huge file needs twice its size (measured: 1.98). It stays so, because nothing says for certain how far ``debugfs``
+has read: it can neither append to a file nor read from a pipe, the position in its descriptor jumps to the end of the data before it begins
+to copy (a build that believed it lost the file), and what it allocates unwritten (``fallocate``) it cannot mark as written. A guess would
+cost bytes silently when it is wrong.
 """
 
 from __future__ import annotations
