@@ -27,6 +27,7 @@ from agents.network.netns import NoNetwork, choose_network
 from agents.node import Drivers, LocalNode
 from agents.options import Options
 from agents.ownership import own
+from agents.portwatch import PortWatch
 from agents.presence import telling
 from agents.records import Memory
 from agents.registry import SIMULATOR, working
@@ -87,6 +88,7 @@ class Agent:
         self._loops.append(self._loop(self.node.network.stock(), "network"))
         self._loops.append(self._loop(stocking(self.node), "stock"))
         self._loops.append(self._loop(self.usage.run(), "usage"))
+        self._loops.append(self._loop(PortWatch(self.node).run(), "ports"))
         await self.uplink.connect()
         await asyncio.gather(*told)
         self._lane = await self.uplink.lane(self.work.handle, self.work.arrived)

@@ -30,6 +30,7 @@ from domain.nodes.orders import (
     ImageResolved,
     NodeHello,
     Order,
+    PortStatus,
     SandboxCommitted,
     Versions,
 )
@@ -116,6 +117,8 @@ class LocalNode:
     cuts: Cuts = field(default_factory=Cuts)
     fences: dict[str, set[Fence]] = field(default_factory=dict)
     watches: dict[str, asyncio.Task[None]] = field(default_factory=dict)
+    served: dict[tuple[str, int], tuple[PortStatus, ...]] = field(default_factory=dict)
+    """What was said of the ports of a sandbox's generation when it came up, until somebody watches them (``agents.portwatch``)."""
     swept: dict[str, int] = field(default_factory=dict)
     """How often this process has tried in vain to take down what was left of a sandbox."""
 

@@ -27,6 +27,7 @@ from typing import Any, Final
 import structlog
 
 from agents.drivers.driver import CanHold, Driver, Handle, Limits, MapsUsers, RuntimeFault, Spec, TakesDisk
+from agents.failures import FailedError
 from agents.node import LocalNode
 from agents.ports import Attachment
 from agents.readiness import port_statuses, wait_ready
@@ -169,11 +170,17 @@ async def _destroy(b: Bringup, ready: ToStart) -> None:
 
 
 async def serve(b: Bringup, started: ToServe) -> Served:
-    """Wait until it is up, also one that has come up again."""
-    recipe, handle = started.box.spec.recipe, Handle(**started.handle)
-    waited = (b.node.clock() - b.since("ready")).total_seconds()
-    await wait_ready(b.driver, handle, recipe.probe_port, started.address, b.node.settings.port_wait_s, waited)
-    return Served(ports=await port_statuses(b.driver, handle, recipe, started.address))
+    """Wait until it is up, also one that came up again; say what it serves. What is wrong with its port is said in its own log, too."""
+    box, handle, said = started.box, Handle(**started.handle), b.node.runtime_line
+    port, waited = box.spec.recipe.probe_port, (b.node.clock() - b.since("ready")).total_seconds()
+    try:
+        bound = await wait_ready(b.driver, handle, port, started.address, b.node.settings.port_wait_s, waited)
+    except FailedError as failed:
+        said(box.id, failed.failure.message)
+        raise
+    if bound is not None:
+        said(box.id, f"port {port} is served on {bound}, and taken for that; let the program heed $PORT")
+    return Served(ports=await port_statuses(b.driver, handle, box.spec.recipe, started.address, bound))
 
 
 CREATE_SANDBOX: Final = define(

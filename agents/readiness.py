@@ -7,9 +7,11 @@ import contextlib
 from collections.abc import Awaitable
 from typing import Final
 
-from agents.drivers.driver import CanWatchPorts, Condition, Driver, Exit, Handle, RuntimeFault
+from agents.drivers.driver import CanWatchPorts, Condition, Driver, Exit, Handle
 from agents.failures import FailedError, fail
+from agents.listening import Heard, diagnosis, hear, statuses
 from domain.nodes.orders import PortStatus
+from domain.sandboxes.ports import declared as declared_ports
 from domain.sandboxes.spec import Recipe
 
 FIRST_LOOK_S: Final = 0.01
@@ -21,10 +23,11 @@ CANNOT_RUN: Final = frozenset({126, 127})
 """Exit codes by which a main process was never one: not executable, not found."""
 
 
-async def wait_ready(driver: Driver, handle: Handle, port: int | None, address: str, seconds: float, waited: float = 0) -> None:
-    """Return when it is up. Raises ``sandbox.startup-failed``, or ``driver.unsupported`` when nobody here could see the port.
+async def wait_ready(driver: Driver, handle: Handle, port: int | None, address: str, seconds: float, waited: float = 0) -> int | None:
+    """Return when it is up, with the port that is served instead of the one that was asked for, if it is another one.
 
     ``waited``: so many of the ``seconds`` are over, by an agent that died meanwhile; time for a few looks is always left.
+    Raises ``sandbox.startup-failed``, or ``driver.unsupported`` when nobody here could see the port.
     """
     seen = await driver.inspect(handle)
     if seen.condition is Condition.EXITED and seen.exit is not None and (port is not None or seen.exit.code in CANNOT_RUN):
@@ -32,7 +35,7 @@ async def wait_ready(driver: Driver, handle: Handle, port: int | None, address: 
     if seen.condition is Condition.GONE:
         raise fail("sandbox.startup-failed", "it vanished while it started")
     if port is None:
-        return
+        return None
     if not address and not isinstance(driver, CanWatchPorts):
         raise fail("driver.unsupported", f"driver {driver.name} cannot see whether port {port} listens", driver=driver.name)
     exit_ = asyncio.ensure_future(driver.wait(handle))
@@ -43,8 +46,9 @@ async def wait_ready(driver: Driver, handle: Handle, port: int | None, address: 
         if exit_.done():
             raise _exited(exit_.result())
         if not opened.done():
-            raise await _never_listened(driver, handle, port, seconds)
+            return await _instead(driver, handle, port, address, seconds)
         opened.result()
+        return None
     finally:
         exit_.cancel()
         opened.cancel()
@@ -60,18 +64,8 @@ async def _until_open(driver: Driver, handle: Handle, port: int, address: str) -
 
 async def _is_open(driver: Driver, handle: Handle, port: int, address: str) -> bool:
     if isinstance(driver, CanWatchPorts):
-        return port in await _listening(driver, handle)
+        return port in (await hear(driver, handle, address)).served
     return await _connects(asyncio.open_connection(address, port))
-
-
-async def _listening(driver: CanWatchPorts, handle: Handle) -> frozenset[int]:
-    """None once it has ended; whoever waits for its exit says that better."""
-    try:
-        return await driver.listening(handle)
-    except RuntimeFault as fault:
-        if fault.code != "sandbox.not-running":
-            raise
-        return frozenset()
 
 
 async def _connects(attempt: Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]) -> bool:
@@ -90,17 +84,26 @@ def _exited(exit_: Exit) -> FailedError:
     return fail("sandbox.startup-failed", f"it exited with code {exit_.code} before it was up", exit_code=exit_.code)
 
 
-async def _never_listened(driver: Driver, handle: Handle, port: int, seconds: float) -> FailedError:
-    """The failure, with what listens instead, if that can be seen."""
-    others = sorted(await _listening(driver, handle)) if isinstance(driver, CanWatchPorts) else []
-    instead = f"; it listens on {', '.join(map(str, others))}" if others else ""
-    return fail("sandbox.startup-failed", f"nothing listens on port {port} after {seconds:g} s{instead}", port=port, listening=others)
+async def _instead(driver: Driver, handle: Handle, port: int, address: str, seconds: float) -> int | None:
+    """Time is up. The one other port that is served, or None when it is the right one after all; else the failure, with its diagnosis."""
+    heard = await hear(driver, handle, address) if isinstance(driver, CanWatchPorts) else Heard()
+    if port in heard.served:  # in this very moment
+        return None
+    if len(heard.served) == 1:
+        return next(iter(heard.served))
+    why = diagnosis(heard, port)
+    message = f"nothing listens on port {port} after {seconds:g} s{why and f': {why}'}"
+    raise fail("sandbox.startup-failed", message, port=port, listening=sorted(heard.served), loopback=sorted(heard.hidden))
 
 
-async def port_statuses(driver: Driver, handle: Handle, recipe: Recipe, address: str) -> tuple[PortStatus, ...]:
-    """Every port of the recipe, and whether something listens on it, as far as that can be seen."""
-    probed = () if recipe.probe_port is None else (recipe.probe_port,)
-    wanted = dict.fromkeys([*recipe.ports, *probed])
-    listening = await _listening(driver, handle) if wanted and isinstance(driver, CanWatchPorts) else frozenset()
-    known = {*listening, *probed}
-    return tuple(PortStatus(port=port, address=address, status="listening" if port in known else "declared") for port in wanted)
+async def port_statuses(driver: Driver, handle: Handle, recipe: Recipe, address: str, bound: int | None = None) -> tuple[PortStatus, ...]:
+    """Every port of the recipe, and whether something listens on it, as far as that can be seen.
+
+    ``bound``: what ``wait_ready`` returned.
+    """
+    declared = [PortStatus(port=port, address=address) for port in declared_ports(recipe)]
+    if bound is not None:
+        declared = [port.model_copy(update={"bound": bound}) if port.port == recipe.probe_port else port for port in declared]
+    heard = await hear(driver, handle, address) if declared and isinstance(driver, CanWatchPorts) else Heard()
+    known = {port for port in (bound or recipe.probe_port,) if port is not None}
+    return statuses(declared, heard.served | known)

@@ -58,6 +58,8 @@ class SandboxRecord(Record):
     """When its main process was asked to end. It is asked once, whatever becomes of the agent (reference/miren-sandbox.md §3.6)."""
     exit_code: int | None = None
     exited_at: datetime | None = None
+    bound: dict[int, int] = {}
+    """Declared ports that are served on another one."""
     snapshot_id: str | None = None
     """What it was last rolled back to."""
     owed: Order | None = None

@@ -41,7 +41,7 @@ from domain.sandboxes import commands as sandbox_commands
 from domain.templates import commands as template_commands
 from domain.views.commands import ViewRebuild
 from handlers import explaining, reports, tracing
-from handlers.commands import artifacts, cancelling, execution, limits, nodes, rollouts, sandboxes, snapshots, templates
+from handlers.commands import artifacts, cancelling, execution, limits, nodes, rollouts, sandboxes, snapshots, templates, waits
 from handlers.control import Because, Control, Deadlines, because
 from handlers.dispatch import Dispatcher, Handler
 from handlers.duty import Duty, Work
@@ -84,6 +84,7 @@ HANDLERS: dict[type[Command], Handler] = {
     sandbox_commands.SandboxRollback: snapshots.rollback,
     sandbox_commands.SandboxClone: snapshots.clone,
     sandbox_commands.SandboxSetTtl: sandboxes.set_ttl,
+    sandbox_commands.SandboxWaitPort: waits.port,
     sandbox_commands.SandboxExec: execution.execute,
     sandbox_commands.SandboxAbandon: sandboxes.abandon,
     node_commands.NodeEnroll: nodes.enroll,

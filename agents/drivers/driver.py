@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from agents.host.counters import Counters
+from agents.host.ports import Listener
 
 MAIN = "main"
 """The container of a sandbox that has one."""
@@ -243,6 +244,13 @@ class CanSample(Protocol):
 class CanWatchPorts(Protocol):
     async def listening(self, handle: Handle) -> frozenset[int]:
         """TCP ports that something inside listens on."""
+        ...
+
+
+@runtime_checkable
+class CanTellListeners(Protocol):
+    async def listeners(self, handle: Handle) -> frozenset[Listener]:
+        """The same, and which of them can be reached from outside of the sandbox."""
         ...
 
 

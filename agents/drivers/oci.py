@@ -24,7 +24,7 @@ from agents.drivers.ocicheck import check
 from agents.drivers.stage import Stage
 from agents.drivers.statedir import StateDir
 from agents.host import cgroups, counters, hostname, idmap, processes, reaper, spawn
-from agents.host.ports import Ports
+from agents.host.ports import Listener, Ports
 
 _GONE: Final = Observed(Condition.GONE)
 _END_S: Final = 10.0
@@ -308,6 +308,10 @@ class OciDriver:
     async def listening(self, handle: Handle) -> frozenset[int]:
         known, _ = self._running(handle)
         return await self._ports.listening(*self._main(known))
+
+    async def listeners(self, handle: Handle) -> frozenset[Listener]:
+        known, _ = self._running(handle)
+        return await self._ports.listeners(*self._main(known))
 
     async def follow(self, handle: Handle) -> AsyncIterator[tuple[str, bytes]]:
         spec = self._state.spec(handle.sandbox_id)

@@ -24,7 +24,7 @@ from agents.drivers.nsenter import enter_command
 from agents.drivers.statedir import StateDir, spec_to_json
 from agents.host import counters, hostname, processes, reaper, spawn
 from agents.host.elsewhere import in_network
-from agents.host.ports import Ports
+from agents.host.ports import Listener, Ports
 
 _GONE: Final = Observed(Condition.GONE)
 _FLAGS: Final = ("exec", "live-limits", "pause", "ports", "rlimit-memory", "stream", "usage", "userns")
@@ -326,6 +326,9 @@ class ProcessDriver:
 
     async def listening(self, handle: Handle) -> frozenset[int]:
         return await self._ports.listening(*self._first(self._running(handle, paused=True)))
+
+    async def listeners(self, handle: Handle) -> frozenset[Listener]:
+        return await self._ports.listeners(*self._first(self._running(handle, paused=True)))
 
     async def follow(self, handle: Handle) -> AsyncIterator[tuple[str, bytes]]:
         spec = self._state.spec(handle.sandbox_id)

@@ -87,7 +87,14 @@ async def bring_up(task: Task, record: SandboxRecord) -> tuple[SandboxRecord, tu
             _note_failure(node, record, task, unwound)
             raise
     update = {"condition": "running", "handle": up.handle, "address": up.address}
-    return node.put(record.model_copy(update=update)), up.ports
+    return came_up(node, record.model_copy(update=update), up.ports), up.ports
+
+
+def came_up(node: LocalNode, record: SandboxRecord, ports: tuple[PortStatus, ...]) -> SandboxRecord:
+    """Write down that it runs, and what is told of its ports, so that only what changes is told again."""
+    if ports:
+        node.served[record.id, record.generation] = ports
+    return node.put(record.model_copy(update={"bound": {port.port: port.bound for port in ports if port.bound is not None}}))
 
 
 def _note_failure(node: LocalNode, record: SandboxRecord, task: Task, unwound: UnwoundError) -> None:

@@ -21,7 +21,7 @@ from agents.steps import UnwoundError
 from agents.stocking import forget
 from agents.task import Task, attempt
 from agents.verbs.power import current
-from agents.verbs.provision import running
+from agents.verbs.provision import came_up, running
 from agents.watching import unwatch
 from domain.kernel.saga import Action, Nothing, NoUndo, define
 from domain.nodes.orders import (
@@ -163,7 +163,7 @@ async def rollback(task: Task, body: SandboxRollback) -> SandboxRunning:
         node.put(record.model_copy(update={"condition": "exited", "handle": None, "exit_code": None, "exited_at": node.clock()}))
         raise FailedError(unwound.failure, {"fatal": True}) from unwound
     update = {"condition": "running", "handle": up.handle, "address": up.address, "snapshot_id": body.snapshot_id}
-    record = node.put(record.model_copy(update=update))
+    record = came_up(node, record.model_copy(update=update), up.ports)
     node.runtime_line(record.id, f"rolled back to {body.snapshot_id}, generation {record.generation}")
     return running(record, up.ports)
 

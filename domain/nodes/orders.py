@@ -255,9 +255,17 @@ class Steps(Record):
 
 
 class PortStatus(Record):
+    """A declared port. ``closed``: it listened, and does not any more. ``bound``: the port that it is served on instead."""
+
     port: int
     address: str = ""
     status: Literal["declared", "listening", "closed"] = "declared"
+    bound: int | None = None
+
+    def after(self, known: PortStatus | None) -> PortStatus:
+        """The same, by somebody who knows more of its past: what has listened once is closed when it does not."""
+        listened = known is not None and known.status != "declared"
+        return self.model_copy(update={"status": "closed"}) if self.status == "declared" and listened else self
 
 
 class SandboxRunning(Record):
@@ -420,6 +428,7 @@ class Observation(StrEnum):
     SNAPSHOTS = "snapshots"
     HOLDINGS = "holdings"
     SWEPT = "swept"
+    SANDBOX_PORTS = "sandbox-ports"
 
 
 class Capacity(Record):
@@ -456,6 +465,16 @@ class SandboxExited(Record):
     generation: int = 0
     exit_code: int | None = None
     reason: Literal["exited", "oom", "lost", "killed"] = "exited"
+
+
+class SandboxPorts(Record):
+    """What of a running sandbox's declared ports is served now: all of them, told again when any of it has changed."""
+
+    sandbox_id: SandboxId
+    generation: int = 0
+    seen_at: datetime
+    """By the node's clock, which orders what it says of one generation."""
+    ports: Annotated[tuple[PortStatus, ...], Field(max_length=32)]
 
 
 class SandboxesSeen(Record):

@@ -12,7 +12,7 @@ from domain.kernel.command import Command, Part
 from domain.kernel.ids import JobId, Name, NodeId, SandboxId, SnapshotId
 from domain.sandboxes.egress import EgressPolicy
 from domain.sandboxes.placed import Strategy
-from domain.sandboxes.spec import Argv, Env, EnvName, EnvValue, Labels, OnTtl, Ports, TtlKind
+from domain.sandboxes.spec import Argv, Env, EnvName, EnvValue, Labels, OnTtl, Port, Ports, TtlKind
 
 EXAMPLE_ID = "sb-aaaaaaaaaaaaaaaaaaaa"
 
@@ -238,6 +238,28 @@ class SandboxExec(Command):
     user: User = ""
     stdin: Stdin = ""
     timeout_s: Annotated[float, Field(gt=0, le=3600)] = 60
+
+
+class PortServed(Record):
+    """``bound``: the port that it is served on, if that is another one. ``settled``: does it listen?"""
+
+    sandbox_id: SandboxId
+    port: Port
+    status: str
+    address: str = ""
+    bound: Port | None = None
+    settled: bool = False
+
+
+class SandboxWaitPort(_OnSandbox):
+    """Wait until something listens on one of its declared ports, at most ``wait_s``. Its end beats the port."""
+
+    NOUN: ClassVar[str] = "sandbox"
+    VERB: ClassVar[str] = "wait-port"
+    EXAMPLE: ClassVar[dict[str, Any]] = {"sandbox_id": EXAMPLE_ID, "port": 8080, "wait_s": 30}
+    RESULT: ClassVar[type[Record] | None] = PortServed
+
+    port: Port
 
 
 class Abandoned(Record):

@@ -36,6 +36,7 @@ class SandboxCreated(CreatedEvent):
         sandbox.driver = None
         sandbox.address = ""
         sandbox.ports = ()
+        sandbox.ports_seen_at = None
         sandbox.generation = 0
         sandbox.last_generation = 0
         sandbox.operation = None
@@ -304,6 +305,19 @@ class SandboxExecuted(Event):
 
     def apply(self, sandbox: Sandbox) -> None:
         """Only a record; nothing about the sandbox changes."""
+
+
+class SandboxPortsChanged(Event):
+    """What of its declared ports is served has changed; all of them, as they are now."""
+
+    TOPIC = "sandbox.ports-changed"
+    generation: int
+    seen_at: datetime
+    ports: tuple[PortStatus, ...]
+
+    def apply(self, sandbox: Sandbox) -> None:
+        sandbox.ports = self.ports
+        sandbox.ports_seen_at = self.seen_at
 
 
 class SandboxTtlSet(Event):

@@ -15,6 +15,7 @@ from domain.nodes.orders import Failure, PortStatus
 from domain.sandboxes import events
 from domain.sandboxes.lifetime import Lifetime
 from domain.sandboxes.placed import Placed
+from domain.sandboxes.ports import after, require
 from domain.sandboxes.spec import Limits, SandboxSpec
 from domain.sandboxes.states import LIFECYCLE, TOO_LATE, Exit, ExitReason, Operation, OperationKind, Reason, SandboxState, Ttl
 
@@ -37,6 +38,7 @@ class Sandbox(Lifetime):
     driver: str | None
     address: str
     ports: tuple[PortStatus, ...]
+    ports_seen_at: datetime | None
     generation: int
     last_generation: int
     """The greatest generation ever given out; the next rollback gets one more, also when this one never came to be."""
@@ -275,6 +277,19 @@ class Sandbox(Lifetime):
                 bytes_out=bytes_out,
                 bytes_err=bytes_err,
             )
+
+    def ports_seen(self, at: datetime, generation: int, seen_at: datetime, ports: tuple[PortStatus, ...]) -> None:
+        """What the node sees of its ports. No news when that is known, older than what is, or was seen of an earlier machine."""
+        if generation != self.generation or not LIFECYCLE.admits("ports_seen", self.state):
+            return
+        now = after(self.ports, ports)
+        if now != self.ports and (self.ports_seen_at is None or seen_at > self.ports_seen_at):
+            self.record(events.SandboxPortsChanged, at, generation=generation, seen_at=seen_at, ports=now)
+
+    def require_port(self, port: int) -> PortStatus:
+        """How it stands with a declared port. Raises ``sandbox.no-port``, and ``sandbox.illegal-state`` for one that has ended."""
+        LIFECYCLE.admits("require_port", self.state)
+        return require(self.ports, self.spec.recipe, port)
 
     # ------------------------------------------------------------------------------------------------------- its rules
 

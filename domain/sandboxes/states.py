@@ -62,7 +62,9 @@ LIFECYCLE: Final = Lifecycle(
     destroyed          DEAD       DEAD       DEAD     DEAD     DEAD     =
     require_exec       !          !          =        !        !        !
     require_disk       !          !          =        =        !        !
+    require_port       =          =          =        =        !        !
     executed           =          =          RUNNING  PAUSED   STOPPED  =
+    ports_seen         =          =          RUNNING  =        =        =
     set_ttl            PENDING    NOT_READY  RUNNING  PAUSED   !        !
     ttl_due            =          =          RUNNING  =        =        =
     touch              =          =          RUNNING  =        =        =

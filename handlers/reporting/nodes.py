@@ -8,15 +8,27 @@ from functools import partial
 from typing import Final
 
 from domain.kernel.command import Cause
+from domain.kernel.errors import Refused
 from domain.kernel.ids import SYSTEM_PROJECT, derived
 from domain.nodes.node import Node
-from domain.nodes.orders import NodeHello, Observation, Report, ReportKind, SandboxesSeen, SandboxExited, SnapshotsSeen, Verb
+from domain.nodes.orders import (
+    NodeHello,
+    Observation,
+    Report,
+    ReportKind,
+    SandboxesSeen,
+    SandboxExited,
+    SandboxPorts,
+    SnapshotsSeen,
+    Verb,
+)
 from domain.nodes.sweeps import GRACE, Holdings, Swept
 from domain.sandboxes.sandbox import Sandbox, SandboxState
 from domain.templates.snapshot import Snapshot
 from handlers.control import SYSTEM_ACTOR, Control
 from handlers.fleet_entries import SandboxEntry
 from handlers.processes import orphans
+from handlers.processes.sandboxes import STARTING
 from handlers.reporting.taking import Taker
 
 
@@ -40,6 +52,17 @@ async def _exited(control: Control, report: Report, cause: Cause) -> None:
     await control.change(
         Sandbox, report.project, exited.sandbox_id, cause, lambda s: s.exited(cause.at, exited.generation, exited.exit_code, exited.reason)
     )
+
+
+async def _ports(control: Control, report: Report, cause: Cause) -> None:
+    seen = SandboxPorts.model_validate(report.body)
+
+    def accept(sandbox: Sandbox) -> None:
+        if sandbox.state in STARTING:  # it overtook the report that it runs
+            raise Refused("sandbox.not-running", f"sandbox {sandbox.id} is not known to run yet", retryable=True)
+        sandbox.ports_seen(cause.at, seen.generation, seen.seen_at, seen.ports)
+
+    await control.change(Sandbox, report.project, seen.sandbox_id, cause, accept)
 
 
 async def _seen(control: Control, report: Report, cause: Cause) -> None:
@@ -137,6 +160,7 @@ TAKERS: Final[dict[str, Taker]] = {
     Verb.NODE_SWEEP: _swept,
     Observation.NODE_BYE: _bye,
     Observation.SANDBOX_EXITED: _exited,
+    Observation.SANDBOX_PORTS: _ports,
     Observation.SANDBOXES: _seen,
     Observation.SNAPSHOTS: _snapshots,
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 from projections.facts import Fact
 from projections.state import State
@@ -24,6 +24,7 @@ VIEW: Final = View(
         "node_id": "",
         "port": 0,
         "address": "",
+        "bound": None,
         "status": "declared",
         "since": "",
     },
@@ -44,18 +45,31 @@ def open_ports(state: State, fact: Fact) -> None:
     _close(state, fact, note["ports"])
     note["ports"] = [port["port"] for port in fact.data["ports"]]
     for port in fact.data["ports"]:
-        endpoint_id = f"{fact.id}_{port['port']}"
         item = VIEW.item(
-            endpoint_id=endpoint_id,
+            endpoint_id=_endpoint(fact.id, port),
             sandbox_id=fact.id,
             name=note["name"],
             node_id=note["node_id"],
             port=port["port"],
             address=port["address"] or fact.data["address"],
+            bound=port.get("bound"),
             status=port["status"],
             since=fact.time,
         )
-        state.put(fact.project, endpoint_id, item)
+        state.put(fact.project, item["endpoint_id"], item)
+
+
+@VIEW.on("sandbox.ports-changed")
+def changed(state: State, fact: Fact) -> None:
+    """``since`` is that of the status."""
+    for port in fact.data["ports"]:
+        item = state.edit(fact.project, _endpoint(fact.id, port))
+        if item is not None and item["status"] != port["status"]:
+            item.update(status=port["status"], since=fact.time)
+
+
+def _endpoint(sandbox_id: str, port: dict[str, Any]) -> str:
+    return f"{sandbox_id}_{port['port']}"
 
 
 @VIEW.on("sandbox.paused", "sandbox.stop-requested", "sandbox.delete-requested", "sandbox.exited")

@@ -119,6 +119,11 @@ def _running(item: Item, fact: Fact) -> None:
     )
 
 
+@VIEW.update("sandbox.ports-changed")
+def ports_changed(item: Item, fact: Fact) -> None:
+    item["ports"] = fact.data["ports"]
+
+
 @VIEW.update("sandbox.start-failed")
 def start_failed(item: Item, fact: Fact) -> None:
     item.update(state="DEAD", known=True, reason=fact.data["reason"], error=fact.data["failure"], operation=None, ended_at=fact.time)

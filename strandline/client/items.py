@@ -117,6 +117,7 @@ class Port(Item):
     port: int
     address: str | None = None
     status: str | None = None
+    bound: int | None = None
 
 
 class Exit(Item):

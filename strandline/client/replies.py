@@ -114,6 +114,17 @@ class SandboxesCloned(Accepted):
     sandbox_ids: list[str]
 
 
+class PortServed(Accepted):
+    """``bound``: the port that it is served on, if that is another one."""
+
+    sandbox_id: str = ""
+    port: int = 0
+    status: str = ""
+    address: str = ""
+    bound: int | None = None
+    settled: bool = False
+
+
 class TtlSet(Accepted):
     ends_at: str | None = None
 

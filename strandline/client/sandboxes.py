@@ -102,6 +102,10 @@ class Sandboxes(Noun):
         """A new time to live in seconds, counted from now; -1 for ever."""
         return await self._calls.command(c.SandboxSetTtl, r.TtlSet, call, sandbox_id=sandbox_id, ttl_s=ttl_s, ttl_kind=ttl_kind)
 
+    async def wait_port(self, sandbox_id: str, port: int, **call: Unpack[Call]) -> r.PortServed:
+        """Wait until something listens on a declared port, at most ``wait_s``; ``settled`` says whether it does."""
+        return await self._calls.command(c.SandboxWaitPort, r.PortServed, call, sandbox_id=sandbox_id, port=port)
+
     async def exec(
         self,
         sandbox_id: str,

@@ -43,6 +43,7 @@ CONTRACT = {
     "sandbox.rollback": "sandbox_id snapshot_id",
     "sandbox.clone": "sandbox_id count",
     "sandbox.set-ttl": "sandbox_id ttl_s ttl_kind",
+    "sandbox.wait-port": "sandbox_id port",
     "sandbox.exec": "sandbox_id cmd env cwd user stdin timeout_s",
     "sandbox.abandon": "sandbox_id",
     "rollout.start": "nodes all guest_image agent kernel at_once stop_after_s",

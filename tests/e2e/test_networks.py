@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 from support.installation import Running, compose_image, up
 from support.outside import OTHER, PRIVATE, PUBLIC, world
+from support.waiting import eventually
 
 from agents.drivers.crun import find
 from agents.network.netns import NoNetwork, choose_network
@@ -44,6 +46,7 @@ async def _template(directory: Path, image: str) -> None:
 async def sandbox(s: Strandline, *cmd: str, **wishes: Any) -> AsyncIterator[str]:
     """One that runs as long as the block lasts."""
     told = await s.sandboxes.create("base", cmd=cmd or ("sleep", "1000"), wait_s=30, **wishes)
+    assert told.state == "RUNNING"
     yield told.sandbox_id
     await s.sandboxes.delete(told.sandbox_id, wait_s=30)
 
@@ -68,5 +71,53 @@ def test_a_sandbox_gets_out_as_far_as_its_egress_says(running: Running) -> None:
             with pytest.raises(Refused) as refusal:
                 await s.sandboxes.create("base", egress={"allow": ["example.org"]})
             assert (refusal.value.code, list(refusal.value.details)) == ("command.invalid", ["egress.internet"])
+
+    asyncio.run(scenario())
+
+
+SERVE_WHEN_TOLD = (
+    "/bin/sh",
+    "-c",
+    "while ! [ -e /serve ]; do busybox usleep 20000; done; busybox nc -l -p 8080 -e /bin/echo hello; sleep 1000",
+)
+
+
+def answer(address: str, port: int) -> bytes:
+    with socket.create_connection((address, port), timeout=5) as connection:
+        return connection.recv(100)
+
+
+async def endpoint(s: Strandline, sandbox_id: str) -> str:
+    """What the view says of its port."""
+    return str((await s.views.get("endpoints", f"{sandbox_id}_8080"))["status"])
+
+
+def test_ports_are_watched_while_it_runs_and_can_be_waited_for(running: Running) -> None:
+    async def scenario() -> None:
+        async with Strandline.connect(running.dir) as s, sandbox(s, *SERVE_WHEN_TOLD, ports=[8080]) as made:
+            early = await s.sandboxes.wait_port(made, 8080)
+            assert (early.settled, early.status) == (False, "declared")
+            waiting = asyncio.create_task(s.sandboxes.wait_port(made, 8080, wait_s=30))
+            assert (await said(s, made, "touch", "/serve"))[0] == 0
+            served = await waiting
+            assert (served.settled, served.status) == (True, "listening")
+            assert await endpoint(s, made) == "listening"
+            assert answer(served.address, 8080) == b"hello\n"
+
+            async def closed() -> bool:
+                return await endpoint(s, made) == "closed"
+
+            await eventually(closed)
+            with pytest.raises(Refused) as refusal:
+                await s.sandboxes.wait_port(made, 9)
+            assert (refusal.value.code, refusal.value.details) == ("sandbox.no-port", {"ports": [8080]})
+            waiting = asyncio.create_task(s.sandboxes.wait_port(made, 8080, wait_s=30))
+            await s.sandboxes.delete(made)
+            with pytest.raises(Refused) as refusal:
+                await waiting
+            assert refusal.value.code == "sandbox.illegal-state", "its end beats the port"
+            with pytest.raises(Refused) as refusal:
+                await endpoint(s, made)
+            assert refusal.value.code == "endpoint.not-found"
 
     asyncio.run(scenario())

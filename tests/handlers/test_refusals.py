@@ -54,6 +54,7 @@ NOBODY: dict[str, tuple[dict[str, Any], str, bool]] = {
     "sandbox.rollback": ({"sandbox_id": SB, "snapshot_id": SNAP}, "snapshot.not-found", False),
     "sandbox.clone": ({"sandbox_id": SB, "count": 1}, "sandbox.not-found", False),
     "sandbox.set-ttl": ({"sandbox_id": SB, "ttl_s": 5}, "sandbox.not-found", False),
+    "sandbox.wait-port": ({"sandbox_id": SB, "port": 80}, "sandbox.not-found", False),
     "sandbox.exec": ({"sandbox_id": SB, "cmd": ["x"]}, "sandbox.not-found", False),
     "sandbox.abandon": ({"sandbox_id": SB}, "sandbox.not-found", False),
     "rollout.start": ({"nodes": ["nowhere"], "agent": "2"}, "node.not-found", False),

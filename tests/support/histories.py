@@ -175,6 +175,7 @@ class History:
             "at": lambda: self.now,
             "deadline": lambda: self.now + timedelta(seconds=self.random.randrange(120)),
             "until": lambda: self.now + timedelta(seconds=self.random.randrange(1200)),
+            "seen_at": lambda: self.now,
             "last_seen": lambda: self.now - timedelta(seconds=41),
             "request": lambda: TemplateRequest(image="docker://r/i:1", ports=(80,)),
             "spec": self.sandbox_spec,

@@ -13,7 +13,7 @@ from support.rows import Row, World
 
 from domain.kernel.ids import artifact_id, replica_id
 from domain.nodes.node import Node
-from domain.nodes.orders import Capacity, DriverInfo, Failure, SnapshotExported, StepReport, StepState, Versions
+from domain.nodes.orders import Capacity, DriverInfo, Failure, PortStatus, SnapshotExported, StepReport, StepState, Versions
 from domain.nodes.rollout import NodeStep, Rollout
 from domain.nodes.sweeps import Removal, Swept
 from domain.sandboxes.provisioning import Provisioning
@@ -43,8 +43,11 @@ LATER = T0 + timedelta(hours=1)
 HOUR = 3600.0
 
 
-def sandbox(ttl: Ttl | None = None) -> Sandbox:
-    spec = SandboxSpec(template_id=TEMPLATE, artifact=REF, recipe=Recipe())
+SERVED = PortStatus(port=80, status="listening")
+
+
+def sandbox(ttl: Ttl | None = None, ports: tuple[int, ...] = ()) -> Sandbox:
+    spec = SandboxSpec(template_id=TEMPLATE, artifact=REF, recipe=Recipe(ports=ports))
     return Sandbox.create(SANDBOX, T0, spec, "n1", ttl)
 
 
@@ -101,10 +104,10 @@ RESUME = did("request_resume", "resume", LATER)
 ROLLBACK = did("request_rollback", "rollback", SNAPSHOT, SANDBOX, JOB, LATER)
 LIMITS = did("request_limits", "limits", {"memory_mb": 1024}, LATER)
 SNAP = did("begin_snapshot", "snap", SNAPSHOT, LATER)
-STARTED = did("mark_running", 1, "sim", "10.0.0.2")
+STARTED = did("mark_running", 1, "sim", "10.0.0.2", (PortStatus(port=80),))
 
 SANDBOXES = World(
-    lambda: sandbox(Ttl(seconds=60, kind="idle")),
+    lambda: sandbox(Ttl(seconds=60, kind="idle"), (80,)),
     {
         "state": {
             "PENDING": (),
@@ -140,6 +143,8 @@ SANDBOXES = World(
         "require_exec": Row(did("require_exec")),
         "require_disk": Row(did("require_disk")),
         "executed": Row(did("executed", "exec", 0, 1.5, "ls"), again=True),
+        "ports_seen": Row(did("ports_seen", 0, T0, (SERVED,))),
+        "require_port": Row(did("require_port", 80)),
         "set_ttl": Row(did("set_ttl", 600)),
         "ttl_due": Row(lambda s: did("ttl_due", s.ttl_generation, after=61)),
         "touch": Row(did("touch", after=31)),

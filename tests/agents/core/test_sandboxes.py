@@ -17,7 +17,7 @@ def test_a_sandbox_comes_up_works_and_goes_without_a_trace(rig, run):
             report = await rig.tell(Verb.SANDBOX_PROVISION, rig.provision(cmd=["sh", "-c", "echo hello; sleep 100"], ports=[80]))
             assert (report.kind, report.body["driver"]) == (ReportKind.DONE, "sim")
             assert rig.steps_done(report) == ["artifact", "root", "network", "logs", "start", "ready"]
-            assert report.body["ports"] == [{"port": 80, "address": "", "status": "declared"}]
+            assert report.body["ports"] == [{"port": 80, "address": "", "status": "declared", "bound": None}]
             report = await rig.tell(Verb.SANDBOX_EXEC, {"sandbox_id": rig.sandbox(), "cmd": ["echo", "hi"]})
             assert base64.b64decode(report.body["stdout"]) == b"hi\n"
             report = await rig.tell(Verb.SANDBOX_DESTROY, {"sandbox_id": rig.sandbox(), "grace_s": 5})
@@ -206,8 +206,10 @@ def test_a_probe_port_is_waited_for_and_its_absence_explained(rig, run):
             rig.knobs.ports = (8080,)
             report = await rig.tell(Verb.SANDBOX_PROVISION, rig.provision(probe_port=8080, ports=[8080, 9]))
             assert {port["port"]: port["status"] for port in report.body["ports"]} == {8080: "listening", 9: "declared"}
+            rig.knobs.ports = (8080, 9090)
             report = await rig.tell(Verb.SANDBOX_PROVISION, rig.provision("two", probe_port=80))
-            assert (report.error.code, report.error.details["listening"]) == ("sandbox.startup-failed", [8080])
+            assert (report.error.code, report.error.details["listening"]) == ("sandbox.startup-failed", [8080, 9090])
+            assert "it listens on 8080, 9090" in report.error.message
             assert set((await rig.left())["roots"]) == {rig.sandbox()}
 
     run(scenario())

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from support import bounds
 from support.benches import ALL, BOUNDING, CONTAINER, PROCESS, REAL, SIM, Bench
+from support.inside import inside, listen
 from support.waiting import eventually, run
 
 from agents.drivers.driver import (
@@ -24,6 +25,7 @@ from agents.drivers.driver import (
     RuntimeFault,
 )
 from agents.host import cgroups
+from agents.host.ports import Listener, _by_proc
 
 CAPABILITIES = {
     "pause": CanPause,
@@ -199,6 +201,20 @@ def test_a_listening_port_is_seen(bench: Bench) -> None:
             outside.bind(("127.0.0.1", 0))
             outside.listen()
             assert await bench.driver.listening(handle) == {8080}
+
+    run(scenario())
+
+
+@PROCESS
+def test_a_port_on_loopback_alone_is_told_from_one_that_can_be_reached(bench: Bench) -> None:
+    async def scenario() -> None:
+        handle = await bench.start("sleep", "1000")
+        pid = (await bench.driver.inspect(handle)).pid or 0
+        netns = Path(f"/proc/{pid}/ns/net")
+        with inside(netns, lambda: listen("127.0.0.1", 8080)), inside(netns, lambda: listen(port=8081)):
+            expected = {Listener(8080, reachable=False), Listener(8081)}
+            assert await bench.driver.listeners(handle) == expected
+            assert _by_proc(pid) == expected
 
     run(scenario())
 

@@ -1,4 +1,4 @@
-"""``strandline sandbox pause, resume, stop, delete, snapshot, rollback, set-ttl, abandon``: what is done to sandboxes."""
+"""``strandline sandbox pause, resume, stop, delete, snapshot, rollback, set-ttl, wait-port, abandon``: what is done to sandboxes."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from strandline.cli.verb import Run, verb
 from strandline.client import Call
 
 STATE = shapes.fields("sandbox_id", "state")
+PORT = shapes.fields("sandbox_id", "port", "status", "address", "bound")
 TTL = Shape("sandbox_id", (Column("SANDBOX ID", "sandbox_id"), Column("ENDS", "ends_at", remaining)))
 
 
@@ -188,6 +189,26 @@ async def update_limits(
     memory_mb = parse.mebibytes(memory) if memory else None
     reply = await run.s.sandboxes.update_limits(identifier, cpu=cpu, memory_mb=memory_mb, pids=pids, **run.call)
     run.out.one(settled(run, reply, f"sandbox {identifier}", sandbox_id=identifier), STATE)
+
+
+@verb(
+    app,
+    "wait-port",
+    waits=60,
+    examples="""
+    strandline sandbox wait-port web 8080
+    strandline sandbox wait-port web 8080 --timeout 5m
+    """,
+)
+async def wait_port(
+    run: Run,
+    sandbox: args.Sandbox,
+    port: Annotated[int, typer.Argument(metavar="PORT", help="One that it has declared.", min=1, max=65_535, show_default=False)],
+) -> None:
+    """Wait until something listens on a port of a sandbox."""
+    identifier = await run.id("sandbox", sandbox)
+    reply = await run.s.sandboxes.wait_port(identifier, port, **run.call)
+    run.out.one(settled(run, reply, f"port {port} of {sandbox}", sandbox_id=identifier), PORT)
 
 
 @verb(
