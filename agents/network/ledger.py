@@ -2,7 +2,8 @@
 
 Only the subnet waits for the disk: everything that has an address ends with the machine, and the next one begins with none of it.
 
-Addresses are given out in turn, not lowest first: one that was just given back may still be in somebody's cache.
+Addresses are given out in turn, not lowest first, and rest when they are given back: one that a sandbox just had may still be in somebody's
+cache. Only when all others are taken the one that has rested longest is given early (reference/miren-sandbox.md §4.2).
 
 A network may be made before anybody needs it: then it is leased to a spare's name, and given to a sandbox later, name and all.
 """
@@ -12,7 +13,9 @@ from __future__ import annotations
 import json
 import os
 import secrets
-from collections.abc import Mapping
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any, Final
@@ -20,6 +23,8 @@ from typing import Any, Final
 from agents.drivers.driver import RuntimeFault
 from domain.sandboxes.egress import EgressPolicy
 
+REST_S: Final = 30 * 60.0
+"""How long an address rests (reference/miren-sandbox.md §4.2)."""
 _SPARE: Final = ".spare-"
 """No sandbox's id begins like that."""
 
@@ -27,12 +32,15 @@ _SPARE: Final = ".spare-"
 class Ledger:
     """``subnet``'s first host address is the gateway's. A new ``subnet`` for an old file is refused by the caller, who asks ``load``."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
         self._path = path
+        self._clock = clock
         self._leases: dict[str, IPv4Address] = {}
         self._ready: set[str] = set()
         self._made_as: dict[str, str] = {}
         self._policies: dict[str, EgressPolicy] = {}
+        self._resting: OrderedDict[int, float] = OrderedDict()
+        """Addresses by when they were given back, the earliest first."""
         self._last = 0
         self.subnet: IPv4Network | None = None
         self._load()
@@ -84,14 +92,21 @@ class Ledger:
         """Raises ``network.no-address`` when all are taken."""
         if (known := self._leases.get(sandbox_id)) is not None:
             return known
+        address = self._next()
+        self._append({"id": sandbox_id, "address": str(address)})
+        return address
+
+    def _next(self) -> IPv4Address:
+        """The next in turn that is neither taken nor rests, else the one that has rested longest."""
         network, taken = self._network(), {int(address) for address in self._leases.values()}
-        usable = network.num_addresses - 3  # network, gateway, broadcast
-        for step in range(1, usable + 1):
-            number = (self._last + step - 1) % usable
-            address = network[2 + number]
-            if int(address) not in taken:
-                self._append({"id": sandbox_id, "address": str(address)})
-                return address
+        first, usable = int(network[2]), network.num_addresses - 3  # network, gateway, broadcast
+        while self._resting and next(iter(self._resting.values())) <= self._clock() - REST_S:
+            self._resting.popitem(last=False)
+        if len(taken) + len(self._resting) < usable:
+            numbers = (first + (self._last + step) % usable for step in range(usable))
+            return IPv4Address(next(number for number in numbers if number not in taken and number not in self._resting))
+        if self._resting:
+            return IPv4Address(next(iter(self._resting)))
         raise RuntimeFault("network.no-address", f"all {usable} addresses of {network} are taken", retryable=True)
 
     def is_ready(self, sandbox_id: str) -> bool:
@@ -102,8 +117,9 @@ class Ledger:
         self._append({"ready": sandbox_id})
 
     def release(self, sandbox_id: str) -> None:
+        """Only its owner's name gives an address back; whoever has it since is not touched (reference/miren-sandbox.md §11.27)."""
         if sandbox_id in self._leases:
-            self._append({"released": sandbox_id})
+            self._append({"released": sandbox_id, "at": self._clock()})
 
     def _load(self) -> None:
         if not self._path.exists():
@@ -122,6 +138,7 @@ class Ledger:
             self.subnet = IPv4Network(entry["subnet"])
         elif "address" in entry:
             self._leases[entry["id"]] = IPv4Address(entry["address"])
+            self._resting.pop(int(self._leases[entry["id"]]), None)
             self._last = int(self._leases[entry["id"]]) - int(self._network()[2]) + 1
         elif "ready" in entry:
             self._ready.add(entry["ready"])
@@ -130,8 +147,12 @@ class Ledger:
             self._leases[sandbox_id] = self._leases.pop(spare)
             self._ready = self._ready - {spare} | {sandbox_id}
             self._made_as[sandbox_id] = self._made_as.pop(spare, spare)
+        elif "resting" in entry:
+            self._resting[int(IPv4Address(entry["resting"]))] = entry["at"]
         elif "released" in entry:
-            self._leases.pop(entry["released"], None)
+            address = self._leases.pop(entry["released"], None)
+            if address is not None and not is_spare(entry["released"]):  # a spare's was never anybody's
+                self._resting[int(address)] = entry.get("at", 0.0)
             self._ready.discard(entry["released"])
             self._made_as.pop(entry["released"], None)
             self._policies.pop(entry["released"], None)
@@ -146,6 +167,7 @@ class Ledger:
 
     def _compact(self) -> None:
         entries: list[dict[str, Any]] = [{"subnet": str(self.subnet)}] if self.subnet else []
+        entries += [{"resting": str(IPv4Address(number)), "at": at} for number, at in self._resting.items()]
         entries += [{"id": self.made_as(name), "address": str(address)} for name, address in self._leases.items()]
         entries += [{"ready": self.made_as(name)} for name in sorted(self._ready)]
         entries += [{"given": spare, "to": name} for name, spare in self._made_as.items()]

@@ -85,6 +85,7 @@ def test_a_policy_holds_on_over_the_agents_end_and_goes_with_its_sandbox(directo
         assert reached(one) == places(PUBLIC)
         run(later.detach("sb-1"))
         assert one.address not in Nft().run(f"list table inet {later.table}")
+        later._ledger._resting.clear()
         later._ledger._last -= 1  # the next one gets the same address
         two = run(later.attach("sb-2"))
         assert (two.address, inside(two.netns, lambda: reach(OTHER, 80))) == (one.address, "open")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -17,7 +18,7 @@ from support.waiting import eventually, run
 from agents.drivers.driver import RuntimeFault
 from agents.network import namespaces
 from agents.network.firewall import rules
-from agents.network.ledger import Ledger
+from agents.network.ledger import REST_S, Ledger
 from agents.network.netns import BridgeNetwork, NoNetwork
 from agents.network.rtnetlink import Route
 
@@ -230,17 +231,21 @@ def test_what_the_kernel_lost_is_made_again_with_the_same_address(network: Bridg
 
 
 @root
-def test_the_next_owner_of_an_address_is_reached_at_once(network: BridgeNetwork) -> None:
-    """And not the hardware address of the one before it, which the node would still know."""
+def test_the_node_forgets_who_had_an_address(network: BridgeNetwork) -> None:
+    """Else the next one to have it would not be reached until that is found out."""
+
+    def known(address: str) -> bool:
+        asked = ["ip", "neigh", "show", address, "dev", network.bridge]
+        return "lladdr" in subprocess.run(asked, capture_output=True, text=True, check=True).stdout
 
     async def scenario() -> None:
         await network.attach("sb-0")  # the bridge forgets all when its last port goes
-        for name in ("sb-1", "sb-2"):
-            attached = await network.attach(name)
-            with inside(attached.netns, listen) as server:
-                assert reach(attached.address, server.getsockname()[1], timeout=0.5) == "open"
-            await network.detach(name)
-            network._ledger._last -= 1
+        attached = await network.attach("sb-1")
+        with inside(attached.netns, listen) as server:
+            assert reach(attached.address, server.getsockname()[1]) == "open"
+        assert known(attached.address)
+        await network.detach("sb-1")
+        assert not known(attached.address)
 
     run(scenario())
 
@@ -316,6 +321,36 @@ def test_an_address_that_was_given_back_is_not_the_next_to_be_given(tmp_path: Pa
     ledger.release("a")
     assert ledger.lease("b") != first
     assert Ledger(tmp_path / "leases").lease("c") not in (first, ledger.lease("b"))
+
+
+@quick
+def test_an_address_rests_unless_there_is_no_other(tmp_path: Path) -> None:
+    """Over the agent's end, too; and what was never anybody's need not rest."""
+    now = [1000.0]
+    ledger = Ledger(tmp_path / "leases", lambda: now[0])
+    ledger.choose(IPv4Network("10.0.0.0/29"))
+    given = {name: ledger.lease(name) for name in ("a", "b", "c", ".spare-1")}
+    for name in given:
+        ledger.release(name)
+        now[0] += 60
+    ledger = Ledger(tmp_path / "leases", lambda: now[0])
+    assert {ledger.lease("d"), ledger.lease("e")}.isdisjoint({given["a"], given["b"], given["c"]})
+    assert ledger.lease("f") == given["a"], "all others are taken, or rest less long"
+    ledger.release("d")
+    now[0] += REST_S
+    assert ledger.lease("g") == given["b"], "rested, and next in turn"
+    assert Ledger(tmp_path / "leases", lambda: now[0]).leases == ledger.leases
+
+
+@quick
+def test_only_its_owner_gives_an_address_back(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "leases")
+    ledger.choose(IPv4Network("10.0.0.0/30"))
+    first = ledger.lease("a")
+    ledger.release("a")
+    assert ledger.lease("b") == first
+    ledger.release("a")
+    assert Ledger(tmp_path / "leases").leases == {"b": first}
 
 
 @quick
