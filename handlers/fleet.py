@@ -165,6 +165,8 @@ class Fleet:
         if name == "sandbox.created":
             self._place(commit, data)
             return
+        if name == "sandbox.forgotten":
+            self.dead.pop(commit.id, None)
         entry = self.sandboxes.get(commit.id)
         if entry is None:
             return

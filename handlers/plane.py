@@ -50,7 +50,7 @@ from handlers.housekeeping import Housekeeping
 from handlers.liveness import Liveness
 from handlers.membership import Membership
 from handlers.metrics import ControlMetrics
-from handlers.processes import collection, convergence, jobs, removal, undoing
+from handlers.processes import collection, convergence, forgetting, jobs, removal, undoing
 from handlers.processes import nodes as node_process
 from handlers.processes import rollouts as rollout_process
 from handlers.processes import sandboxes as sandbox_process
@@ -169,7 +169,7 @@ class ControlPlane:
         self._receipts = Receipts(nc)
         self._dispatcher = Dispatcher(self.control, self._receipts, HANDLERS)
         self._liveness = Liveness(self.control)
-        self._housekeeping = Housekeeping(self.control, (self._converge, self._collect))
+        self._housekeeping = Housekeeping(self.control, (self._converge, self._collect, self._forget))
         self._membership = membership
         self._tail: Tail[Commit] = Tail(nc, 0, [ALL_EVENTS], self._fold)
         self._running = contextlib.AsyncExitStack()
@@ -283,6 +283,9 @@ class ControlPlane:
 
     async def _collect(self) -> None:
         await collection.collect(self.control, f"{self._name}-{self.control.clock().timestamp():.0f}", most=collection.PER_ROUND)
+
+    async def _forget(self) -> None:
+        await forgetting.forget(self.control)
 
     async def _delete_bytes(self, artifact_id: str) -> None:
         await objects.delete(self._nc, ARTIFACTS_BUCKET, artifact_id)

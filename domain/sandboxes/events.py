@@ -52,6 +52,7 @@ class SandboxCreated(CreatedEvent):
         sandbox.exit = None
         sandbox.failure = None
         sandbox.deleting = False
+        sandbox.forgotten = False
         sandbox.grace_s = 10
 
 
@@ -290,6 +291,15 @@ class SandboxDestroyed(Event):
         _stop(sandbox, self.reason)
         sandbox.state = SandboxState.DEAD
         sandbox.exit = self.exit or sandbox.exit
+
+
+class SandboxForgotten(Event):
+    """It has been dead for long enough: views show it no more. Nothing comes after this."""
+
+    TOPIC = "sandbox.forgotten"
+
+    def apply(self, sandbox: Sandbox) -> None:
+        sandbox.forgotten = True
 
 
 class SandboxExecuted(Event):

@@ -17,7 +17,7 @@ from domain.sandboxes.lifetime import Lifetime
 from domain.sandboxes.placed import Placed
 from domain.sandboxes.ports import after, require
 from domain.sandboxes.spec import Limits, SandboxSpec
-from domain.sandboxes.states import LIFECYCLE, TOO_LATE, Exit, ExitReason, Operation, OperationKind, Reason, SandboxState, Ttl
+from domain.sandboxes.states import HORIZON, LIFECYCLE, TOO_LATE, Exit, ExitReason, Operation, OperationKind, Reason, SandboxState, Ttl
 
 __all__ = ["Exit", "Operation", "Reason", "Sandbox", "SandboxState", "Ttl"]
 
@@ -50,6 +50,7 @@ class Sandbox(Lifetime):
     exit: Exit | None
     failure: Failure | None
     deleting: bool
+    forgotten: bool
     grace_s: float
     """How long its main process may take to end by itself, once somebody wants it to end."""
 
@@ -247,6 +248,11 @@ class Sandbox(Lifetime):
         if LIFECYCLE.admits("destroyed", self.state):
             end = None if exit_code is None or self.exit is not None else Exit(code=exit_code, at=at)
             self.record(events.SandboxDestroyed, at, reason=self.reason or reason, exit=end)
+
+    def forget(self, at: datetime) -> None:
+        """Show it no more, if it has been dead for so long; being dead is the last thing that changed it."""
+        if LIFECYCLE.admits("forget", self.state) and not self.forgotten and at - self.modified_on >= HORIZON:
+            self.record(events.SandboxForgotten, at)
 
     # ------------------------------------------------------------------------------------------------------ in between
 

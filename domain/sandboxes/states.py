@@ -13,7 +13,7 @@ busy for ever (design.md §10.4). A second one is refused with ``sandbox.illegal
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Annotated, Any, Final, Literal
 
@@ -60,6 +60,7 @@ LIFECYCLE: Final = Lifecycle(
     request_delete     STOPPED    STOPPED    STOPPED  STOPPED  STOPPED  =
     exited             STOPPED    STOPPED    STOPPED  STOPPED  =        =
     destroyed          DEAD       DEAD       DEAD     DEAD     DEAD     =
+    forget             =          =          =        =        =        DEAD
     require_exec       !          !          =        !        !        !
     require_disk       !          !          =        =        !        !
     require_port       =          =          =        =        !        !
@@ -70,6 +71,9 @@ LIFECYCLE: Final = Lifecycle(
     touch              =          =          RUNNING  =        =        =
     """,
 )
+
+HORIZON: Final = timedelta(hours=1)
+"""How long the dead are shown, counted from their death (reference/miren-sandbox.md §3.7). The log has them for ever."""
 
 Reason = Literal[
     "ttl_expired",

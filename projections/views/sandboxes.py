@@ -188,6 +188,12 @@ def destroyed(item: Item, fact: Fact) -> None:
     item.update(state="DEAD", known=True, exit=fact.data["exit"] or item["exit"], ended_at=fact.time)
 
 
+@VIEW.on("sandbox.forgotten")
+def forgotten(state: State, fact: Fact) -> None:
+    """Dead for an hour. An answer with ``as_of``, the views of what it did, and the log still have it."""
+    state.delete(fact.project, fact.id)
+
+
 def _stopped(item: Item, fact: Fact) -> None:
     item.update(state="STOPPED", reason=item["reason"] or fact.data["reason"], operation=None, ends_at=None)
 

@@ -100,7 +100,7 @@ TRUTHS = (
     ("templates", Template, template, lambda t: t.state is not TemplateState.DELETED),
     ("artifacts", Artifact, artifact, lambda a: a.state is not ArtifactState.DELETED),
     ("snapshots", Snapshot, snapshot, lambda s: s.state not in {SnapshotState.DELETED, SnapshotState.GONE}),
-    ("sandboxes", Sandbox, sandbox, lambda _: True),
+    ("sandboxes", Sandbox, sandbox, lambda s: not s.forgotten),
 )
 
 
@@ -143,6 +143,6 @@ def test_what_a_silent_node_runs_is_unknown_and_what_is_dead_is_known(seed, step
                 silent.discard(commit["id"])
     with store.read("sandboxes") as reader:
         for (kind, project, identifier), aggregate in history.aggregates.items():
-            if kind is Sandbox:
+            if kind is Sandbox and not aggregate.forgotten:
                 item = view.get(reader, project, identifier)
                 assert item["known"] == (aggregate.state is SandboxState.DEAD or aggregate.node_id not in silent)

@@ -140,6 +140,7 @@ SANDBOXES = World(
         "request_delete": Row(did("request_delete", "delete")),
         "exited": Row(did("exited", 0, 3)),
         "destroyed": Row(did("destroyed", 0)),
+        "forget": Row(did("forget", after=HOUR + 10)),
         "require_exec": Row(did("require_exec")),
         "require_disk": Row(did("require_disk")),
         "executed": Row(did("executed", "exec", 0, 1.5, "ls"), again=True),
