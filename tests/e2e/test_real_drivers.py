@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from nats import NATS
-from support import bounds
+from support import bounds, remains
 from support.command_line import strandline
 from support.images import layout
 from support.inside import reach
@@ -223,6 +223,34 @@ def test_a_sandbox_is_reached_where_it_says_as_long_as_it_listens(running: Runni
             assert reach(sandbox.address, 81) == "Connection refused"
             await s.sandboxes.delete(sandbox.sandbox_id)
             await eventually(lambda: reach(sandbox.address, 80, timeout=0.2) != "open")
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("driver", [OCI, PROCESS])
+def test_a_delete_while_a_start_waits_for_its_port_fences_it(running: Running, driver: str) -> None:
+    """It was never up, its start ended as superseded, and nothing of it is left (reference/miren-sandbox.md §2.4b, §11.15, §11.16)."""
+    serve = ("/bin/sh", "-c", "while :; do busybox nc -l -p 8080 -e /bin/echo hello; done")
+
+    async def scenario() -> None:
+        async with Strandline.connect(running.dir) as s:
+            image = (await s.templates.get(driver)).image or ""
+            made = await s.templates.create(image, alias=f"{driver}-serving", driver=driver, cmd=serve, probe_port=8080)
+            await s.jobs.wait(made.job_id)
+            sandbox = (await s.sandboxes.create(f"{driver}-serving", cmd=["sleep", "1000"])).sandbox_id
+            await s.sandboxes.wait(sandbox, "NOT_READY")
+            assert [step.state for step in await s.sandboxes.steps(sandbox)] == [*("done",) * 5, "started"]
+            await s.sandboxes.delete(sandbox, wait_s=20)
+
+            async def told() -> bool:
+                return {step.state for step in await s.sandboxes.steps(sandbox)} == {"undone"}
+
+            await eventually(told)
+            ended = (await s.sandboxes.get(sandbox)).raw()
+            assert (ended["state"], ended["provisioning"]["state"], ended["started_at"]) == ("DEAD", "SUPERSEDED", None)
+            assert not list(running.dir.rglob(f"*{sandbox}*"))
+            assert not [line for line in remains.remains(running.dir) if sandbox in line]
 
     asyncio.run(scenario())
 

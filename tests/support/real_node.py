@@ -11,11 +11,13 @@ from support.leftovers import Traces
 from support.local_node import Rig
 
 from agents.drivers import hostns
-from agents.network.netns import choose_network
+from agents.network.netns import BridgeNetwork, NoNetwork, choose_network
 from agents.options import Options
 from agents.purge import purge
 from agents.registry import DRIVERS
-from agents.storage.all import AllRoots, all_roots
+from agents.storage.all import AllRoots
+from agents.storage.disks import DiskRoots
+from agents.storage.roots import choose_roots
 from domain.nodes.orders import ReportKind, Verb
 from domain.sandboxes.spec import ArtifactRef
 
@@ -32,12 +34,15 @@ class RealRig(Rig):
         own = directory / "nodes" / self._name
         super().__init__(own, ext4, artifact, lambda _: DRIVERS[driver](own / "drivers" / driver))
         hostns.enter(own)
+        self._bridged = isinstance(choose_network(own / "network"), BridgeNetwork)
+        self._trees = type(choose_roots(own / "storage"))  # asked once: finding out costs more than what is tested
 
     def network(self) -> Any:
-        return choose_network(self.directory / "network")
+        return BridgeNetwork(self.directory / "network") if self._bridged else NoNetwork()
 
     def storage(self) -> AllRoots:
-        return all_roots(self.directory / "storage")
+        place = self.directory / "storage"
+        return AllRoots(self._trees(place), DiskRoots(place / "disks"))
 
     def traces(self) -> Traces:
         """What the host has of it now."""

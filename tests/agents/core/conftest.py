@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,8 +11,10 @@ from pathlib import Path
 import pytest
 from support.agents import Installation, installation
 from support.local_node import Rig
+from support.real_node import RealRig
 
 from agents import images
+from agents.drivers.crun import find
 from agents.images.compose import compose
 from bus.server import Server
 from domain.sandboxes.spec import ArtifactRef
@@ -30,6 +33,16 @@ def built(tmp_path_factory) -> tuple[Path, ArtifactRef]:
 def rig(tmp_path, built) -> Rig:
     """A node in this process, not yet begun."""
     return Rig(tmp_path / "node", *built)
+
+
+CRUN = pytest.mark.skipif(find() is None, reason="crun is not installed")
+BWRAP = pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
+
+
+@pytest.fixture(params=[pytest.param("process", marks=BWRAP), pytest.param("oci", marks=[pytest.mark.root, CRUN])])
+def real(request, tmp_path, built) -> RealRig:
+    """A node in this process whose sandboxes run on this host. ``purged`` in the end."""
+    return RealRig(tmp_path / "strand", *built, request.param)
 
 
 Installed = Callable[[], AsyncIterator[Installation]]

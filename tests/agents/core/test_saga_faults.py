@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -13,19 +12,10 @@ from support.real_node import RealRig
 from support.sabotage import Died, Sabotage, deaths, deaths_undoing, failures, said
 from support.waiting import eventually
 
-from agents.drivers.crun import find
 from agents.provisioning import CREATE_SANDBOX
 from agents.verbs import provision, snapshots
 from agents.verbs.snapshots import ROLLBACK_SANDBOX
 from domain.nodes.orders import Report, ReportKind, Verb
-
-CRUN = pytest.mark.skipif(find() is None, reason="crun is not installed")
-BWRAP = pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
-
-
-@pytest.fixture(params=[pytest.param("process", marks=BWRAP), pytest.param("oci", marks=[pytest.mark.root, CRUN])])
-def real(request, tmp_path, built) -> RealRig:
-    return RealRig(tmp_path / "strand", *built, request.param)
 
 
 @pytest.fixture
