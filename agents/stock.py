@@ -1,4 +1,4 @@
-"""Starts in stock: what is held for the next sandbox of a kind, and for whom it has been taken (docs/adr/0022).
+"""Starts in stock: what is held for the next sandbox of a kind, and for whom it has been taken (docs/adr/0023).
 
 Bookkeeping only; ``agents.stocking`` makes and ends them. Nothing of it is written down: to the next agent they are orphans.
 """

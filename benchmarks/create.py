@@ -2,7 +2,7 @@
 
 Ours: the command with ``wait_s``, until its reply; the sandbox is RUNNING then. One at a time; each is deleted before the next.
 Before each start the machine is left alone for a moment: the kernel takes network namespaces down behind whoever ended them, and the agent
-fills its stock up. ``STRAND_STARTS_WAITING=0`` shows the same without starts in stock (docs/adr/0022).
+fills its stock up. ``STRAND_STARTS_WAITING=0`` shows the same without starts in stock (docs/adr/0023).
 Bare: ``benchmarks/bare_start.py``, in turn with it: overlay mount and ``crun run`` with the same ``config.json``, or ``bwrap`` with the
 same words. What only the product does is all on top: the log, the journal, a leased address, a network with a veth pair, watching.
 """

@@ -195,7 +195,7 @@ class MapsUsers(Protocol):
 
 @runtime_checkable
 class CanHold(Protocol):
-    """A start may be made before anybody asks for it: all of it but the program itself (docs/adr/0022)."""
+    """A start may be made before anybody asks for it: all of it but the program itself (docs/adr/0023)."""
 
     holds: bool
     """Whether this host and this user let it."""

@@ -22,6 +22,16 @@ class Held:
     state: dict[str, Any]
     info: int
 
+    @property
+    def first(self) -> int:
+        """The first process of its namespace."""
+        return int(self.state["first"])
+
+    @property
+    def monitor(self) -> tuple[int, int]:
+        """The process outside that waits for it, and since when there is one of that number."""
+        return self.state["monitor"], self.state["monitor_started"]
+
     def close(self) -> None:
         os.close(self.info)
 

@@ -15,7 +15,7 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
@@ -63,6 +63,10 @@ class Launcher(Protocol):
         """To be started in the sandbox's network namespace, if it has one of the node's making."""
         ...
 
+    async def at_gate(self, root: Path, first: int, monitor: tuple[int, int]) -> None:
+        """Wait until everything but the program is there, if it ``holds``; or has died before."""
+        ...
+
     async def executed(self, info_fd: int, first: int, monitor: tuple[int, int]) -> None:
         """Wait until the workload itself runs (or has run already). Raises ``sandbox.start-failed``."""
         ...
@@ -86,6 +90,15 @@ def bound(pid: int, limits: Mapping[int, int]) -> None:
         return
     except (PermissionError, ValueError) as error:
         raise RuntimeFault("limits.refused", f"it takes CAP_SYS_RESOURCE to give a process more than it had: {error}") from error
+
+
+def bound_all(find: Callable[[], Iterable[int]], limits: Mapping[int, int]) -> None:
+    """The same of everything that ``find`` finds, until it finds nothing new: a fork has its parent's limits, which may be the old ones."""
+    done = set[int]()
+    while new := set(find()) - done:
+        for pid in new:
+            bound(pid, limits)
+        done |= new
 
 
 def exit_code(status: Path) -> int | None:
@@ -140,6 +153,16 @@ class Bubblewrap:
         _fill(launch.order_fd, "\0".join(order).encode() + b"\0")
         return [tool("bwrap"), "--args", str(launch.order_fd), "--", *spec.argv]
 
+    async def at_gate(self, root: Path, first: int, monitor: tuple[int, int]) -> None:
+        """The last that it does before it waits is to make the sandbox's root its own; the host name comes before that."""
+
+        def there() -> bool:
+            with contextlib.suppress(OSError):
+                return os.path.samestat(os.stat(f"/proc/{first}/root"), os.stat(root))  # noqa: PTH116  # a magic link
+            return False
+
+        await _until(there, monitor)
+
     async def executed(self, info_fd: int, first: int, monitor: tuple[int, int]) -> None:  # noqa: ARG002  # its end says nothing
         """Process 1 is bwrap; it forks, and the fork executes: the program file changes. Nothing else tells."""
         await _until(lambda: any(_other_program(child, first) for child in processes.children(first)), monitor)
@@ -191,6 +214,9 @@ class Unshare:
         argv += ["--mount", "--ipc", "--uts", "--pid", "--cgroup", *([] if spec.netns else ["--net"])]
         argv += ["--", tool("sh"), "-c", _MONITOR, "sh", str(launch.status)]  # its first child is process 1: no --fork
         return [*argv, sys.executable, "-I", "-S", str(_PIVOT), str(launch.order_fd)]
+
+    async def at_gate(self, root: Path, first: int, monitor: tuple[int, int]) -> None:
+        """It does not hold."""
 
     async def executed(self, info_fd: int, first: int, monitor: tuple[int, int]) -> None:
         """Process 1 stops being Python, or says why it could not."""

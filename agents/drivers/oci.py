@@ -131,9 +131,13 @@ class OciDriver:
             return None
         await self.destroy(spec.sandbox_id)
         try:
+            hostname.rename(first[0], spec.hostname)
+        except OSError:  # it has died just now
+            await self.destroy(held)
+            return None
+        try:
             self._state.write(held, "container", {"name": held})
             self._state.give(held, spec)
-            hostname.rename(first[0], spec.hostname)
             return await self._let_go(first, spec)
         except BaseException:
             await self.destroy(held)

@@ -19,7 +19,7 @@ from agents.drivers import gate, streams
 from agents.drivers.driver import MAIN, Condition, ExecRequest, ExecResult, Exit, Fault, Handle, Limits, Observed, RuntimeFault, Spec
 from agents.drivers.gate import Held
 from agents.drivers.identity import check_program, environment, resolve, why_not
-from agents.drivers.launchers import Launch, Launcher, bound, default_launcher, exit_code, read_info, rlimits
+from agents.drivers.launchers import Launch, Launcher, bound, bound_all, default_launcher, exit_code, read_info, rlimits
 from agents.drivers.nsenter import enter_command
 from agents.drivers.statedir import StateDir, spec_to_json
 from agents.host import counters, hostname, processes, reaper, spawn
@@ -92,7 +92,7 @@ class ProcessDriver:
         try:
             self._state.write_handle(handle)
             gate.let_go(self._state.of(spec.sandbox_id))
-            await self._launcher.executed(held.info, held.state["first"], self._monitor(handle))
+            await self._launcher.executed(held.info, held.first, held.monitor)
         finally:
             held.close()
         self._refuse_failed_execution(handle)
@@ -121,7 +121,8 @@ class ProcessDriver:
         """See ``CanHold``."""
         async with self._starts:
             try:
-                self._held[spec.sandbox_id] = await self._begin(spec)
+                held = self._held[spec.sandbox_id] = await self._begin(spec)
+                await self._launcher.at_gate(spec.root, held.first, held.monitor)
             except BaseException:
                 await self.destroy(spec.sandbox_id)
                 raise
@@ -129,14 +130,18 @@ class ProcessDriver:
     async def give(self, held: str, spec: Spec) -> Handle | None:
         """See ``CanHold``."""
         found = self._held.get(held)
-        if found is None or not processes.alive(found.state["monitor"], found.state["monitor_started"]):
+        if found is None or not processes.alive(*found.monitor):
             await self.destroy(held)
             return None
         await self.destroy(spec.sandbox_id)
+        try:
+            hostname.rename(found.first, spec.hostname)
+        except OSError:  # it has died just now
+            await self.destroy(held)
+            return None
         self._state.give(held, spec)
         self._held[spec.sandbox_id] = self._held.pop(held)
         try:
-            hostname.rename(found.state["first"], spec.hostname)
             return await self._let_go(self._held.pop(spec.sandbox_id), spec)
         except BaseException:
             await self.destroy(spec.sandbox_id)
@@ -245,11 +250,8 @@ class ProcessDriver:
         known, spec = self._running(handle, paused=True), self._state.spec(handle.sandbox_id)
         if spec is None:
             raise RuntimeFault("sandbox.not-running", f"{handle.sandbox_id} does not run")
-        changed, done = replace(spec, limits=limits), set[int]()
-        while new := set(processes.members(known.state["namespace"])) - done:  # a fork has its parent's, which may be the old ones
-            for pid in new:
-                bound(pid, rlimits(changed))
-            done |= new
+        changed = replace(spec, limits=limits)
+        bound_all(lambda: processes.members(known.state["namespace"]), rlimits(changed))
         self._state.write(handle.sandbox_id, "spec", spec_to_json(changed))
 
     async def pause(self, handle: Handle) -> None:

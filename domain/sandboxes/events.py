@@ -9,7 +9,7 @@ from domain.kernel.aggregate import CreatedEvent, Event
 from domain.kernel.text import ErrorText
 from domain.nodes.orders import Failure, PortStatus
 from domain.sandboxes.placed import Placed
-from domain.sandboxes.spec import Limits, OnTtl, SandboxSpec
+from domain.sandboxes.spec import Limits, SandboxSpec
 from domain.sandboxes.states import Exit, Operation, Reason, SandboxState, Ttl
 
 if TYPE_CHECKING:
@@ -328,41 +328,6 @@ class SandboxPortsChanged(Event):
     def apply(self, sandbox: Sandbox) -> None:
         sandbox.ports = self.ports
         sandbox.ports_seen_at = self.seen_at
-
-
-class SandboxTtlSet(Event):
-    TOPIC = "sandbox.ttl-set"
-    ttl: Ttl
-    ttl_generation: int
-    ends_at: datetime | None = None
-    ttl_left_s: float | None = None
-
-    def apply(self, sandbox: Sandbox) -> None:
-        sandbox.ttl = self.ttl
-        sandbox.ttl_generation = self.ttl_generation
-        sandbox.ends_at = self.ends_at
-        sandbox.ttl_left_s = self.ttl_left_s
-        sandbox.ttl_action = None
-
-
-class SandboxTtlExpired(Event):
-    TOPIC = "sandbox.ttl-expired"
-    action: OnTtl
-
-    def apply(self, sandbox: Sandbox) -> None:
-        sandbox.ttl_action = self.action
-        sandbox.ends_at = None
-
-
-class SandboxTouched(Event):
-    """Somebody used it; ``ends_at`` moves on."""
-
-    TOPIC = "sandbox.touched"
-    ends_at: datetime
-
-    def apply(self, sandbox: Sandbox) -> None:
-        sandbox.last_activity = self.timestamp
-        sandbox.ends_at = self.ends_at
 
 
 def _stop(sandbox: Sandbox, reason: Reason) -> None:

@@ -6,9 +6,9 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from domain.kernel.aggregate import Aggregate
-from domain.sandboxes import events
 from domain.sandboxes.spec import OnTtl, TtlKind
 from domain.sandboxes.states import LIFECYCLE, SandboxState, Ttl
+from domain.sandboxes.ttl_events import SandboxTouched, SandboxTtlExpired, SandboxTtlSet
 
 TOUCH_EVERY: Final = timedelta(seconds=30)
 """How often activity is worth an event (reference/miren-sandbox.md §1.2)."""
@@ -37,7 +37,7 @@ class Lifetime(Aggregate):
         ends_at = at + timedelta(seconds=ttl.seconds or 0) if runs else None
         left = ttl.seconds if paused else None
         if (ttl, ends_at, left) != (self.ttl, self.ends_at, self.ttl_left_s):
-            self.record(events.SandboxTtlSet, at, ttl=ttl, ttl_generation=self.ttl_generation + 1, ends_at=ends_at, ttl_left_s=left)
+            self.record(SandboxTtlSet, at, ttl=ttl, ttl_generation=self.ttl_generation + 1, ends_at=ends_at, ttl_left_s=left)
 
     def ttl_due(self, at: datetime, ttl_generation: int) -> OnTtl | None:
         """Its timer rang. Says what is to be done now; None: nothing (a stale timer, or ``ends_at`` has moved on)."""
@@ -46,7 +46,7 @@ class Lifetime(Aggregate):
         if self.ttl_action is None:
             if self.ttl is None or self.ends_at is None or at < self.ends_at:
                 return None
-            self.record(events.SandboxTtlExpired, at, action=self.ttl.on_ttl)
+            self.record(SandboxTtlExpired, at, action=self.ttl.on_ttl)
         return self.ttl_action
 
     def touch(self, at: datetime, busy_s: float = 0) -> None:
@@ -60,7 +60,7 @@ class Lifetime(Aggregate):
         used = self.last_activity is None or at - self.last_activity >= TOUCH_EVERY
         outlived = self.ends_at <= at + timedelta(seconds=busy_s)
         if (used and ends_at > self.ends_at) or outlived or (not busy_s and self.ends_at - ends_at >= TOUCH_EVERY):
-            self.record(events.SandboxTouched, at, ends_at=ends_at)
+            self.record(SandboxTouched, at, ends_at=ends_at)
 
     def _clock_from(self, at: datetime, left_s: float | None) -> tuple[datetime | None, int]:
         """When the time to live ends if it runs from ``at``, with ``left_s`` of it left (None: all), and the timer's generation."""

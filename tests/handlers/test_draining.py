@@ -10,7 +10,7 @@ from support.waiting import eventually
 from domain.kernel.errors import Refused
 from domain.nodes.orders import Verb
 from domain.sandboxes.sandbox import Sandbox, SandboxState
-from handlers.commands import sandboxes
+from handlers import placing
 
 
 async def state(place, sandbox: str) -> tuple[SandboxState, str | None]:
@@ -44,7 +44,7 @@ def test_what_runs_goes_on_unless_a_time_is_given_and_is_stopped_when_that_is_ov
 
 
 def test_a_sandbox_that_was_placed_before_the_drain_was_known_is_stopped_too_and_an_uncordoned_node_keeps_its_own(at, monkeypatch) -> None:
-    real = sandboxes._candidate
+    real = placing.candidate
 
     async def test(place) -> None:
         template = await place.template()
@@ -57,7 +57,7 @@ def test_a_sandbox_that_was_placed_before_the_drain_was_known_is_stopped_too_and
         await place.do("node.drain", {"node_id": "node-1", "stop_after_s": 0})
         await eventually(lambda: place.plane.control.fleet.nodes["node-1"].scheduling == "DRAINING")
         # as a control plane places that has not read that far
-        monkeypatch.setattr(sandboxes, "_candidate", lambda node, *a, **kw: real(replace(node, scheduling="OPEN"), *a, **kw))
+        monkeypatch.setattr(placing, "candidate", lambda node, *a, **kw: real(replace(node, scheduling="OPEN"), *a, **kw))
         late = (await place.do("sandbox.create", {"template": template}))["sandbox_id"]
 
         async def both_end() -> bool:

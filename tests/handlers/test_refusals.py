@@ -63,6 +63,7 @@ NOBODY: dict[str, tuple[dict[str, Any], str, bool]] = {
     "node.cordon": ({"node_id": "nowhere"}, "node.not-found", False),
     "node.uncordon": ({"node_id": "nowhere"}, "node.not-found", False),
     "node.drain": ({"node_id": "nowhere"}, "node.not-found", False),
+    "node.sweep": ({"node_id": "nowhere"}, "node.not-found", False),
     "node.configure": ({"node_id": "nowhere"}, "node.not-found", False),
 }
 """Of what is not there: body, code, retryable."""

@@ -1,4 +1,4 @@
-"""Starts that are made before anybody asks for them (docs/adr/0022): who gets them, and what becomes of those that nobody wants."""
+"""Starts that are made before anybody asks for them (docs/adr/0023): who gets them, and what becomes of those that nobody wants."""
 
 from __future__ import annotations
 
