@@ -25,7 +25,7 @@ VM = pytest.mark.parametrize("kind", [KINDS["vm"]], indirect=True, ids=str)
 pytestmark = VM
 
 COUNT = "i=0; while :; do i=$((i+1)); echo $i > /dev/shm/count; sleep 0.01; done"
-"""/dev/shm is memory: a disk alone would not bring it back."""
+"""/dev/shm is memory: a disk alone would not bring it back. Each ``echo`` is the shell's own: its stdout is that file for a moment."""
 
 
 class Saved:
@@ -319,15 +319,15 @@ def test_a_rollback_is_a_waiting_machine_that_takes_over_and_goes_on_with_the_lo
         saved = await Saved(bench, "s").take(first, bench.place("sb-1"))
         handle = await saved.start("sb-2")
         then = await count(bench, handle)
-        await bench.said(handle, "echo before > /proc/1/fd/1; echo 1 > /srv/later; echo 1 > /dev/shm/later")
-        await eventually(lambda: bench.log(name="sb-2") == "before\n")
+        await bench.said(handle, "echo before > /proc/1/fd/2; echo 1 > /srv/later; echo 1 > /dev/shm/later")
+        await eventually(lambda: bench.log("stderr", "sb-2") == "before\n")
         await eventually(lambda: len(_waiting(bench)) == 2)
         waited = _waiting(bench)
         back = await saved.start("sb-2", generation=1)
         assert back.state["pid"] in waited
         assert await bench.said(back, "ls /srv/later /dev/shm/later 2>/dev/null | cat; hostname") == "sb-2"
-        await bench.said(back, "echo after > /proc/1/fd/1")
-        await eventually(lambda: bench.log(name="sb-2") == "before\nafter\n")
+        await bench.said(back, "echo after > /proc/1/fd/2")
+        await eventually(lambda: bench.log("stderr", "sb-2") == "before\nafter\n")
         await counts_beyond(bench, back, then)
 
     run(scenario())
