@@ -76,6 +76,7 @@ class Bases:
     async def _answers(self, booted: Machine, draft: Path, boot_s: float) -> None:
         try:
             await booted.guest().ask(channel.PING, timeout_s=boot_s)
+            await booted.guest().ask(channel.RESTORED)  # for its pages' sake (``saving``)
         except RuntimeFault as fault:
             console = (draft / "logs" / "runtime").read_text(errors="replace").strip()[-600:]
             raise RuntimeFault("vm.boot-failed", f"{fault}; {booted.last_words()} {console}".strip(), retryable=True) from fault

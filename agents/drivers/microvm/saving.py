@@ -32,8 +32,8 @@ async def save(machine: Machine, origin: Memory, memory: Memory, disk: Path, *, 
     await asyncio.to_thread(copy_sparse, origin.ram, memory.ram)
     monitor = machine.monitor()
     before = await _disk(monitor)
-    if running:  # changes nothing, but an emulator has then translated most of what it is asked next, while nobody waits for it
-        await machine.guest().ask(channel.THAW)
+    if running:  # changes nothing, but an emulator has then translated most of what it is asked next, while nobody waits for it; and the
+        await machine.guest().ask(channel.RESTORED)  # guest agent has made the pages its own that it writes when a copy of it goes on
     async with _standing_still(machine, monitor, running=running, settled=settled):
         pages = asyncio.to_thread(copy_own_pages, machine.pid, origin.ram, memory.ram)
         await together(pages, monitor.execute("xen-save-devices-state", filename=str(memory.state), live=False))

@@ -106,6 +106,7 @@ void become(struct order *order) {
   snprintf(home, sizeof home, "HOME=%s", who.home);
   if (!get(order, "PATH")) order->env[order->envc++] = default_path;
   if (!get(order, "HOME")) order->env[order->envc++] = home;
+  order->env[order->envc] = 0;
   if (chdir(*order->cwd ? order->cwd : "/")) give_up("sandbox.not-executable", "%s: no such directory", order->cwd);
   const char *file = program(order, path, sizeof path);
   if (setgroups(who.count, who.groups) || setresgid(who.gid, who.gid, who.gid) || setresuid(who.uid, who.uid, who.uid))

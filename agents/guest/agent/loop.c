@@ -27,9 +27,13 @@ void watch(int fd, uint32_t events, int what, int index) {
   if (epoll_ctl(loop, EPOLL_CTL_MOD, fd, &event) && errno == ENOENT) epoll_ctl(loop, EPOLL_CTL_ADD, fd, &event);
 }
 
+/* The vectors are left as they were, but for their ends: writing 64 KiB of zeros makes each copy of a machine copy 16 pages of its own. */
 static void parse(struct order *order, char *body, size_t size) {
   char *end = body + size;
-  *order = (struct order){.cwd = "", .user = "", .hostname = "", .limits = "", .clock = "", .entropy = ""};
+  order->cwd = order->user = order->hostname = order->limits = order->clock = order->entropy = "";
+  order->network = 0;
+  order->argc = order->envc = order->copy = 0;
+  order->max_output = 0;
   while (body < end) {
     char tag = *body++, *text = body;
     body += strlen(text) + 1;
@@ -48,6 +52,8 @@ static void parse(struct order *order, char *body, size_t size) {
       default: break;
     }
   }
+  order->argv[order->argc] = 0;
+  order->env[order->envc] = 0;
 }
 
 static void freeze(uint32_t number, int on) {

@@ -39,10 +39,12 @@ void set_clock(const char *nanoseconds) {
   clock_settime(CLOCK_REALTIME, &time);
 }
 
+static unsigned char nibble(char digit) { return digit <= '9' ? digit - '0' : digit - 'a' + 10; }
+
 /* Credit bytes of the host's and make the kernel use them at once: copies of one memory would draw the same numbers. */
 void add_entropy(const char *hex) {
   struct { int bits, size; unsigned char bytes[64]; } pool = {0};
-  for (; pool.size < 64 && sscanf(hex + 2 * pool.size, "%2hhx", &pool.bytes[pool.size]) == 1; pool.size++);
+  for (; pool.size < 64 && hex[0] && hex[1]; hex += 2) pool.bytes[pool.size++] = nibble(hex[0]) << 4 | nibble(hex[1]);
   pool.bits = pool.size * 8;
   ioctl(urandom, RNDADDENTROPY, &pool);
   ioctl(urandom, RNDRESEEDCRNG);
