@@ -7,10 +7,10 @@ WORKERS ?= 2
 UV := $(shell command -v uv 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup packages demo test quick lint types check bench guest-kernel lock docs clean
+.PHONY: help setup packages demo test quick lint types check bench guest-kernel guest-qemu lock docs clean
 
 help:  ## Show what can be made
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 21
 
 # The environment is made once, and again when the pinned dependencies change.
 setup: $(VENV)/.made  ## Make the virtual environment
@@ -51,6 +51,9 @@ docs: setup  ## Write the generated documents again
 
 guest-kernel: setup  ## Build a minimal kernel for microVMs from Debian's linux-source (some minutes)
 	@PYTHON="$(BIN)/python" sh scripts/guest-kernel
+
+guest-qemu: setup  ## Build a minimal QEMU for microVMs from Debian's source package (some minutes)
+	@PYTHON="$(BIN)/python" sh scripts/guest-qemu
 
 lock: setup  ## Pin the dependencies anew
 	@[ -n "$(UV)" ] || $(BIN)/pip install --quiet uv

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from agents.drivers.driver import Driver, HasGuestImage
-from agents.host import cgroups
+from agents.host import cgroups, processes
 from agents.records import SandboxRecord
 from domain.nodes.orders import Capacity, DriverInfo, NodeHello, Versions
 from domain.nodes.placement_rules import EGRESS
@@ -109,7 +109,7 @@ class Fingerprint:
     def capacity(self) -> Capacity:
         return Capacity(
             cpu=self._promise.cpu or float(len(os.sched_getaffinity(0))),
-            memory_mb=self._promise.memory_mb or total_memory_mb(),
+            memory_mb=self._promise.memory_mb or processes.total_memory_mb(),
             disk_mb=shutil.disk_usage(self.data).total >> 20,
             sandboxes=self._promise.sandboxes,
         )
@@ -133,10 +133,6 @@ def agent_version() -> str:
         return importlib.metadata.version("strandline")
     except importlib.metadata.PackageNotFoundError:
         return "0"
-
-
-def total_memory_mb() -> int:
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 20
 
 
 def storage_pct(directory: Path) -> float:

@@ -91,6 +91,7 @@ class Desk:
         began = time.perf_counter()
         made, state = wake(place, build, memory, spec.root)
         await made.load(state)
+        await made.run()
         await made.guest().ask(channel.PING)
         took = time.perf_counter() - began
         await made.kill()

@@ -14,6 +14,7 @@ from bus.server import Cluster, Server
 
 examples.load()
 os.environ["PATH"] = f"{os.environ.get('PATH', os.defpath)}:/usr/local/sbin:/usr/sbin:/sbin"  # as the agent does for ordinary users
+os.environ.setdefault("STRAND_VM_WAITING", "0")  # a machine more for each that a test starts, where it is not about them
 
 
 def pytest_configure() -> None:

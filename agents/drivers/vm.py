@@ -13,24 +13,24 @@ import os
 import signal
 import struct
 from collections.abc import AsyncIterator, Mapping, Sequence
-from ipaddress import IPv4Interface
 from pathlib import Path
 from typing import Final
 
 from agents.drivers import streams
 from agents.drivers.driver import Condition, ExecRequest, ExecResult, Exit, Fault, Handle, Limits, Observed, RuntimeFault, Spec
 from agents.drivers.identity import Who, environment
-from agents.drivers.microvm import channel, orders
-from agents.drivers.microvm.accel import Verdict, choose, qemu_version
+from agents.drivers.microvm import channel, orders, programs
+from agents.drivers.microvm.accel import Verdict, choose
 from agents.drivers.microvm.bases import Bases
 from agents.drivers.microvm.bounds import Bounds
-from agents.drivers.microvm.command import Build, Shape
+from agents.drivers.microvm.command import RESUMES, Build, Shape
 from agents.drivers.microvm.machine import Machine, Place
 from agents.drivers.microvm.memory import Memory
 from agents.drivers.microvm.pool import Pool, size_wanted
 from agents.drivers.microvm.sampling import sample
 from agents.drivers.microvm.saving import save
 from agents.drivers.microvm.together import together
+from agents.drivers.microvm.wiring import plug
 from agents.drivers.statedir import StateDir
 from agents.guest import image
 from agents.host import processes, reaper
@@ -55,7 +55,8 @@ class VmDriver:
         self._starts = asyncio.Semaphore(starts or os.cpu_count() or 1)
         self._bases = Bases(self._mark("base"))
         self._bounds = Bounds(self._state.mark)
-        self._pool = Pool(self._state.directory, self._state.mark, size_wanted() if waiting is None else waiting, self._bounds)
+        size = size_wanted(processes.total_memory_mb()) if waiting is None else waiting
+        self._pool = Pool(self._state.directory, self._state.mark, size, self._bounds)
         self._machines: dict[str, Machine] = {}
         self._verdict: Verdict | None = None
         flags = "exec files limits live-limits memory-snapshot pause ports stream usage users own-kernel"
@@ -69,8 +70,10 @@ class VmDriver:
     # ------------------------------------------------------------------------------------------------------------ itself
 
     async def version(self) -> str:
-        verdict = await self.verdict()
-        return f"qemu {await qemu_version()}, {verdict.accel}"
+        here, accel = await programs.installed(self._guests), (await self.verdict()).accel
+        resumes = {Build.here(program.version, accel, "").flag for program in here}
+        self.flags = tuple(sorted({*(flag for flag in self.flags if not flag.startswith(RESUMES)), *resumes}))
+        return f"qemu {here[0].version}, {accel}"
 
     @property
     def guest_image(self) -> str:
@@ -81,7 +84,8 @@ class VmDriver:
     async def verdict(self) -> Verdict:
         """KVM or emulation, and why."""
         if self._verdict is None:
-            self._verdict = await choose(await image.ensure(self._guests), self._bases)
+            [own, *_] = await programs.installed(self._guests)
+            self._verdict = await choose(await image.ensure(self._guests), self._bases, own.version)
             if self._verdict.accel == "tcg":
                 self.flags = tuple(sorted({*self.flags, "emulated"}))
         return self._verdict
@@ -95,13 +99,15 @@ class VmDriver:
             return [Fault(text, f"apt-get {mend.rstrip(')')}" if mend else "strandline doctor --for vm")]
         return []
 
-    async def _build(self) -> tuple[image.GuestImage, Build]:
-        guest = await image.ensure(self._guests)
-        return guest, Build.here(await qemu_version(), (await self.verdict()).accel, guest.version)
+    async def _build(self, guest: image.GuestImage, saved: Build | None = None) -> Build:
+        """What machines are made with: by the QEMU that has ``saved`` a memory where that one is here, else by the one for new machines."""
+        here = [program.version for program in await programs.installed(self._guests)]
+        qemu = saved.qemu if saved is not None and saved.qemu in here else here[0]
+        return Build.here(qemu, (await self.verdict()).accel, guest.version)
 
     async def _base(self, shape: Shape) -> Memory:
-        guest, build = await self._build()
-        return await self._bases.get(guest, build, shape)
+        guest = await image.ensure(self._guests)
+        return await self._bases.get(guest, await self._build(guest), shape)
 
     # ------------------------------------------------------------------------------------------------------------- start
 
@@ -119,7 +125,7 @@ class VmDriver:
 
     async def _launch(self, spec: Spec) -> Handle:
         memory = await self._origin(spec)
-        _, build = await self._build()
+        build = memory.build
         directory = self._state.create(spec)
         place = Place(directory, spec.logs, self._mark(spec.sandbox_id))
         async with self._pool.machine(place, build, memory, spec.root, wired=spec.netns is not None) as ready:
@@ -129,7 +135,7 @@ class VmDriver:
             handle = Handle(self.name, spec.sandbox_id, spec.generation, 1, state)
             self._state.write_handle(handle)
         self._machines[spec.sandbox_id] = made
-        await together(ready.go(), _plug(ready.tap, spec))
+        await together(ready.go(), plug(ready.tap, spec))
         kind = channel.RESTORED if spec.memory else channel.START
         await made.guest().ask(kind, channel.fields(orders.restored(spec, memory) if spec.memory else orders.start(spec)))
         self._state.set_mark(spec.sandbox_id, "started", on=True)
@@ -141,8 +147,7 @@ class VmDriver:
         if spec.memory is None:
             return await self._base(Shape.of(spec.limits))
         memory = Memory.read(spec.memory)
-        _, build = await self._build()
-        memory.refuse_other(build)
+        memory.refuse_other(await self._build(await image.ensure(self._guests), memory.build))
         return memory
 
     # ----------------------------------------------------------------------------------------------------------- observe
@@ -293,15 +298,17 @@ class VmDriver:
         seen = self._observe(handle)
         found = self._running(handle, paused=not settled)
         running = seen.condition is Condition.RUNNING
-        _, build = await self._build()
         origin = Memory.read(Path(handle.state["memory"]))
         limits = "" if self._state.has_mark(handle.sandbox_id, "relimited") else orders.limits(self._spec(handle).limits)
-        saved = Memory(memory, origin.shape, build, handle.sandbox_id, limits)
+        saved = Memory(memory, origin.shape, origin.build, handle.sandbox_id, limits)
         self._state.set_mark(handle.sandbox_id, "paused", on=True)
         try:
             return await save(found, origin, saved, disk, running=running, settled=settled) or self._spec(handle).root
         finally:
             self._state.set_mark(handle.sandbox_id, "paused", on=not running)
+
+    def needs(self, memory: Path) -> str:
+        return Memory.read(memory).build.flag
 
     # ----------------------------------------------------------------------------------------------------------- measure
 
@@ -338,13 +345,3 @@ class VmDriver:
         await self._pool.close()
         for sandbox_id in [*self._machines]:
             self._forget(sandbox_id)
-
-
-async def _plug(tap: str, spec: Spec) -> None:
-    """Connect a machine to its sandbox's network, if it has one."""
-    if spec.netns is None:
-        return
-    try:
-        await asyncio.to_thread(taps.plug, tap, spec.netns, IPv4Interface(spec.address))
-    except (OSError, ValueError) as error:
-        raise RuntimeFault("network.attach-failed", f"{spec.sandbox_id}: {error}", retryable=True) from error

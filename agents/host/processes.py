@@ -21,6 +21,11 @@ _KILL_ROUNDS: Final = 200
 _HALT_ROUNDS: Final = 100
 
 
+def total_memory_mb() -> int:
+    """What the host has for all of them, in MiB."""
+    return os.sysconf("SC_PHYS_PAGES") * PAGE >> 20
+
+
 @dataclass(frozen=True, slots=True)
 class Stat:
     """Some fields of /proc/<pid>/stat. ``started`` in ticks since boot, ``cpu_s`` with that of children waited for, ``rss`` in bytes.

@@ -14,7 +14,7 @@ from pathlib import Path
 import uvloop
 
 from agents.drivers.driver import RuntimeFault
-from agents.drivers.microvm.accel import qemu_version
+from agents.drivers.microvm import programs
 from agents.drivers.vm import VmDriver
 from agents.guest import image
 from agents.host.reaper import become_subreaper
@@ -47,8 +47,8 @@ async def _could_build() -> dict[str, object]:
     missing = [name for name in ("gcc", "apt-get", "dpkg-deb") if shutil.which(name) is None]
     if missing:
         return {"works": False, "why": f"no guest image, and no {', '.join(missing)} to build one", "mend": "apt-get install gcc libc6-dev"}
-    said = {"accel": "", "why": "KVM is tried then", "version": f"qemu {await qemu_version()}", "guest": "built at the first start"}
-    return {"works": True, **said}
+    version = f"qemu {(await programs.installed(image.shelf()))[0].version}"
+    return {"works": True, "accel": "", "why": "KVM is tried then", "version": version, "guest": "built at the first start"}
 
 
 def main() -> int:

@@ -5,23 +5,20 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from agents.drivers.driver import RuntimeFault
 from agents.drivers.microvm.bases import Bases
-from agents.drivers.microvm.command import PROGRAM, Accel, Build, Shape
+from agents.drivers.microvm.command import Accel, Build, Shape
 from agents.guest.image import GuestImage
-from agents.host import processes, spawn
+from agents.host import processes
 
 LEAST: Final = Shape(192, 1)
 """What a self-test boots: the smallest machine, which is then there for small sandboxes."""
 _KVM_BOOT_S: Final = 10.0
 _VERDICT: Final = "kvm.json"
-
-_versions: dict[tuple[str, float], str] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,31 +29,19 @@ class Verdict:
     why: str
 
 
-async def qemu_version() -> str:
-    """Of the very program, its distribution's revision included. Raises ``vm.no-qemu``."""
-    program = shutil.which(PROGRAM, path=spawn.HOST_ENV["PATH"])
-    if program is None:
-        raise RuntimeFault("vm.no-qemu", f"{PROGRAM} is not installed (apt-get install qemu-system-x86)")
-    key = (program, os.stat(program).st_mtime)  # noqa: PTH116 - of a name that was just found
-    if key not in _versions:
-        said = (await spawn.run([program, "--version"])).stdout.decode(errors="replace")
-        _versions[key] = said.splitlines()[0].removeprefix("QEMU emulator version ").strip() if said else "unknown"
-    return _versions[key]
-
-
-async def choose(guest: GuestImage, bases: Bases) -> Verdict:
-    """The verdict of this boot of the host, found once and written down beside the guest image."""
+async def choose(guest: GuestImage, bases: Bases, qemu: str) -> Verdict:
+    """The verdict on that QEMU in this boot of the host, found once and written down beside the guest image."""
     refusal = _why_not_kvm()
     if refusal:
         return Verdict("tcg", refusal)
     file = guest.directory / "bases" / _VERDICT
-    key = {"boot": processes.boot_id(), "qemu": await qemu_version()}
+    key = {"boot": processes.boot_id(), "qemu": qemu}
     try:
         said = json.loads(await asyncio.to_thread(file.read_text))
     except (OSError, ValueError):
         said = {}
     if said.get("key") != key:
-        said = {"key": key, "why_not": await _try_kvm(guest, bases)}
+        said = {"key": key, "why_not": await _try_kvm(guest, bases, qemu)}
         file.parent.mkdir(mode=0o700, exist_ok=True)
         await asyncio.to_thread(file.write_text, json.dumps(said))
     if said["why_not"]:
@@ -71,9 +56,9 @@ def _why_not_kvm() -> str:
     return "" if os.access("/dev/kvm", os.R_OK | os.W_OK) else "/dev/kvm may not be opened by this user (group kvm)"
 
 
-async def _try_kvm(guest: GuestImage, bases: Bases) -> str:
+async def _try_kvm(guest: GuestImage, bases: Bases, qemu: str) -> str:
     try:
-        await bases.get(guest, Build.here(await qemu_version(), "kvm", guest.version), LEAST, _KVM_BOOT_S)
+        await bases.get(guest, Build.here(qemu, "kvm", guest.version), LEAST, _KVM_BOOT_S)
     except RuntimeFault as fault:
         return str(fault)[-300:]
     return ""

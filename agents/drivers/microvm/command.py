@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Final, Literal
 
 from agents.drivers.driver import Limits
+from agents.drivers.microvm.programs import NAME
 
-PROGRAM: Final = "qemu-system-x86_64"
 _HARDWARE: Final = "02:53:00:00:00:00"
 """Until the guest is told its own."""
 PORTS: Final = ("agent", "stdout", "stderr", "status")
@@ -23,6 +23,9 @@ DISK: Final = "d0"
 """What the monitor calls the disk."""
 OPENED: Final = "/dev/fdset/1"
 """What it calls the file that the disk was started with."""
+
+RESUMES: Final = "resumes-"
+"""Before what names a build, in a driver's flags."""
 
 GUEST_OWN_MB: Final = 64
 """What kernel and guest agent need besides the sandbox's own memory, which a control group inside bounds exactly."""
@@ -69,6 +72,12 @@ class Build:
     guest: str
     machine: str = ""
 
+    @property
+    def flag(self) -> str:
+        """What a driver says of itself that can go on from a memory that was saved by this."""
+        said = f"{self.qemu}\0{self.accel}\0{self.machine}"
+        return f"{RESUMES}{hashlib.sha256(said.encode()).hexdigest()[:12]}"
+
     @classmethod
     def here(cls, qemu: str, accel: Accel, guest: str) -> Build:
         """With the processor and the devices that this program gives a machine."""
@@ -103,7 +112,7 @@ def arguments(
     known by descriptors may have got another name by then. ``tap``: of its network; None: it has an interface that leads nowhere.
     """
     share = "on" if boot else "off"
-    words = [PROGRAM, *_ACCEL[build.accel], "-m", f"{shape.ram_mb}M", "-smp", str(shape.cpus)]
+    words = [NAME, *_ACCEL[build.accel], "-m", f"{shape.ram_mb}M", "-smp", str(shape.cpus)]
     words += ["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-sandbox", _SECCOMP]
     words += ["-object", f"memory-backend-file,id=mem0,size={shape.ram_mb}M,mem-path={_plain(ram)},share={share}"]
     words += ["-machine", "microvm,memory-backend=mem0"]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from agents.drivers.driver import RuntimeFault
-from agents.drivers.microvm import command, sockets
+from agents.drivers.microvm import command, programs, sockets
 from agents.drivers.microvm.channel import Guest
 from agents.drivers.microvm.command import LOGS, Boot, Build, Shape
 from agents.drivers.microvm.memory import Memory
@@ -54,7 +54,7 @@ class Machine:
         return self._guest
 
     async def load(self, state_fd: int) -> None:
-        """Go on from the saved memory that it was started over; when this returns the guest runs. Raises ``snapshot.not-loaded``."""
+        """Have the saved memory that it was started over; it goes on from it with ``run``. Raises ``snapshot.not-loaded``."""
         self.guest()  # before the machine runs: then it never sees its host go and come
         monitor = self.monitor()
         loaded = monitor.when("MIGRATION", lambda data: data["status"] in ("completed", "failed"))
@@ -67,7 +67,10 @@ class Machine:
             status = "lost"
         if status != "completed":
             raise RuntimeFault("snapshot.not-loaded", f"QEMU cannot go on from the memory ({status}): {self.last_words()}")
-        await monitor.execute("cont")
+
+    async def run(self) -> None:
+        """When this returns the guest runs."""
+        await self.monitor().execute("cont")
 
     async def go_on(self, logs: Path) -> None:
         """Let it run again after it has waited, stopped, for a sandbox whose logs are there. It says nothing before it is told whose it is.
@@ -126,7 +129,9 @@ class Place:
 def boot(place: Place, build: Build, shape: Shape, ram: Path, kernel: Boot) -> Machine:
     """Start a machine from its kernel, without a disk. It is the caller's to end."""
     with Descriptors() as fds:
-        return _spawn(place, fds, lambda ends: command.arguments(build, shape, ram, place.directory, place.logs, fds=ends, boot=kernel))
+        return _spawn(
+            place, build, fds, lambda ends: command.arguments(build, shape, ram, place.directory, place.logs, fds=ends, boot=kernel)
+        )
 
 
 def wake(place: Place, build: Build, memory: Memory, disk: Path, tap: int | None = None) -> tuple[Machine, int]:
@@ -140,20 +145,21 @@ def wake(place: Place, build: Build, memory: Memory, disk: Path, tap: int | None
         def argv(ends: tuple[int, int]) -> list[str]:
             return command.arguments(build, memory.shape, memory.ram, place.directory, place.logs, fds=ends, disk=opened, tap=tap)
 
-        return _spawn(place, fds, argv, state, *opened, *held, *(() if tap is None else (tap,))), state
+        return _spawn(place, build, fds, argv, state, *opened, *held, *(() if tap is None else (tap,))), state
 
 
-def _spawn(place: Place, fds: Descriptors, argv: Callable[[tuple[int, int]], list[str]], *keep: int) -> Machine:
+def _spawn(place: Place, build: Build, fds: Descriptors, argv: Callable[[tuple[int, int]], list[str]], *keep: int) -> Machine:
     place.logs.mkdir(parents=True, exist_ok=True)
     for name in LOGS:
         fds.keep(os.open(place.logs / name, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o640))
     qmp, agent = (fds.keep(sockets.listen(place.directory / name).detach()) for name in ("qmp", "agent"))
     nothing = fds.keep(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
     complaints = fds.keep(os.open(place.directory / _COMPLAINTS, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600))
+    words = [programs.path_of(build.qemu), *argv((qmp, agent))[1:]]
     try:
-        pid = spawn.start(argv((qmp, agent)), {**spawn.HOST_ENV, **place.mark}, (nothing, complaints, complaints), (qmp, agent, *keep))
+        pid = spawn.start(words, {**spawn.HOST_ENV, **place.mark}, (nothing, complaints, complaints), (qmp, agent, *keep))
     except FileNotFoundError as error:
-        raise RuntimeFault("vm.no-qemu", f"{command.PROGRAM} is not installed (apt-get install qemu-system-x86)") from error
+        raise programs.absent(build.qemu) from error
     seen = processes.stat(pid)
     if seen is None:
         raise RuntimeFault("sandbox.start-failed", "QEMU has vanished", retryable=True)

@@ -2,8 +2,8 @@
 
 A machine waits for the next sandbox that starts from the same memory and over the same disk as one before it. It has run until its guest
 was ready to be told what it is, and stands still since then: an emulator has translated what every start needs, which is most of what one
-costs. What QEMU has open by then - disk, sockets - is moved to where the sandbox wants it; logs it opens there. Each waiting machine costs
-some 30 MiB, so there are none unless asked for.
+costs. What QEMU has open by then - disk, sockets - is moved to where the sandbox wants it; logs it opens there. One of each kind waits on
+hosts that do not miss its memory.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import contextlib
 import os
 import secrets
 import shutil
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from agents.drivers.microvm.bounds import Bounds
 from agents.drivers.microvm.command import Build
 from agents.drivers.microvm.machine import Machine, Place, wake
 from agents.drivers.microvm.memory import Memory
+from agents.drivers.microvm.together import together
 from agents.host import reaper
 from agents.network import taps
 
@@ -34,6 +36,12 @@ log = structlog.get_logger(__name__)
 _PREFIX: Final = ".waiting-"
 _KINDS: Final = 2
 """Of how many kinds machines wait at once: the latest ones that were asked for."""
+_EACH_MB: Final = 30
+"""What one costs, emulated; under KVM a fifth of it."""
+_SHARE: Final = 0.02
+"""Of the host's memory that those that nobody has asked for may take."""
+_QUIET_S: Final = 0.1
+"""No machine is made to wait before nobody has started one for so long: whoever waits comes first."""
 _OWN: Final = ("qmp", "agent", "status", "qemu.log")
 
 
@@ -102,6 +110,7 @@ class Pool:
         self._taken: set[Path] = set()
         self._wanted: dict[Kind, tuple[Build, Memory]] = {}
         self._filling: asyncio.Task[None] | None = None
+        self._asked = 0.0
 
     def _place(self, token: str) -> Place:
         directory = self._directory / f"{_PREFIX}{token}"
@@ -113,6 +122,7 @@ class Pool:
     @contextlib.asynccontextmanager
     async def machine(self, place: Place, build: Build, memory: Memory, disk: Path, *, wired: bool) -> AsyncIterator[Ready]:
         """A machine for a sandbox, one of those that wait if it fits. Inside the block its owner writes it down."""
+        self._asked = time.monotonic()
         kind = Kind.of(memory, disk, wired) if self._size else None
         found = next((one for one in self._waiting if one.kind == kind), None)
         if found is not None:
@@ -120,9 +130,9 @@ class Pool:
         moved = None if found is None else found.move(place, disk)
         if found is None or moved is None:
             made, state_fd, tap = _woken(place, build, memory, disk, wired=wired)
-            group = await self._bounds.around(made.pid, memory.shape)
+            group = self._bounds.name()
             async with self._bounds.unless_owned(group):
-                yield Ready(made, tap, group, lambda: made.load(state_fd), kind)
+                yield Ready(made, tap, group, lambda: self._run(made, state_fd, memory, group), kind)
             return
         self._taken.add(found.directory)
         try:
@@ -136,12 +146,15 @@ class Pool:
         """Have machines wait for the next one like the sandbox that has just been started."""
         if kind is None:
             return
+        self._asked = time.monotonic()
         self._wanted[kind] = build, memory
         if self._filling is None or self._filling.done():
             self._filling = asyncio.create_task(self._fill(), name="vm-pool")
 
     async def _fill(self) -> None:
         while self._wanted:
+            while (early := self._asked + _QUIET_S - time.monotonic()) > 0:  # noqa: ASYNC110 - a moment that moves
+                await asyncio.sleep(early)
             kind = next(iter(self._wanted))
             build, memory = self._wanted.pop(kind)
             try:
@@ -166,9 +179,9 @@ class Pool:
         try:
             (place.directory / "disk").write_bytes(kind.disk)
             machine, state_fd, tap = _woken(place, build, memory, place.directory / "disk", wired=kind.wired)
-            waiting = Waiting(kind, place.directory, machine, tap, await self._bounds.around(machine.pid, memory.shape))
+            waiting = Waiting(kind, place.directory, machine, tap, self._bounds.name())
             try:
-                await machine.load(state_fd)
+                await self._run(machine, state_fd, memory, waiting.group)
                 await machine.guest().ask(channel.PREPARE, channel.fields(orders.prepare()))
                 await machine.monitor().execute("stop")
             except BaseException:
@@ -177,6 +190,11 @@ class Pool:
         finally:
             self._taken.discard(place.directory)
         return waiting
+
+    async def _run(self, machine: Machine, state_fd: int, memory: Memory, group: str) -> None:
+        """Let it go on from its memory, inside its bounds. QEMU gets there while the group is made."""
+        await together(machine.load(state_fd), self._bounds.around(group, machine.pid, memory.shape))
+        await machine.run()
 
     async def _end(self, waiting: Waiting) -> None:
         await waiting.machine.kill()
@@ -189,7 +207,10 @@ class Pool:
         return {found.group for found in self._waiting}
 
     async def sweep(self) -> None:
-        """End machines that wait for an agent which has died."""
+        """End machines that wait for an agent which has died, and those that nobody will ask for: what they started from is deleted."""
+        for found in [found for found in self._waiting if not found.kind.memory.exists()]:
+            self._waiting.remove(found)
+            await self._end(found)
         if self._filling is not None and not self._filling.done():
             return
         own = {found.directory for found in self._waiting} | self._taken
@@ -222,7 +243,7 @@ def _woken(place: Place, build: Build, memory: Memory, disk: Path, *, wired: boo
         os.close(tap)
 
 
-def size_wanted() -> int:
-    """``STRAND_VM_WAITING``: how many machines wait of each kind."""
+def size_wanted(memory_mb: int) -> int:
+    """How many machines wait of each kind: ``STRAND_VM_WAITING``, else one on a host with so much memory that it does not miss theirs."""
     said = os.environ.get("STRAND_VM_WAITING", "")
-    return int(said) if said.isdigit() else 0
+    return int(said) if said.isdigit() else int(memory_mb * _SHARE >= _KINDS * _EACH_MB)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -15,8 +16,11 @@ from support.guests import GUESTS
 from support.waiting import eventually, run
 
 from agents.drivers.driver import Condition, Handle, Limits, RuntimeFault
+from agents.drivers.microvm import programs
 from agents.drivers.microvm.bounds import OWN_MB, OWN_THREADS
+from agents.drivers.microvm.memory import Memory
 from agents.drivers.vm import VmDriver
+from agents.guest import image
 from agents.host import processes
 from agents.host.cgroups import Cgroup
 from agents.storage import qcow2
@@ -209,6 +213,35 @@ def test_a_memory_of_another_qemu_or_other_devices_is_refused(bench: Bench) -> N
     run(scenario())
 
 
+def test_a_memory_goes_on_under_the_qemu_that_saved_it_though_new_machines_get_another(bench: Bench, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        handle = await counting(bench)
+        first = await Saved(bench, "s").take(handle, bench.place("sb-1"))
+        await bench.driver.close()
+        bench.driver = VmDriver(bench.directory / "driver", shelf_with_own_qemu(tmp_path / "guests"))
+        assert (await bench.driver.version()).startswith("qemu 9.9 (own)")
+        assert bench.driver.needs(first.memory) in bench.driver.flags
+        copy = await first.start("sb-2")
+        second = await Saved(bench, "t").take(copy, first.bench.directory / "s.1.qcow2")
+        assert Memory.read(second.memory).build == Memory.read(first.memory).build
+        await counts_beyond(bench, copy, await count(bench, copy))
+
+    run(scenario())
+
+
+def shelf_with_own_qemu(shelf: Path) -> Path:
+    """The tests' guest image, beside a QEMU that is good for nothing but to say its version."""
+    (shelf / "qemu").mkdir(parents=True)
+    found = image.current(GUESTS)
+    assert found is not None
+    for name in ("current", found.version):
+        (shelf / name).symlink_to(found.version if name == "current" else found.directory)
+    own = shelf / "qemu" / programs.NAME
+    own.write_text("#!/bin/sh\n[ $1 = --version ] && echo 'QEMU emulator version 9.9 (own)'\n")
+    own.chmod(0o755)
+    return shelf
+
+
 def test_limits_change_inside_the_machine_and_cannot_outgrow_it(bench: Bench) -> None:
     async def scenario() -> None:
         handle = await bench.start()
@@ -329,6 +362,21 @@ def test_a_rollback_is_a_waiting_machine_that_takes_over_and_goes_on_with_the_lo
         await bench.said(back, "echo after > /proc/1/fd/2")
         await eventually(lambda: bench.log("stderr", "sb-2") == "before\nafter\n")
         await counts_beyond(bench, back, then)
+
+    run(scenario())
+
+
+def test_a_machine_that_waits_for_nobody_any_more_is_ended(bench: Bench) -> None:
+    async def scenario() -> None:
+        bench.driver = VmDriver(bench.directory / "driver", GUESTS, waiting=1)
+        saved = await Saved(bench, "s").take(await bench.start(), bench.place("sb-1"))
+        await saved.start("sb-2")
+        await eventually(lambda: len(_waiting(bench)) == 2)
+        kept = next(found for found in bench.driver._pool._waiting if found.kind.memory != saved.memory)
+        shutil.rmtree(saved.memory)
+        await bench.driver.list()
+        assert _waiting(bench) == [kept.machine.pid]
+        assert kept.machine.alive
 
     run(scenario())
 
