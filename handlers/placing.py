@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from domain.kernel.errors import Refused
 from domain.nodes.orders import Capacity
 from domain.nodes.placement import Candidate, Decision, Need, decide, room
 from domain.sandboxes.placed import Placed, Strategy
@@ -118,3 +120,16 @@ def place(candidates: list[Candidate], need: Need, wish: Wish) -> tuple[str, Pla
     decision: Decision = decide(candidates, need)
     said = decision.model_dump(exclude={"node_id"})
     return decision.node_id, Placed(**said, node=wish.node, node_labels=wish.node_labels or {})
+
+
+def place_snapshot(snapshot: Snapshot, candidates: list[Candidate], need: Need, wish: Wish) -> tuple[str, Placed]:
+    """Where it can go on from the snapshot's memory, as ``place``.
+
+    What the nodes have told of themselves may be old: where nobody fits, one that has it is asked, and refuses it itself.
+    """
+    try:
+        return place(candidates, need.model_copy(update={"flag": snapshot.needs}), wish)
+    except Refused:
+        with contextlib.suppress(Refused):
+            return place([c for c in candidates if not c.far], need, wish)
+        raise

@@ -302,3 +302,7 @@ class CanSnapshot(Protocol):
         writes there, and the disk that it had until then, which is returned, never changes again.
         """
         ...
+
+    def needs(self, memory: Path) -> str:
+        """The flag that a driver has which can go on from a memory that was saved."""
+        ...

@@ -58,8 +58,10 @@ async def snapshot(task: Task, body: SandboxSnapshot) -> SnapshotTaken:
         if body.snapshot_id not in (await node.roots.list()).snapshots:
             await attempt(node.roots.remove_snapshot(body.snapshot_id))  # half of one is none
         raise
-    holds: tuple[Literal["disk", "memory"], ...] = ("disk",) if node.roots.memory(body.snapshot_id) is None else ("disk", "memory")
-    return SnapshotTaken(size_bytes=size, holds=holds, versions=node.versions())
+    memory = node.roots.memory(body.snapshot_id)
+    holds: tuple[Literal["disk", "memory"], ...] = ("disk",) if memory is None else ("disk", "memory")
+    needs = driver.needs(memory) if memory is not None and isinstance(driver, CanSnapshot) else ""
+    return SnapshotTaken(size_bytes=size, holds=holds, versions=node.versions(), needs=needs)
 
 
 @asynccontextmanager

@@ -344,11 +344,15 @@ class SandboxSnapshot(Record):
 
 
 class SnapshotTaken(Record):
-    """``holds``: what the snapshot contains; a driver that cannot keep memory says so (reference/runtimes.md §11)."""
+    """``holds``: what the snapshot contains; a driver that cannot keep memory says so (reference/runtimes.md §11).
+
+    ``needs``: the flag of a driver that can go on from that memory; empty: any can, or nobody knows.
+    """
 
     size_bytes: int
     holds: tuple[Literal["disk", "memory"], ...] = ("disk",)
     versions: Versions = Versions()
+    needs: Annotated[str, StringConstraints(max_length=64)] = ""
 
 
 class SandboxRollback(Record):

@@ -79,6 +79,7 @@ class Need(Record):
 
     ``bounds``: which of them its caller asked for by name, so that they must hold; the others are the template's. ``node_labels``: what the
     node must have, with these values. ``egress``: its policy lets it out somewhere, so only a node with rules for that will do.
+    ``flag``: of the driver, without which it cannot go on from its snapshot's memory; empty for a disk, and where nobody wrote it down.
     """
 
     cpu: float = 1
@@ -88,6 +89,7 @@ class Need(Record):
     at_work: bool = False
     bounds: tuple[str, ...] = ()
     egress: bool = False
+    flag: str = ""
     node_labels: dict[str, str] = {}
     strategy: Strategy = "spread"
 
@@ -198,6 +200,13 @@ def _none_bounding(pool: Pool, need: Need) -> Refused:
     )
 
 
+def _none_going_on(pool: Pool, need: Need) -> Refused:
+    """A memory fits only what it was saved by (reference/runtimes.md §11)."""
+    nodes = _ids(pool)
+    why = f"the snapshot's memory was saved by another build of {need.driver or 'its driver'} than {', '.join(nodes)} has"
+    return Refused("snapshot.incompatible", why, details={"nodes": nodes, "flag": need.flag})
+
+
 def _none_letting_out(pool: Pool, _need: Need) -> Refused:
     return Refused(
         "sandbox.unsupported",
@@ -251,6 +260,11 @@ RULES: Final = (
     ),
     Rule(lambda c, _: c.status == READY, _say_status, _none_open),
     Rule(_driving, lambda _c, need: ("node.no-driver", f"it has no driver {need.driver}"), _none_driving),
+    Rule(
+        lambda c, need: not need.flag or need.flag in c.flags_of(need.driver),
+        lambda _c, need: ("snapshot.incompatible", f"its build of {need.driver or 'the driver'} cannot go on from that memory"),
+        _none_going_on,
+    ),
     Rule(_labelled, lambda _c, need: ("node.no-labels", f"it has not the labels {_lacking_labels(need)}"), _none_labelled),
     Rule(
         lambda c, need: set(need.bounds).isdisjoint(c.unenforced(need.driver)),

@@ -43,6 +43,8 @@ class Snapshot(Aggregate):
     size_bytes: int
     holds: Holds
     versions: Versions
+    needs: str
+    """The flag of a driver that can go on from its memory; empty: any can, or nobody knows."""
     refs: dict[str, RuntimeRef]
     rollback: int | None
     """The generation that its sandbox gets by the rollback to it that is under way."""
@@ -128,11 +130,12 @@ class Snapshot(Aggregate):
         size_bytes: int,
         holds: Holds = ("disk",),
         versions: Versions | None = None,
+        needs: str = "",
         export_until: datetime | None = None,
     ) -> None:
         """It is taken. ``export_until``: the deadline for storing it, if it is to be stored at once."""
         if job_id == self.job_id and LIFECYCLE.admits("ready", self.state):
-            self.record(events.SnapshotReady, at, size_bytes=size_bytes, holds=holds, versions=versions or Versions())
+            self.record(events.SnapshotReady, at, size_bytes=size_bytes, holds=holds, versions=versions or Versions(), needs=needs)
             if self.replicate and export_until is not None:
                 self.record(events.SnapshotExportRequested, at, attempt=1, deadline=export_until)
 

@@ -75,6 +75,7 @@ class SnapshotCreated(CreatedEvent):
         snapshot.size_bytes = 0
         snapshot.holds = ()
         snapshot.versions = Versions()
+        snapshot.needs = ""
         snapshot.refs = {}
         snapshot.rollback = None
         snapshot.last_error = None
@@ -93,9 +94,11 @@ class SnapshotReady(Event):
     size_bytes: int
     holds: Holds = ("disk",)
     versions: Versions = Versions()
+    needs: str = ""
 
     def apply(self, snapshot: Snapshot) -> None:
         snapshot.state = SnapshotState.READY
+        snapshot.needs = self.needs
         snapshot.size_bytes = self.size_bytes
         snapshot.holds = self.holds
         snapshot.versions = self.versions

@@ -27,7 +27,7 @@ from handlers.commands.aliases import resolve_template
 from handlers.control import Control, Parts, existing, unchanged
 from handlers.dispatch import Asked
 from handlers.metrics import stage
-from handlers.placing import Wish, candidate, for_snapshot, for_template, on_snapshot, place
+from handlers.placing import Wish, candidate, for_snapshot, for_template, on_snapshot, place, place_snapshot
 from handlers.processes import removal
 from handlers.processes.sandboxes import STARTING
 
@@ -151,8 +151,8 @@ async def _plan_from_snapshot(control: Control, project: str, command: c.Sandbox
     with stage(control, "place"):
         wish = wish_of(command)
         candidates = for_snapshot(control, snapshot, wish.strategy)
-        wanted = on_snapshot(snapshot, wish, candidates)
-        return Plan(spec, *place(candidates, wanted.need(spec.recipe.cpu, spec.recipe.memory_mb, spec.driver), wish))
+        need = on_snapshot(snapshot, wish, candidates).need(spec.recipe.cpu, spec.recipe.memory_mb, spec.driver)
+        return Plan(spec, *place_snapshot(snapshot, candidates, need, wish))
 
 
 def _spec(

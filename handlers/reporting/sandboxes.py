@@ -252,7 +252,7 @@ async def _snapshotted(control: Control, report: Report, cause: Cause) -> None:
         if done:
             taken = SnapshotTaken.model_validate(report.body)
             until = cause.at + timedelta(seconds=control.deadlines.job_s)
-            s.ready(cause.at, job.id, taken.size_bytes, taken.holds, taken.versions, until)
+            s.ready(cause.at, job.id, taken.size_bytes, taken.holds, taken.versions, taken.needs, until)
         else:
             s.fail(cause.at, job.id, failure_of(report).message)
 

@@ -122,6 +122,11 @@ def test_a_sandbox_with_a_way_out_goes_where_there_is_one() -> None:
     assert choose([node("a"), node("b", flags={"sim": ("egress",)})], Need(egress=True)) == "b"
 
 
+def test_a_memory_goes_on_where_the_driver_can_go_on_from_it() -> None:
+    two = node("b", drivers=("sim", "vm"), flags={"vm": ("resumes-1", "resumes-2")}, free_memory_mb=600)
+    assert choose([node("a", flags={"sim": ("resumes-2",)}), two], Need(driver="vm", flag="resumes-2")) == "b"
+
+
 def test_a_wished_node_is_the_only_one() -> None:
     assert choose([node("a", free_memory_mb=8000), node("b")], Need(node="b")) == "b"
 
@@ -142,6 +147,7 @@ def test_a_wished_node_is_the_only_one() -> None:
         ([node("b", compat="STALE", status="cordoned")], Need(), "template.stale-needs-redo", ["b"]),
         ([node("a", status="cordoned"), node("b", status="draining")], Need(), "capacity.exhausted", ["a", "b"]),
         ([node("a")], Need(driver="vm"), "node.no-driver", ["a"]),
+        ([node("a", flags={"sim": ("resumes-1",)})], Need(flag="resumes-2"), "snapshot.incompatible", ["a"]),
         ([node("a", free_memory_mb=511), node("b", free_memory_mb=0)], Need(), "capacity.exhausted", ["a", "b"]),
         ([node("b"), node("a", flags={"sim": ("rlimit-memory",)})], Need(bounds=("cpu",)), "sandbox.unsupported", ["a", "b"]),
         ([node("a", drivers=("sim", "oci"), flags={"oci": ("limits",)})], Need(bounds=("memory_mb",)), "sandbox.unsupported", ["a"]),

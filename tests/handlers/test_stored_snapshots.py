@@ -26,9 +26,11 @@ FULL = Failure(code="node.disk-full", message="no room", retryable=False)
 
 
 @asynccontextmanager
-async def another_node(place, name: str = "node-2") -> AsyncIterator[ScriptedNode]:
+async def another_node(place, name: str = "node-2", flags: tuple[str, ...] = ("limits",)) -> AsyncIterator[ScriptedNode]:
     await place.do("node.enroll", {"node_id": name})
-    async with ScriptedNode(place.nc, name) as node:
+    made = ScriptedNode(place.nc, name)
+    made.flags = flags
+    async with made as node:
         await eventually(lambda: name in {n.node_id for n in place.plane.control.fleet.healthy_nodes()})
         yield node
 
@@ -158,6 +160,25 @@ def test_a_sandbox_starts_where_the_snapshot_is_and_elsewhere_only_if_it_can_be_
                 await place.do("sandbox.delete", {"sandbox_id": entry, "wait_s": 10})
             await eventually(lambda: is_in(place, snapshot, SnapshotState.GONE))
             assert [len(node.did(Verb.SNAPSHOT_REMOVE)) for node in (place.node, other)] == [1, 1]
+
+    at(test)
+
+
+def test_a_stored_memory_goes_on_only_where_the_driver_can_go_on_from_it(at) -> None:
+    async def test(place) -> None:
+        place.node.needs = "resumes-1"
+        snapshot = await taken(place, await place.sandbox(await place.template()))
+        await stored(place, snapshot)
+        assert (await place.do("sandbox.create", {"snapshot_id": snapshot}))["node_id"] == "node-1", "it may know better than it has told"
+        async with another_node(place):
+            await place.do("node.cordon", {"node_id": "node-1"})
+            for wish in ({}, {"node": "node-2"}):
+                with pytest.raises(Refused) as refused:
+                    await place.do("sandbox.create", {"snapshot_id": snapshot, **wish})
+                assert refused.value.code == "snapshot.incompatible"
+                assert refused.value.details == {"nodes": ["node-2"], "flag": "resumes-1"}
+            async with another_node(place, "node-3", ("limits", "resumes-0", "resumes-1")):
+                assert (await place.do("sandbox.create", {"snapshot_id": snapshot, "wait_s": 10}))["node_id"] == "node-3"
 
     at(test)
 

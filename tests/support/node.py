@@ -66,7 +66,7 @@ def done(node: ScriptedNode, order: Order) -> dict[str, Any]:
         case Verb.SANDBOX_EXEC | Verb.SANDBOX_DESTROY:
             return {"exit_code": 0, **({"stdout": "aGk=", "stderr": ""} if order.verb is Verb.SANDBOX_EXEC else {})}
         case Verb.SANDBOX_SNAPSHOT:
-            return {"size_bytes": 10, "holds": ["disk"], "versions": node.versions.model_dump()}
+            return {"size_bytes": 10, "holds": ["disk"], "versions": node.versions.model_dump(), "needs": node.needs}
         case Verb.SNAPSHOT_EXPORT:
             return node.exported
         case Verb.NODE_INSPECT | Verb.NODE_LIST | Verb.NODE_SWEEP:
@@ -95,6 +95,7 @@ class ScriptedNode:
         self.node_id = node_id
         self.driver = "sim"
         self.flags: tuple[str, ...] = ("limits",)
+        self.needs = ""
         self.orders: list[Order] = []
         self.capacity: dict[str, Any] = {"cpu": 64, "memory_mb": 65536, "disk_mb": 100_000, "sandboxes": 1000}
         self.versions = Versions(guest_image="1", agent="1", kernel="6")
