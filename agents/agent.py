@@ -20,6 +20,7 @@ from agents.cache import Cache
 from agents.crashpoints import CrashPoints
 from agents.drivers.driver import Driver
 from agents.fingerprint import Fingerprint, storage_pct, used
+from agents.identity import Identities
 from agents.journal import Journal
 from agents.logs import LogShipper
 from agents.metrics import metrics
@@ -79,6 +80,7 @@ class Agent:
         await reboot.notice(self.node)
         adopted = await adopt(self.node)
         self.node.reporter.start()
+        self.identities.start()
         self.work.resume()
         told = [await self.say_hello(), say_what_lives(self.node, self.boot, complete=adopted.complete)]
         say_what_was_swept(self.node, self.boot, adopted.swept)
@@ -135,6 +137,8 @@ class Agent:
             stock=Stock(options.starts_waiting),
         )
         self.usage = Usage(self.node, self.boot, self.uplink.usage)
+        self.identities = Identities(self.node, self.uplink.token)
+        self.node.changed = self.identities.changed
         self.work = Work(self.node, self._tracing)
         self._built = True
 
@@ -187,6 +191,7 @@ class Agent:
         await asyncio.gather(*self._loops, return_exceptions=True)
         self.logs.close()
         self.usage.close()
+        await self.identities.close()
         for driver in self.node.drivers:
             await driver.close()
 

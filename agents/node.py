@@ -110,6 +110,8 @@ class LocalNode:
     """Says something in the sandbox's own log."""
     drain_logs: Callable[[str], Awaitable[None]] = nothing_to_drain
     """Ships what is left of a sandbox's output before it goes."""
+    changed: Callable[[str], None] = lambda _sandbox: None
+    """Told whenever a sandbox's record changes, or goes."""
     settings: Settings = Settings()
     stock: Stock = field(default_factory=Stock)
     """Starts that are held for sandboxes to come (``agents.stocking``)."""
@@ -139,11 +141,13 @@ class LocalNode:
     def put(self, record: SandboxRecord) -> SandboxRecord:
         """Write the record down."""
         self.journal.write(box_entry(record))
+        self.changed(record.id)
         return record
 
     def drop(self, sandbox_id: str, *, for_ever: bool) -> None:
         """Write down that nothing of it is left. ``for_ever``: it was destroyed, and no order for it is carried out any more."""
         self.journal.write(gone_entry(sandbox_id, self.clock(), for_ever=for_ever))
+        self.changed(sandbox_id)
 
     def logs(self, sandbox_id: str) -> Path:
         """Where the driver writes the output of a sandbox's main process."""

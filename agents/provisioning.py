@@ -27,6 +27,7 @@ from typing import Any, Final
 import structlog
 
 from agents.drivers.driver import CanHold, Driver, Handle, Limits, MapsUsers, RuntimeFault, Spec, TakesDisk
+from agents.drivers.inside import IDENTITY_PATH
 from agents.failures import FailedError
 from agents.node import LocalNode
 from agents.ports import Attachment
@@ -204,7 +205,7 @@ def spec_of(node: LocalNode, record: SandboxRecord, root: Path, wire: Wired, sna
         generation=record.generation,
         root=root,
         argv=recipe.cmd,
-        env=recipe.env,
+        env={**recipe.env, **_identity(record)},
         logs=node.logs(record.id),
         cwd=recipe.cwd or "/",
         user=recipe.user,
@@ -216,6 +217,11 @@ def spec_of(node: LocalNode, record: SandboxRecord, root: Path, wire: Wired, sna
         ids=node.roots.ids(record.id),
         memory=None if snapshot_id is None else node.roots.memory(snapshot_id),
     )
+
+
+def _identity(record: SandboxRecord) -> dict[str, str]:
+    """Where a workload finds its token, and who can say that it is true (reference/miren-sandbox.md §8.4)."""
+    return {"STRANDLINE_IDENTITY_TOKEN_PATH": IDENTITY_PATH, "STRANDLINE_OIDC_ISSUER_URL": record.issuer} if record.issuer else {}
 
 
 def _hostname(record: SandboxRecord) -> str:

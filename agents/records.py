@@ -63,6 +63,8 @@ class SandboxRecord(Record):
     snapshot_id: str | None = None
     """What it was last rolled back to."""
     owed: Order | None = None
+    issuer: str = ""
+    """Who issues its tokens; empty: it has none."""
     throwaway: bool = False
     """A boot that only proves a template; nobody is told about it."""
 

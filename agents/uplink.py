@@ -14,7 +14,7 @@ import structlog
 from agents.builder import Shelf
 from agents.options import Options
 from agents.vault import Chunks
-from bus import chunks, objects, reports, usage
+from bus import chunks, identity, objects, reports, usage
 from bus.chunkkeeper import ask_missing
 from bus.connection import Connection, connect_from
 from bus.heartbeat import beating
@@ -101,6 +101,10 @@ class Uplink:
         """What sandboxes use, if the bus is there; it is said again soon."""
         if self._future().done():
             await usage.tell(await self._bus(), self._options.node, bodies)
+
+    async def token(self, project: str, sandbox: str) -> identity.Token:
+        """A token for a sandbox of this node. Raises ``Refused``."""
+        return await identity.ask(await self._bus(), self._options.node, project, sandbox)
 
     def chunks(self) -> Chunks:
         """Where snapshots are kept for everybody."""

@@ -56,6 +56,7 @@ BEAT_KEPT: Final = Door("heartbeat-kept", f"$KV.{subjects.NODES_BUCKET}.*")
 DEAD: Final = Door("dead-letter", "strand.dead.*.*.*")
 LOG: Final = Door("log", "strand.log.*.*.*")
 USAGE: Final = Door("usage", subjects.ALL_USAGE)
+IDENTITY: Final = Door("identity", subjects.ALL_IDENTITY)
 READ: Final = Door("artifact-read", f"$JS.API.DIRECT.GET.OBJ_{_BUCKET}", streams=True)
 PUT_CHUNK: Final = Door("artifact-put-chunk", f"$O.{_BUCKET}.C.*")
 PUT_DESCRIPTION: Final = Door("artifact-put-description", f"$O.{_BUCKET}.M.*")
@@ -68,7 +69,7 @@ QUERY: Final = Door("query", "strand.v1.qry.*.*.*")
 SUBMIT: Final = Door("submit", "strand.v1.submit.*.*.*")
 OUTCOME: Final = Door("outcome", f"$JS.API.DIRECT.GET.{subjects.OUTCOME}.strand.v1.outcome.*.*")
 DOORS: Final = (
-    PULL, ACK, ATTACH, REPORT, DEAD, BEAT, BEAT_KEPT, LOG, USAGE, READ, PUT_CHUNK, PUT_DESCRIPTION, PUT_SHARED, PUT_MANIFEST,
+    PULL, ACK, ATTACH, REPORT, DEAD, BEAT, BEAT_KEPT, LOG, USAGE, IDENTITY, READ, PUT_CHUNK, PUT_DESCRIPTION, PUT_SHARED, PUT_MANIFEST,
     READ_SHARED, LOOK_SHARED, COMMAND, QUERY, SUBMIT, OUTCOME,
 )  # fmt: skip
 
@@ -89,6 +90,7 @@ def node_subjects(node: str, *, builder: bool, shards: int = 1) -> list[tuple[Do
         (BEAT_KEPT, f"$KV.{subjects.NODES_BUCKET}.{subjects.token(node)}"),
         (LOG, LOG.wide),
         (USAGE, f"strand.usage.{subjects.token(node)}.*"),
+        (IDENTITY, subjects.identity(node)),
         (READ, READ.wide),
         *((door, door.wide) for door in (PUT_SHARED, PUT_MANIFEST, READ_SHARED, LOOK_SHARED)),
     ]

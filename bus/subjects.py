@@ -33,6 +33,7 @@ ALL_RECEIPTS: Final = "strand.receipt.>"
 ALL_REPORTS: Final = "strand.rpt.>"
 ALL_LOGS: Final = "strand.log.>"
 ALL_USAGE: Final = "strand.usage.*.*"
+ALL_IDENTITY: Final = "strand.identity.*"
 ALL_TIMERS: Final = "strand.timer.>"
 ALL_DUE: Final = "strand.due.>"
 ALL_DEAD: Final = "strand.dead.*.*.*"
@@ -115,6 +116,11 @@ def log(project: str, sandbox: str, stream: str) -> str:
 # strand.usage.<node>.<part>
 def usage(node: str, part: int) -> str:
     return f"strand.usage.{token(node)}.{part}"
+
+
+# strand.identity.<node>
+def identity(node: str) -> str:
+    return f"strand.identity.{token(node)}"
 
 
 # strand.timer.<project>.<type>.<id>.<name>

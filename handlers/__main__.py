@@ -27,11 +27,15 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Ports:
-    """What is served on ports of 127.0.0.1 beside the bus; None: not at all. ``artifacts_url``: where callers reach that, if elsewhere."""
+    """What is served on ports of 127.0.0.1 beside the bus; None: not at all. ``artifacts_url``, ``identity_url``: where callers reach
+    these, if elsewhere.
+    """
 
     metrics: int | None = None
     artifacts: int | None = None
     artifacts_url: str | None = None
+    identity: int | None = None
+    identity_url: str | None = None
 
 
 async def run(directory: Path, settings: Settings, name: str, ports: Ports) -> None:
@@ -70,6 +74,10 @@ async def serving(plane: ControlPlane, ports: Ports, keys: Path) -> AsyncIterato
             await stack.enter_async_context(metrics.serving(plane.metrics, ports.metrics))
         if ports.artifacts is not None:
             await stack.enter_async_context(downloads.serving(plane.control, ports.artifacts, keys, ports.artifacts_url))
+        if ports.identity is not None:
+            from handlers.identity import serving as identity  # noqa: PLC0415 - costs memory, and is off unless asked for
+
+            await stack.enter_async_context(identity.serving(plane.control, ports.identity, keys, ports.identity_url))
         yield
 
 
@@ -83,10 +91,13 @@ def main() -> None:
     parser.add_argument("--metrics-port", type=int, metavar="PORT", help="serve Prometheus metrics on this port of 127.0.0.1")
     parser.add_argument("--artifacts-port", type=int, metavar="PORT", help="serve artifacts over HTTP on this port of 127.0.0.1")
     parser.add_argument("--artifacts-url", metavar="URL", help="where callers reach that port, if not there")
+    parser.add_argument("--identity-port", type=int, metavar="PORT", help="issue tokens for sandboxes; the issuer's documents on this port")
+    parser.add_argument("--identity-url", metavar="URL", help="where verifiers reach that port, if not there; the issuer in every token")
     arguments = parser.parse_args()
     configure()
     catalogue.load()
-    ports = Ports(arguments.metrics_port, arguments.artifacts_port, arguments.artifacts_url)
+    artifacts, identity = (arguments.artifacts_port, arguments.artifacts_url), (arguments.identity_port, arguments.identity_url)
+    ports = Ports(arguments.metrics_port, *artifacts, *identity)
     uvloop.run(run(arguments.dir, Settings(replicas=arguments.replicas, shards=arguments.shards), arguments.name, ports))
 
 

@@ -95,6 +95,8 @@ class Control:
     clock: Callable[[], datetime] = lambda: datetime.now(UTC)
     metrics: Metrics | None = None
     """None: nobody wants to know."""
+    issuer: str = ""
+    """Where tokens of workloads come from (``handlers/identity``); empty: sandboxes get none."""
     links: Links | None = None
     """None: this process serves no artifacts over HTTP."""
 

@@ -15,6 +15,7 @@ class Options:
 
     ``registry_ca``, ``registry_insecure``: the agents' options of these names. ``metrics_port``: the control plane's, the others follow;
     ``artifacts_port``: where the control plane serves artifacts. None: not served. ``egress``: sandboxes get out of this machine.
+    ``identity_port``, ``identity_url``: the control plane's options.
     """
 
     dir: Path
@@ -26,11 +27,13 @@ class Options:
     metrics_port: int | None = None
     artifacts_port: int | None = None
     egress: bool = False
+    identity_port: int | None = None
+    identity_url: str | None = None
 
     def served(self) -> list[int]:
         """Every port beside the bus's that its parts are to listen on."""
         metrics = range(self.metrics_port, self.metrics_port + 2 + self.nodes) if self.metrics_port else ()
-        return [*metrics, *([self.artifacts_port] if self.artifacts_port else [])]
+        return [*metrics, *(port for port in (self.artifacts_port, self.identity_port) if port)]
 
     def metrics(self, place: int) -> list[str]:
         """What a part is told of its metrics; the control plane has place 0, the projector 1, nodes those after it."""
@@ -38,7 +41,8 @@ class Options:
 
     def for_control(self) -> list[str]:
         """What the control plane is told."""
-        return [*self.metrics(0), *(["--artifacts-port", str(self.artifacts_port)] if self.artifacts_port else [])]
+        ports = {"--artifacts-port": self.artifacts_port, "--identity-port": self.identity_port, "--identity-url": self.identity_url}
+        return [*self.metrics(0), *(word for option, value in ports.items() if value for word in (option, str(value)))]
 
     def for_agents(self) -> list[str]:
         """What every agent is told besides its name."""

@@ -60,6 +60,19 @@ def up(
     egress: Annotated[
         bool, typer.Option("--egress", help="Let sandboxes reach the world, but no private network unless their policies say so. As root.")
     ] = False,
+    identity_port: Annotated[
+        int | None,
+        typer.Option(
+            "--identity-port",
+            metavar="PORT",
+            help="Issue tokens for sandboxes, and serve the issuer's documents on this port of loopback.",
+            min=1,
+            max=65_535,
+        ),
+    ] = None,
+    identity_url: Annotated[
+        str | None, typer.Option("--identity-url", metavar="URL", help="Where verifiers of tokens reach that port, if not there.")
+    ] = None,
     stop_sandboxes: Annotated[bool, typer.Option("--stop-sandboxes", help="Tear sandboxes down at the end.")] = False,
 ) -> None:
     """Start everything on this machine and stay in the foreground; Ctrl-C drains and stops.
@@ -78,6 +91,8 @@ def up(
         metrics_port=metrics_port,
         artifacts_port=artifacts_port,
         egress=egress,
+        identity_port=identity_port,
+        identity_url=identity_url,
     )
     if clash := options.clash():
         raise typer.BadParameter(clash)

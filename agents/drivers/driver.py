@@ -275,6 +275,13 @@ class HasFiles(Protocol):
 
 
 @runtime_checkable
+class TakesIdentity(Protocol):
+    async def give_identity(self, handle: Handle, token: str) -> None:
+        """Have the token inside, at ``agents.drivers.inside.IDENTITY_PATH``, whole or not at all. Raises ``identity.not-given``."""
+        ...
+
+
+@runtime_checkable
 class TakesDisk(Protocol):
     """Its ``Spec.root`` is a disk image, and ``disk_format`` is what storage has to make: ``qcow2``."""
 

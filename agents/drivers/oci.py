@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from agents.drivers import ocispec, streams
+from agents.drivers import inside, ocispec, streams
 from agents.drivers.crun import Runtime, find, mark
 from agents.drivers.driver import MAIN, Condition, ExecRequest, ExecResult, Exit, Fault, Handle, Limits, Observed, RuntimeFault, Spec
 from agents.drivers.identity import check_program, environment, resolve, why_not
@@ -240,6 +240,10 @@ class OciDriver:
             known.state["container"], process, request.stdin, request.timeout_s, request.max_output, kill, owner
         )
         return ExecResult(done.code, done.stdout, done.stderr, done.truncated, done.timed_out)
+
+    async def give_identity(self, handle: Handle, token: str) -> None:
+        known, spec = self._running(handle)
+        inside.give_identity(known.state["pid"], token, spec.ids)
 
     async def pause(self, handle: Handle) -> None:
         await self._freeze(handle, on=True)

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from agents.drivers import gate, streams
+from agents.drivers import gate, inside, streams
 from agents.drivers.driver import MAIN, Condition, ExecRequest, ExecResult, Exit, Fault, Handle, Limits, Observed, RuntimeFault, Spec
 from agents.drivers.gate import Held
 from agents.drivers.identity import check_program, environment, resolve, why_not
@@ -115,8 +115,6 @@ class ProcessDriver:
             "has_init": self._launcher.has_init,
         }
 
-    # -------------------------------------------------------------------------------------------------------------- hold
-
     async def hold(self, spec: Spec) -> None:
         """See ``CanHold``."""
         async with self._starts:
@@ -170,8 +168,7 @@ class ProcessDriver:
     async def recover(self, handle: Handle) -> Observed:
         return self._observe(handle)
 
-    async def inspect(self, handle: Handle) -> Observed:
-        return self._observe(handle)
+    inspect = recover
 
     def _observe(self, handle: Handle) -> Observed:
         known = self._state.handle(handle.sandbox_id)
@@ -253,6 +250,9 @@ class ProcessDriver:
         changed = replace(spec, limits=limits)
         bound_all(lambda: processes.members(known.state["namespace"]), rlimits(changed))
         self._state.write(handle.sandbox_id, "spec", spec_to_json(changed))
+
+    async def give_identity(self, handle: Handle, token: str) -> None:
+        inside.give_identity(self._running(handle, paused=True).state["first"], token)
 
     async def pause(self, handle: Handle) -> None:
         known = self._running(handle, paused=True)

@@ -7,6 +7,7 @@ from typing import Final
 
 import structlog
 
+from agents.drivers.driver import TakesIdentity
 from agents.failures import FailedError, fail
 from agents.node import Doom, LocalNode
 from agents.provisioning import CREATE_SANDBOX, Bringup, Up, Wanted
@@ -49,6 +50,7 @@ async def provision(task: Task, body: SandboxProvision) -> SandboxRunning:
         generation=body.generation,
         spec=spec,
         driver=node.drivers.pick(spec.driver).name,
+        issuer=body.issuer if isinstance(node.drivers.pick(spec.driver), TakesIdentity) else "",
     )
     try:
         record, ports = await bring_up(task, record)

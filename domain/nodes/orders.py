@@ -227,6 +227,8 @@ class SandboxProvision(Record):
     generation: int = 0
     spec: dict[str, Any]
     """A ``SandboxSpec``."""
+    issuer: Annotated[str, Field(max_length=512)] = ""
+    """Where the sandbox's tokens come from; empty: it gets none."""
 
 
 class StepState(StrEnum):

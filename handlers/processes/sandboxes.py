@@ -92,10 +92,10 @@ async def _with_manifest(control: Control, project: str, what: Due) -> Due:
 def order_of(control: Control, project: str, sandbox: Sandbox, what: Due) -> Order:
     """The order for what is due; its id depends on nothing else, so that a report can be matched to it."""
     process = (what.process, what.process_id or sandbox.id)
-    seconds = control.deadlines.provision_s if what.verb is Verb.SANDBOX_PROVISION else control.deadlines.operation_s
-    return control.new_order(
-        what.verb, project, process, what.body, key=sandbox.id, attempt=what.attempt, salt=what.salt, deadline_s=seconds
-    )
+    first = what.verb is Verb.SANDBOX_PROVISION
+    seconds = control.deadlines.provision_s if first else control.deadlines.operation_s
+    body = {**what.body, "issuer": control.issuer} if first and control.issuer else what.body
+    return control.new_order(what.verb, project, process, body, key=sandbox.id, attempt=what.attempt, salt=what.salt, deadline_s=seconds)
 
 
 async def _provision(control: Control, project: str, sandbox: Sandbox) -> None:

@@ -183,6 +183,7 @@ def test_a_node_reaches_nothing_that_is_not_its_own(site, run) -> None:
                 "strand.attach.n2": b"{}",
                 "$KV.NODES.n2": b"{}",
                 "strand.usage.n2.0": b"{}",
+                "strand.identity.n2": b"{}",
                 "$KV.LEASES.projector": b"{}",
                 "$O.artifacts.M.eA==": b"{}",
                 "$O.artifacts.C.x": b"bytes",

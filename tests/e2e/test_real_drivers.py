@@ -9,9 +9,12 @@ import os
 import shutil
 import socket
 import tarfile
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import jwt
 import pytest
 from nats import NATS
 from support import bounds, remains
@@ -26,7 +29,9 @@ from agents.drivers.crun import find
 from agents.drivers.driver import Limits
 from agents.host import cgroups
 from agents.images.writer import LayerTar
+from bus import identity
 from bus.connection import connect_from
+from bus.server import free_port
 from domain.kernel.errors import Refused
 from strandline import Strandline
 from strandline.client.items import Sandbox
@@ -53,7 +58,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
                 made = await s.templates.create(image, alias=driver, driver=driver)
                 await s.jobs.wait(made.job_id)
 
-    with up(base / "state", "--driver", drivers) as made:
+    with up(base / "state", "--driver", drivers, "--identity-port", str(free_port())) as made:
         asyncio.run(templates(made.dir))
         yield made
 
@@ -88,6 +93,41 @@ def answer(address: str, port: int) -> bytes:
             return connection.recv(100)
     except OSError:
         return b""
+
+
+def document(url: str) -> dict[str, Any]:
+    with urllib.request.urlopen(url, timeout=5) as answer:
+        return dict(json.loads(answer.read()))
+
+
+@pytest.mark.timeout(90)
+@pytest.mark.parametrize("driver", [OCI, PROCESS])
+def test_a_workload_proves_who_it_is_while_it_lives(running: Running, driver: str) -> None:
+    """Its token is checked by nothing but what the issuer publishes (reference/miren-sandbox.md §8.4)."""
+
+    async def scenario() -> None:
+        async with Strandline.connect(running.dir) as s, await connect_from(running.dir, "test", on_closed=lambda: None) as nc:
+            sandbox = await created(s, driver, "sleep", "1000")
+            name = sandbox.sandbox_id
+
+            async def said(script: str) -> str:
+                return base64.b64decode((await s.sandboxes.exec(name, ["/bin/sh", "-c", script])).stdout).decode()
+
+            url = await said('printf %s "$STRANDLINE_OIDC_ISSUER_URL"')
+            token = await eventually(lambda: said('cat "$STRANDLINE_IDENTITY_TOKEN_PATH"'))
+            published = await asyncio.to_thread(document, f"{url}/.well-known/openid-configuration")
+            keys = jwt.PyJWKSet.from_dict(await asyncio.to_thread(document, published["jwks_uri"]))
+            key = keys[jwt.get_unverified_header(token)["kid"]]
+            claims = jwt.decode(token, key, algorithms=["RS256"], audience="strandline", issuer=published["issuer"])
+            assert claims["sub"] == f"project:default:template:{sandbox.template_id}:sandbox:{name}"
+            assert await identity.ask(nc, sandbox.node_id, "default", name)
+            with pytest.raises(Refused, match="no sandbox"):
+                await identity.ask(nc, "another", "default", name)
+            await s.sandboxes.delete(name, wait_s=30)
+            with pytest.raises(Refused, match="no sandbox"):
+                await identity.ask(nc, sandbox.node_id, "default", name)
+
+    asyncio.run(scenario())
 
 
 @pytest.mark.timeout(90)

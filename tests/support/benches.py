@@ -64,6 +64,8 @@ KINDS = {
 
 ALL = pytest.mark.parametrize("kind", KINDS.values(), indirect=True, ids=str)
 REAL = pytest.mark.parametrize("kind", [KINDS[name] for name in ("bwrap", "unshare", "oci", "vm")], indirect=True, ids=str)
+KERNEL = pytest.mark.parametrize("kind", [KINDS[name] for name in ("bwrap", "unshare", "oci")], indirect=True, ids=str)
+"""Those whose sandboxes run on this kernel."""
 PROCESS = pytest.mark.parametrize("kind", [KINDS[name] for name in ("bwrap", "unshare")], indirect=True, ids=str)
 BOUNDING = pytest.mark.parametrize(
     "kind", [KINDS["oci"], KINDS["vm"]] if ROOT else [KINDS["bwrap"], KINDS["unshare"], KINDS["vm"]], indirect=True, ids=str

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from support import bounds
-from support.benches import ALL, BOUNDING, CONTAINER, PROCESS, REAL, SIM, Bench
+from support.benches import ALL, BOUNDING, CONTAINER, KERNEL, PROCESS, REAL, SIM, Bench
 from support.inside import inside, listen
 from support.waiting import eventually, run
 
@@ -24,6 +24,7 @@ from agents.drivers.driver import (
     Limits,
     RuntimeFault,
 )
+from agents.drivers.inside import IDENTITY_PATH
 from agents.host import cgroups
 from agents.host.ports import Listener, _by_proc
 
@@ -36,6 +37,7 @@ CAPABILITIES = {
     "files": HasFiles,
 }
 SYS_RESOURCE = 24
+TOLD = "one444\n\nidentity-token"
 COUNT = "i=0; while :; do i=$((i+1)); echo $i; sleep 0.01; done"
 
 
@@ -184,6 +186,38 @@ def test_usage_is_measured(bench: Bench) -> None:
         await eventually(sampled)
         await bench.driver.destroy("sb-1")
         assert bench.driver.sample([handle]) == {}, "what has gone is left out"
+
+    run(scenario())
+
+
+@KERNEL
+def test_a_token_is_inside_for_everybody_and_replaced_as_a_whole(bench: Bench) -> None:
+    async def scenario() -> None:
+        handle = await bench.start()
+        await bench.driver.give_identity(handle, "one")
+        assert await bench.said(handle, f"cat {IDENTITY_PATH}; stat -c %a {IDENTITY_PATH}; echo; ls -A /dev/strandline") == TOLD
+        await bench.driver.pause(handle)
+        await bench.driver.give_identity(handle, "another")
+        await bench.driver.resume(handle)
+        assert await bench.said(handle, f"cat {IDENTITY_PATH}") == "another"
+        assert not (bench.root / "dev" / "strandline").exists(), "it is on no disk"
+        await bench.driver.destroy("sb-1")
+        with pytest.raises(RuntimeFault) as fault:
+            await bench.driver.give_identity(handle, "late")
+        assert fault.value.code == "sandbox.not-running"
+
+    run(scenario())
+
+
+@CONTAINER
+def test_a_link_in_the_way_of_a_token_leads_nowhere(bench: Bench) -> None:
+    async def scenario() -> None:
+        handle = await bench.start()
+        await bench.sh(handle, "ln -s /tmp /dev/strandline")
+        with pytest.raises(RuntimeFault) as fault:
+            await bench.driver.give_identity(handle, "secret")
+        assert fault.value.code == "identity.not-given"
+        assert await bench.said(handle, "ls -A /tmp") == ""
 
     run(scenario())
 
