@@ -111,4 +111,4 @@ def new_name() -> str:
 
 def _kind(record: SandboxRecord) -> str:
     """All that a sandbox is but its name: two of one kind differ in nothing that was there before their programs ran."""
-    return f"{record.driver} {record.spec.model_copy(update={'name': '', 'labels': {}}).model_dump_json()}"
+    return f"{record.driver} {record.issuer} {record.spec.model_copy(update={'name': '', 'labels': {}}).model_dump_json()}"
