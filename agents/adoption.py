@@ -25,7 +25,7 @@ from domain.nodes.sweeps import AT_MOST, Removal, Swept, Unremoved
 
 log = structlog.get_logger(__name__)
 
-Action = Literal["recover", "abandon", "remove-process", "remove-network", "remove-root", "remove-logs"]
+Action = Literal["recover", "abandon", "remove-process", "remove-disks", "remove-network", "remove-root", "remove-logs"]
 _LIVE: Final = frozenset({"running", "paused"})
 _HALF: Final = frozenset({"starting", "replacing"})
 
@@ -36,6 +36,7 @@ class Seen:
 
     drivers: Mapping[str, Mapping[str, Observed] | None] = field(default_factory=dict)
     roots: Collection[str] | None = None
+    disks: Collection[str] | None = None
     addresses: Collection[str] | None = None
     logs: Collection[str] | None = None
 
@@ -61,6 +62,7 @@ def plan(records: Mapping[str, SandboxRecord], busy: Collection[str], seen: Seen
     if seen.complete:
         for driver, found in sorted(seen.drivers.items()):
             yield from (("remove-process", sandbox, driver) for sandbox in sorted(set(found or ()) - records.keys()))
+        yield from (("remove-disks", sandbox, "") for sandbox in sorted(set(seen.disks or ()) - records.keys()))
         for action, listing in (("remove-network", seen.addresses), ("remove-root", seen.roots), ("remove-logs", seen.logs)):
             yield from ((action, sandbox, "") for sandbox in sorted(set(listing or ()) - records.keys()))  # type: ignore[misc]  # of Action
     for sandbox, record in sorted(records.items()):
@@ -75,6 +77,7 @@ async def adopt(node: LocalNode) -> Adopted:
     seen = Seen(
         drivers={driver.name: await listed(driver.name, driver.list) for driver in node.drivers},
         roots=await listed("roots", lambda: root_names(node)),
+        disks=node.volumes.holders().keys(),
         addresses=await listed("network", node.network.list),
         logs=log_directories(node),
     )
@@ -118,6 +121,7 @@ async def _recover(node: LocalNode, sandbox_id: str, driver_name: str) -> None:
         case Condition.EXITED:
             exited(node, record, seen.exit or Exit(None))
         case condition:
+            await node.volumes.remount(sandbox_id)
             await _as_recorded(node, record, driver, condition)
             ensure_watched(node, sandbox_id)
             log.info("adoption.recovered", sandbox=sandbox_id, condition=record.condition, pid=seen.pid)
@@ -139,6 +143,10 @@ async def _remove_process(node: LocalNode, sandbox_id: str, driver_name: str) ->
     await node.drivers.pick(driver_name).destroy(sandbox_id)
 
 
+async def _unmount_disks(node: LocalNode, sandbox_id: str, _driver: str) -> None:
+    await node.volumes.detach(sandbox_id)
+
+
 async def _remove_network(node: LocalNode, sandbox_id: str, _driver: str) -> None:
     await node.network.detach(sandbox_id)
 
@@ -155,6 +163,7 @@ _ACTIONS: Final[dict[Action, Callable[[LocalNode, str, str], Coroutine[Any, Any,
     "recover": _recover,
     "abandon": _abandon,
     "remove-process": _remove_process,
+    "remove-disks": _unmount_disks,
     "remove-network": _remove_network,
     "remove-root": _remove_root,
     "remove-logs": _remove_logs,

@@ -41,6 +41,7 @@ from agents.sweeping import sweeping
 from agents.uplink import Uplink
 from agents.usage.service import Usage
 from agents.vault import Vault
+from agents.volumes.store import Volumes
 from agents.watchdog import Watchdog
 from agents.work import Work
 from bus.lanes import LaneReader
@@ -111,9 +112,10 @@ class Agent:
         where = (place, options.dir)
         builder = Builder(place / "build", cache, self.uplink.shelf(), base=Path.cwd(), directories=where, key=key, trust=options.trust)
         builder.clean()
-        roots = all_roots(place / "storage")
+        roots, volumes = all_roots(place / "storage"), Volumes(place / "volumes")
         network = NoNetwork() if set(drivers) == {SIMULATOR} else choose_network(place / "network", egress=options.egress)
-        self.fingerprint = Fingerprint(self.boot, where, drivers.values(), options.promise, key.public, roots.kind, egress=network.lets_out)
+        kinds = (roots.kind, volumes.filesystems or (volumes.kind,))
+        self.fingerprint = Fingerprint(self.boot, where, drivers.values(), options.promise, key.public, *kinds, egress=network.lets_out)
         self.logs = LogShipper(place / "logs", journal, self.uplink.log)
         self.node = LocalNode(
             name=options.node,
@@ -121,6 +123,7 @@ class Agent:
             drivers=Drivers(drivers),
             roots=roots,
             network=network,
+            volumes=volumes,
             cache=cache,
             images=builder,
             vault=Vault(self.uplink.chunks(), crash.here),

@@ -44,7 +44,8 @@ class Fingerprint:
     ``boot`` is new with each agent process.
 
     ``sealing_key``: the public key for secrets that only this node can open (``agents/sealing.py``). ``roots``: how roots are made,
-    ``overlay`` or ``copies``. ``egress``: the node's network lets sandboxes out.
+    ``overlay`` or ``copies``. ``disks``: the file systems that disks can have here, or ``directory``. ``egress``: the node's network lets
+    sandboxes out.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Fingerprint:
         promise: Promise,
         sealing_key: str = "",
         roots: str = "",
+        disks: Sequence[str] = (),
         *,
         egress: bool = False,
     ) -> None:
@@ -64,6 +66,7 @@ class Fingerprint:
         self._promise = promise
         self._sealing_key = sealing_key
         self._roots = roots
+        self._disks = disks
         self._egress = egress
         self._versions = self._read_versions()
 
@@ -123,6 +126,7 @@ class Fingerprint:
             "reflink": "yes" if reflinks(self.data) else "no",
             "root": "yes" if os.geteuid() == 0 else "no",
             **({"roots": self._roots} if self._roots else {}),
+            **({"disks": ",".join(self._disks)} if self._disks else {}),
             **({"sealing_key": self._sealing_key} if self._sealing_key else {}),
         }
 

@@ -17,7 +17,7 @@ from agents.drivers.driver import Driver, Handle
 from agents.failures import fail
 from agents.fence import Fence
 from agents.journal import Journal
-from agents.ports import Network, Roots
+from agents.ports import Network, Roots, Volumes
 from agents.records import Memory, SandboxRecord, box_entry, gone_entry
 from agents.reporting import Reporter
 from agents.stock import Stock
@@ -96,6 +96,7 @@ class LocalNode:
     drivers: Drivers
     roots: Roots
     network: Network
+    volumes: Volumes
     cache: Cache
     images: Images
     vault: Vault

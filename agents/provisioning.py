@@ -4,6 +4,7 @@
 |---|---|---|
 | artifact | has the verified bytes and the lower made of them, and the snapshot; usually all is there | none: they are shared |
 | root | the sandbox's own writable root, from the artifact, a snapshot, or stock | removes it |
+| disks | has its disks mounted, for it alone; only where it has some | unmounts them, when nothing uses them any more |
 | network | leases an address to the sandbox's id, makes its namespace, puts up its egress policy | removes, releases |
 | logs | a directory for its output | removes it |
 | start | starts the main process; its handle is on record before anybody is told | destroys every generation |
@@ -34,6 +35,7 @@ from agents.ports import Attachment
 from agents.readiness import port_statuses, wait_ready
 from agents.records import SandboxRecord
 from agents.stock import Waiting
+from agents.volumes import step as disks
 from domain.kernel.aggregate import Record
 from domain.kernel.saga import Action, Nothing, NoUndo, define
 from domain.nodes.orders import PortStatus
@@ -122,6 +124,16 @@ async def _remove_root(b: Bringup, wanted: Wanted) -> None:
     await b.node.roots.remove(wanted.box.id)
 
 
+async def _attach_disks(b: Bringup, wanted: Wanted) -> Nothing:
+    await disks.attach(b.node, b.driver, wanted.box)
+    return Nothing()
+
+
+async def _detach_disks(b: Bringup, wanted: Wanted) -> None:
+    """Its main process is gone, or never was."""
+    await b.node.volumes.detach(wanted.box.id)
+
+
 async def _network(b: Bringup, wanted: Wanted) -> Wired:
     held, network = b.node.stock.taken(wanted.box.id), b.node.network
     async with b.node.creating:
@@ -184,17 +196,17 @@ async def serve(b: Bringup, started: ToServe) -> Served:
     return Served(ports=await port_statuses(b.driver, handle, box.spec.recipe, started.address, bound))
 
 
-CREATE_SANDBOX: Final = define(
-    "create-sandbox",
-    1,
-    Wanted,
-    Action("artifact", Wanted, Nothing, _artifact, NoUndo("what it made is shared")),
-    Action("root", Wanted, Rooted, _root, _remove_root, after=("artifact",)),
+_ARTIFACT: Final = Action("artifact", Wanted, Nothing, _artifact, NoUndo("what it made is shared"))
+_ROOT: Final = Action("root", Wanted, Rooted, _root, _remove_root, after=("artifact",))
+_DISKS: Final = Action("disks", Wanted, Nothing, _attach_disks, _detach_disks, after=("root",))
+_REST: Final = (
     Action("network", Wanted, Wired, _network, _detach),
     Action("logs", Wanted, Nothing, _logs, _remove_logs),
     Action("start", ToStart, Started, _start, _destroy, after=("logs",)),
     Action("ready", ToServe, Served, serve, NoUndo("it only looks")),
 )
+CREATE_SANDBOX: Final = define("create-sandbox", 1, Wanted, _ARTIFACT, _ROOT, *_REST)
+CREATE_SANDBOX_WITH_DISKS: Final = define("create-sandbox-with-disks", 1, Wanted, _ARTIFACT, _ROOT, _DISKS, *_REST)
 
 
 def spec_of(node: LocalNode, record: SandboxRecord, root: Path, wire: Wired, snapshot_id: str | None = None) -> Spec:
@@ -215,6 +227,7 @@ def spec_of(node: LocalNode, record: SandboxRecord, root: Path, wire: Wired, sna
         address=wire.interface,
         gateway=wire.gateway,
         ids=node.roots.ids(record.id),
+        mounts=disks.mounts_of(node, record, root),
         memory=None if snapshot_id is None else node.roots.memory(snapshot_id),
     )
 

@@ -11,6 +11,7 @@ from agents.options import Options
 from agents.ownership import own
 from agents.registry import DRIVERS
 from agents.storage.all import all_roots
+from agents.volumes.store import Volumes
 
 
 async def purge(options: Options) -> None:
@@ -33,6 +34,7 @@ async def _purge(place: Path) -> None:
     for sandbox_id in await network.list():
         await network.detach(sandbox_id)
     await network.teardown()
+    await Volumes(place / "volumes").close_all()
     roots = all_roots(place / "storage")
     there = await roots.list()
     for sandbox_id in there.roots:

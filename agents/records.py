@@ -26,7 +26,7 @@ from typing import Any, Final, Literal
 
 from agents.journal import Entry
 from domain.kernel.aggregate import Record
-from domain.nodes.orders import Failure, Order, Report, StepReport, StepState
+from domain.nodes.orders import DiskGrant, Failure, Order, Report, StepReport, StepState
 from domain.sandboxes.spec import SandboxSpec
 
 KEEP_S: Final = 7 * 86_400.0
@@ -62,6 +62,7 @@ class SandboxRecord(Record):
     """Declared ports that are served on another one."""
     snapshot_id: str | None = None
     """What it was last rolled back to."""
+    disks: tuple[DiskGrant, ...] = ()
     owed: Order | None = None
     issuer: str = ""
     """Who issues its tokens; empty: it has none."""

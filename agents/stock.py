@@ -50,7 +50,7 @@ class Stock:
 
     def wish(self, record: SandboxRecord) -> None:
         """One like this was started: the next may be."""
-        if self.size > 0 and not record.throwaway:
+        if self._serves(record):
             kind = _kind(record)
             self._models[kind] = record
             self._models.move_to_end(kind)
@@ -59,11 +59,15 @@ class Stock:
     def take(self, record: SandboxRecord) -> Waiting | None:
         """What is held for such a sandbox is this one's from now on."""
         self.asked.set()
-        held = self._waiting.get(_kind(record)) if self.size > 0 and not record.throwaway else None
+        held = self._waiting.get(_kind(record)) if self._serves(record) else None
         if not held:
             return None
         self._taken[record.id] = found = held.pop()
         return found
+
+    def _serves(self, record: SandboxRecord) -> bool:
+        """Not what is made once, nor what has disks: those are one sandbox's at a time."""
+        return self.size > 0 and not record.throwaway and not record.disks
 
     def taken(self, sandbox_id: str) -> Waiting | None:
         """What a sandbox has taken and not used up yet."""

@@ -1,4 +1,4 @@
-"""Taking a sandbox down to nothing: process, then network, then disk. Every part bears that nothing is there.
+"""Taking a sandbox down to nothing: process, then what it had mounted, then network, then root. Every part bears that nothing is there.
 
 The address is released only when what used it is gone, the root when nothing can write to it any more (reference/miren-sandbox.md §3.5).
 """
@@ -25,7 +25,7 @@ log = structlog.get_logger(__name__)
 _PROCESS_MAY_LIVE: Final = frozenset({"starting", "running", "paused", "replacing", "doomed"})
 
 
-_PARTS: Final = ("start", "network", "root", "logs")
+_PARTS: Final = ("start", "disks", "network", "root", "logs")
 """What is taken down, in this order, under the names of the steps that made it (``agents/provisioning.py``)."""
 
 
@@ -61,6 +61,8 @@ async def take_down(
         for driver in _drivers_of(node, record):
             await driver.destroy(sandbox_id)
         await node.drain_logs(sandbox_id)
+    with _part("disks"):
+        await node.volumes.detach(sandbox_id)
     with _part("network"):
         await node.network.detach(sandbox_id)
     with _part("root"):

@@ -22,7 +22,7 @@ from agents.node import LocalNode
 from agents.records import Trail, order_entry
 from agents.steps import IncompatibleError
 from agents.task import Task
-from agents.verbs import cancel, commits, execute, images, inspect, limits, power, provision, replicas, snapshots, sweep
+from agents.verbs import cancel, commits, disks, execute, images, inspect, limits, power, provision, replicas, snapshots, sweep
 from agents.watching import ensure_watched
 from bus.tracing import Tracing
 from domain.kernel.aggregate import Record
@@ -51,6 +51,11 @@ VERBS: Final[dict[Verb, Perform]] = {
     Verb.SANDBOX_COMMIT: commits.commit,
     Verb.SNAPSHOT_REMOVE: snapshots.remove,
     Verb.SNAPSHOT_EXPORT: snapshots.export,
+    Verb.DISK_PROVISION: disks.provision,
+    Verb.DISK_GROW: disks.grow,
+    Verb.DISK_SNAPSHOT: disks.snapshot,
+    Verb.DISK_SNAPSHOT_REMOVE: disks.remove_snapshot,
+    Verb.DISK_REMOVE: disks.remove,
     Verb.NODE_INSPECT: inspect.inspect,
     Verb.NODE_LIST: sweep.list_,
     Verb.NODE_SWEEP: sweep.sweep,
@@ -59,11 +64,11 @@ VERBS: Final[dict[Verb, Perform]] = {
 CLEARING: Final = frozenset(
     {
         *(Verb.SANDBOX_STOP, Verb.SANDBOX_DESTROY, Verb.REPLICA_REMOVE, Verb.ARTIFACT_REMOVE, Verb.SNAPSHOT_REMOVE),
-        *(Verb.NODE_INSPECT, Verb.ORDER_CANCEL),
+        *(Verb.DISK_REMOVE, Verb.DISK_SNAPSHOT_REMOVE, Verb.NODE_INSPECT, Verb.ORDER_CANCEL),
     }
 )
 """Done however late: what is to go has to go."""
-REPEATABLE: Final = frozenset({Verb.SANDBOX_DESTROY, Verb.SNAPSHOT_REMOVE, Verb.NODE_INSPECT, Verb.NODE_LIST})
+REPEATABLE: Final = frozenset({Verb.SANDBOX_DESTROY, Verb.SNAPSHOT_REMOVE, Verb.DISK_REMOVE, Verb.NODE_INSPECT, Verb.NODE_LIST})
 """Done again when they come again: their ids are never used for anything else, and the second time finds nothing."""
 MAX_BEGUN: Final = 3
 """An order that was begun this often by agents that died is taken for the reason why they died."""

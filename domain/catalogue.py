@@ -14,6 +14,7 @@ from domain.kernel.aggregate import Aggregate
 from domain.kernel.registry import AGGREGATES
 
 MODULES: Final = (
+    "domain.disks.commands",
     "domain.disks.disk",
     "domain.disks.lease",
     "domain.nodes.commands",

@@ -16,6 +16,7 @@ from bus.commit import Commit
 from domain.nodes.orders import Capacity, Versions
 from domain.nodes.placement import Overcommit
 from handlers.fleet_entries import Dead, Fence, NodeEntry, ReplicaEntry, SandboxEntry
+from handlers.lending import Lending
 from handlers.openings import CLOSING, OPENING
 from handlers.wants import Wants
 
@@ -33,6 +34,7 @@ class Fleet:
         self.replicas: dict[tuple[str, str], ReplicaEntry] = {}
         self.by_template: dict[str, dict[str, ReplicaEntry]] = defaultdict(dict)
         self.wants = Wants()
+        self.lending = Lending()
         self.sandboxes: dict[str, SandboxEntry] = {}
         self.dead: dict[str, Dead] = {}
         self.users: dict[str, set[str]] = defaultdict(set)
@@ -54,6 +56,7 @@ class Fleet:
             return
         self.seq = commit.seq
         self.wants.apply(commit)
+        self.lending.apply(commit)
         fold = _FOLDS.get(commit.type)
         for event in commit.events:
             if fold is not None:
@@ -134,6 +137,7 @@ class Fleet:
                 node.roles = tuple(data.get("roles", ("builder", "runner")))
                 node.capacity = Capacity.model_validate(data["capacity"])
                 node.roots = data.get("host", {}).get("roots", "")
+                node.disks = tuple(filter(None, data.get("host", {}).get("disks", "").split(",")))
             case "node.versions-changed":
                 node.versions = Versions.model_validate(data["versions"])
             case "node.storage-mode-changed":

@@ -28,6 +28,8 @@ class NodeEntry:
     sandboxes: int = 0
     storage_mode: str = "unknown"
     roots: str = ""
+    disks: tuple[str, ...] = ()
+    """File systems that disks can have there, or ``directory``."""
     labels: dict[str, str] = field(default_factory=dict)
     overcommit: Overcommit = field(default_factory=Overcommit)
 

@@ -17,6 +17,7 @@ OPENING = frozenset(
         "snapshot.deleted",
         "rollout.begun",
         "snapshot.export-requested",
+        *("disk.created", "disk.recreated", "disk.lent", "disk.released", "disk.operation-begun", "disk.delete-requested"),
     }
 )
 CLOSING = frozenset(
@@ -41,6 +42,8 @@ CLOSING = frozenset(
         "artifact.claimed",
         "snapshot.removed",
         *("rollout.completed", "rollout.cancelled", "rollout.failed"),
+        *("disk.provisioned", "disk.failed", "disk.lost", "disk.attached", "disk.returned", "disk.detached", "disk.deleted"),
+        *("disk.grown", "disk.snapshot-taken", "disk.snapshot-removed", "disk.operation-failed"),
         "snapshot.stored",
         "snapshot.export-failed",
         "snapshot.failed",

@@ -34,6 +34,7 @@ from bus.submit import SubmitWorker
 from bus.subscription import DurableReader, Tail
 from bus.timers import Due, DueReader
 from bus.tracing import Tracing
+from domain.disks import commands as disk_commands
 from domain.kernel.command import Command
 from domain.nodes import commands as node_commands
 from domain.nodes.orders import Report
@@ -41,7 +42,7 @@ from domain.sandboxes import commands as sandbox_commands
 from domain.templates import commands as template_commands
 from domain.views.commands import ViewRebuild
 from handlers import explaining, reports, tracing
-from handlers.commands import artifacts, cancelling, execution, limits, nodes, rollouts, sandboxes, snapshots, templates, waits
+from handlers.commands import artifacts, cancelling, disks, execution, limits, nodes, rollouts, sandboxes, snapshots, templates, waits
 from handlers.control import Because, Control, Deadlines, because
 from handlers.dispatch import Dispatcher, Handler
 from handlers.duty import Duty, Work
@@ -51,6 +52,8 @@ from handlers.liveness import Liveness
 from handlers.membership import Membership
 from handlers.metrics import ControlMetrics
 from handlers.processes import collection, convergence, forgetting, jobs, removal, undoing
+from handlers.processes import disk_leases as lease_process
+from handlers.processes import disks as disk_process
 from handlers.processes import nodes as node_process
 from handlers.processes import rollouts as rollout_process
 from handlers.processes import sandboxes as sandbox_process
@@ -87,6 +90,12 @@ HANDLERS: dict[type[Command], Handler] = {
     sandbox_commands.SandboxWaitPort: waits.port,
     sandbox_commands.SandboxExec: execution.execute,
     sandbox_commands.SandboxAbandon: sandboxes.abandon,
+    disk_commands.DiskCreate: disks.create,
+    disk_commands.DiskGrow: disks.grow,
+    disk_commands.DiskSnapshot: disks.snapshot,
+    disk_commands.DiskDeleteSnapshot: disks.delete_snapshot,
+    disk_commands.DiskDelete: disks.delete,
+    disk_commands.DiskRelease: disks.release,
     node_commands.NodeEnroll: nodes.enroll,
     node_commands.NodeEvict: nodes.evict,
     node_commands.NodeCordon: nodes.cordon,
@@ -161,6 +170,8 @@ class ControlPlane:
             "template": removal.pump_template,
             "artifact": removal.artifact_pump(self._delete_bytes),
             "snapshot": removal.pump_snapshot,
+            "disk": disk_process.pump,
+            "disk-lease": lease_process.pump,
             "node": node_process.pump,
             "rollout": rollout_process.pump,
             convergence.KIND: convergence.pump,
@@ -270,7 +281,7 @@ class ControlPlane:
     async def _on_due(self, due: Due) -> None:
         if due.kind == "sandbox":
             await sandbox_process.on_due(self.control, due.project, due.id, due.name, due.generation)
-        elif due.kind == "node":
+        elif due.kind in {"node", "disk", "disk-lease"}:
             await self.processes.pump((due.kind, due.project, due.id))
 
     async def _admits(self, node_id: str) -> bool:

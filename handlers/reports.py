@@ -13,12 +13,12 @@ from domain.kernel.ids import SYSTEM_PROJECT
 from domain.nodes.node import Liveness, Node
 from domain.nodes.orders import Report, ReportKind, Verb
 from handlers.control import Control, because, digest_of
-from handlers.reporting import nodes, sandboxes, templates
+from handlers.reporting import disks, nodes, sandboxes, templates
 from handlers.reporting.taking import Taker
 
 log = structlog.get_logger(__name__)
 
-TAKERS: Final[dict[str, Taker]] = {**templates.TAKERS, **sandboxes.TAKERS, **nodes.TAKERS}
+TAKERS: Final[dict[str, Taker]] = {**templates.TAKERS, **sandboxes.TAKERS, **nodes.TAKERS, **disks.TAKERS}
 AWAITED: Final = frozenset({Verb.SANDBOX_EXEC, Verb.NODE_INSPECT, Verb.NODE_LIST, Verb.NODE_SWEEP})
 """Verbs whose final report a handler waits for."""
 

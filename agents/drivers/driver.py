@@ -48,6 +48,18 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
+class Mount:
+    """A directory of the host that a sandbox sees at ``target``, which is there in its root, and no symbolic link on the way.
+
+    What belongs to user n in ``source`` belongs to user n inside, as far as the driver knows users.
+    """
+
+    source: Path
+    target: str
+    read_only: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Spec:
     """What to start. ``root`` is the sandbox's own, writable root file system, already made by storage: a directory, or, for a driver
     that takes disks (``TakesDisk``), a disk image.
@@ -75,6 +87,8 @@ class Spec:
     memory: Path | None = None
     address: str = ""
     gateway: str = ""
+    mounts: Sequence[Mount] = ()
+    """Only for a driver with the flag ``disks``."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -147,6 +147,8 @@ class Bubblewrap:
         order += [] if spec.netns else ["--unshare-net"]
         order += ["--hostname", spec.hostname, "--uid", str(who.uid), "--gid", str(who.gid), "--cap-drop", "ALL"]
         order += ["--bind", str(spec.root), "/", "--proc", "/proc", *_devices(who), "--chdir", spec.cwd]  # in order: root first
+        for mount in spec.mounts:
+            order += ["--ro-bind" if mount.read_only else "--bind", str(mount.source), mount.target]
         for name, value in launch.env.items():
             order += ["--setenv", name, value]
         order += ["--info-fd", str(launch.info_fd), "--json-status-fd", str(launch.status_fd), "--block-fd", str(launch.block_fd)]
@@ -206,6 +208,7 @@ class Unshare:
             "env": dict(launch.env),
             "rlimits": {str(number): value for number, value in rlimits(spec).items()},
             "network": spec.netns is None,
+            "mounts": [[str(mount.source), mount.target, mount.read_only] for mount in spec.mounts],
             "info_fd": launch.info_fd,
             "block_fd": launch.block_fd,
         }

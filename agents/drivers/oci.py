@@ -44,7 +44,7 @@ class OciDriver:
         self._starts = asyncio.Semaphore(starts or os.cpu_count() or 1)
         self._ports = Ports()
         self._swap = (cgroups.MOUNT / "memory" / "memory.memsw.limit_in_bytes").exists() or cgroups.layout() is cgroups.Layout.V2
-        flags = "exec limits live-limits network pause ports seccomp stream usage users"
+        flags = "disks exec limits live-limits network pause ports seccomp stream usage users"
         self.flags: tuple[str, ...] = tuple(flags.split()) if os.geteuid() == 0 else ()
         self.ids = 0
         self.holds = os.geteuid() == 0
@@ -92,8 +92,8 @@ class OciDriver:
         check_program(spec.root, spec.argv[0], spec.cwd, env["PATH"])
         bundle = self._state.create(spec)
         container = self._container(spec.sandbox_id)
-        with streams.Descriptors() as fds, self._root_of(spec, container) as (root, within):
-            config = ocispec.config(spec, who, env, container, swap=self._swap, root=root)
+        with streams.Descriptors() as fds, self._shown(spec, container) as (shown, within):
+            config = ocispec.config(shown, who, env, container, swap=self._swap)
             self._state.write(spec.sandbox_id, "config", config)
             stdio = fds.stdio(spec)
             for fd in stdio:
@@ -145,12 +145,12 @@ class OciDriver:
             raise
 
     @contextlib.contextmanager
-    def _root_of(self, spec: Spec, container: str) -> Iterator[tuple[Path, spawn.Within | None]]:
-        """Where the runtime finds the root, and in what surroundings it has to be started for that."""
+    def _shown(self, spec: Spec, container: str) -> Iterator[tuple[Spec, spawn.Within | None]]:
+        """The specification with what the runtime can find of it, and in what surroundings it has to be started for that."""
         if self._stage is None or not spec.ids:
-            yield spec.root, None
+            yield spec, None
             return
-        with self._stage.showing(spec.root, container) as shown:
+        with self._stage.showing(spec, container) as shown:
             yield shown
 
     # ----------------------------------------------------------------------------------------------------------- observe

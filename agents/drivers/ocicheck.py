@@ -53,8 +53,8 @@ async def _try(runtime: Runtime, name: str, bundle: Path, ids: int, stage: Stage
     os.chown(root, ids, ids)
     programs = _host_programs(root)
     argv = [runtime.program, "--root", str(runtime.root), "--log", str(log), "--log-format", "json", "run", "--bundle", str(bundle), name]
-    with Descriptors() as fds, stage.showing(root, name) if stage else contextlib.nullcontext((root, None)) as (place, within):
-        config = ocispec.config(spec, Who(), {}, name, swap=False, root=place)
+    with Descriptors() as fds, stage.showing(spec, name) if stage else contextlib.nullcontext((spec, None)) as (shown, within):
+        config = ocispec.config(shown, Who(), {}, name, swap=False)
         config["mounts"] = [*config["mounts"], *programs]
         (bundle / "config.json").write_text(json.dumps(config), encoding="utf-8")
         code = await spawn.wait_for(argv, spawn.HOST_ENV, fds.stdio(spec), _CHECK_S, within)

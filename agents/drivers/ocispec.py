@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import resource
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Final
 
 from agents.drivers.driver import Limits, Spec
@@ -100,21 +99,22 @@ def _users(ids: int) -> dict[str, Any]:
     return {"uidMappings": mapping, "gidMappings": mapping}
 
 
-def config(spec: Spec, who: Who, env: Mapping[str, str], cgroup: str, *, swap: bool, root: Path | None = None) -> dict[str, Any]:
+def config(spec: Spec, who: Who, env: Mapping[str, str], cgroup: str, *, swap: bool) -> dict[str, Any]:
     """``config.json`` of the bundle. Without a network namespace of the node's making it gets an empty one.
 
-    ``root``: where the runtime finds the specification's root. A user namespace may show /sys only for a network namespace of its own:
+    A user namespace may show /sys only for a network namespace of its own:
     beside one of the node's making it gets the host's, without what tells of the host's interfaces.
     """
     network = {"type": "network", "path": str(spec.netns)} if spec.netns else {"type": "network"}
     kinds = ("pid", "ipc", "uts", "mount", "cgroup", *(("user",) if spec.ids else ()))
     foreign = bool(spec.ids and spec.netns)
+    disks = [_mount(m.target, "bind", "bind", "nosuid", "nodev", "ro" if m.read_only else "rw", source=str(m.source)) for m in spec.mounts]
     return {
         "ociVersion": "1.0.2",
         "process": process(spec.argv, env, spec.cwd, who),
-        "root": {"path": str(root or spec.root), "readonly": False},
+        "root": {"path": str(spec.root), "readonly": False},
         "hostname": spec.hostname,
-        "mounts": [*_MOUNTS[:-1], _HOST_SYS] if foreign else _MOUNTS,
+        "mounts": [*([*_MOUNTS[:-1], _HOST_SYS] if foreign else _MOUNTS), *disks],
         "linux": {
             "cgroupsPath": f"/{cgroup}",
             "namespaces": [{"type": kind} for kind in kinds] + [network],

@@ -18,7 +18,7 @@ import resource
 import sys
 from typing import Any, NoReturn
 
-MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_BIND, MS_REC, MS_PRIVATE = 1, 2, 4, 8, 0x1000, 0x4000, 1 << 18
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 1, 2, 4, 8, 32, 0x1000, 0x4000, 1 << 18
 MNT_DETACH = 2
 PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL = 24, 38, 47, 4
 SYS_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41, "riscv64": 41, "ppc64le": 203, "s390x": 217}
@@ -38,11 +38,21 @@ def mount(source: str, target: str, fstype: str | None, flags: int, data: str | 
     checked(libc.mount(*encoded[:3], ctypes.c_ulong(flags), encoded[3]), target)
 
 
-def make_root(root: str) -> None:
+def mount_disk(source: str, target: str, read_only: bool) -> None:
+    """A directory of the host at ``target``, a path below the root. Flags that the host has set cannot be taken back here."""
+    place = target.lstrip("/")
+    mount(source, place, None, MS_BIND)
+    if read_only:
+        mount("none", place, None, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV)
+
+
+def make_root(root: str, disks: list[list[Any]]) -> None:
     """Mount the sandbox's view. Directories that an image lacks are made in the sandbox's own root."""
     mount("none", "/", None, MS_REC | MS_PRIVATE)
     mount(root, root, None, MS_BIND | MS_REC)
     os.chdir(root)
+    for disk in disks:
+        mount_disk(*disk)
     for name in ("proc", "dev"):
         if os.path.islink(name):
             raise OSError(f"/{name} of the image is a symbolic link")
@@ -78,7 +88,7 @@ def become(order: dict[str, Any]) -> NoReturn:
     if order["network"]:
         bring_up_loopback()
     libc.sethostname(order["hostname"].encode(), len(order["hostname"].encode()))
-    make_root(order["root"])
+    make_root(order["root"], order["mounts"])
     give_up_privileges()
     os.umask(0o022)
     os.chdir(order["cwd"])

@@ -27,7 +27,7 @@ from agents.host.elsewhere import in_network
 from agents.host.ports import Listener, Ports
 
 _GONE: Final = Observed(Condition.GONE)
-_FLAGS: Final = ("exec", "live-limits", "pause", "ports", "rlimit-memory", "stream", "usage", "userns")
+_FLAGS: Final = ("disks", "exec", "live-limits", "pause", "ports", "rlimit-memory", "stream", "usage", "userns")
 _END_S: Final = 10.0
 
 

@@ -11,11 +11,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 from agents.drivers import hostns
-from agents.host import spawn, syscalls
+from agents.drivers.driver import Spec
+from agents.host import idmap, spawn, syscalls
 
 _FOLDERS: Final = ("/mnt", "/media", "/srv", "/opt", "/home")
 
@@ -42,18 +44,27 @@ class Stage:
         syscalls.mount("strandline", self._folder, "tmpfs", syscalls.MS_NOSUID | syscalls.MS_NODEV, "size=1m,mode=711")
 
     @contextlib.contextmanager
-    def showing(self, root: Path, name: str) -> Iterator[tuple[Path, spawn.Within]]:
-        """Within the block ``root`` is found at the path that is given, by what is started as is given. ``name`` is used once at a time."""
+    def showing(self, spec: Spec, name: str) -> Iterator[tuple[Spec, spawn.Within]]:
+        """Within the block root and disks are found at the paths that are given, by what is started as is given.
+
+        Disks as the sandbox's users see them. ``name`` is used once at a time.
+        """
         place = self._folder / name
+        disks = [self._folder / f"{name}.{number}" for number in range(len(spec.mounts))]
 
         def show() -> None:
             place.mkdir()
-            syscalls.mount(str(root), place, "", syscalls.MS_BIND)
+            syscalls.mount(str(spec.root), place, "", syscalls.MS_BIND)
+            for mount, disk in zip(spec.mounts, disks, strict=True):
+                disk.mkdir()
+                idmap.show(mount.source, disk, spec.ids)
 
         def hide() -> None:
-            with contextlib.suppress(OSError):
-                syscalls.umount(place, syscalls.MNT_DETACH)
-            place.rmdir()
+            for shown in (place, *disks):
+                with contextlib.suppress(OSError):
+                    syscalls.umount(shown, syscalls.MNT_DETACH)
+                with contextlib.suppress(FileNotFoundError):
+                    shown.rmdir()
 
         shown = self._thread.submit(show)
 
@@ -65,7 +76,8 @@ class Stage:
             return self._thread.submit(begin).result()
 
         try:
-            yield place, within
+            mounts = tuple(replace(mount, source=disk) for mount, disk in zip(spec.mounts, disks, strict=True))
+            yield replace(spec, root=place, mounts=mounts), within
         finally:
             self._thread.submit(hide)
 

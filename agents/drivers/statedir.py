@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
-from agents.drivers.driver import Exit, Handle, Limits, RuntimeFault, Spec
+from agents.drivers.driver import Exit, Handle, Limits, Mount, RuntimeFault, Spec
 
 _ID: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 
@@ -115,10 +115,12 @@ def spec_to_json(spec: Spec) -> dict[str, Any]:
         "netns": str(spec.netns) if spec.netns else None,
         "memory": str(spec.memory) if spec.memory else None,
         "env": dict(spec.env),
+        "mounts": [{**asdict(mount), "source": str(mount.source)} for mount in spec.mounts],
     }
 
 
 def spec_from_json(value: dict[str, Any]) -> Spec:
     netns, memory = (Path(value[name]) if value.get(name) else None for name in ("netns", "memory"))
     paths = {"root": Path(value["root"]), "logs": Path(value["logs"]), "netns": netns, "memory": memory}
-    return Spec(**{**value, **paths, "limits": Limits(**value["limits"])})
+    mounts = tuple(Mount(**{**mount, "source": Path(mount["source"])}) for mount in value.get("mounts", ()))
+    return Spec(**{**value, **paths, "mounts": mounts, "limits": Limits(**value["limits"])})

@@ -51,6 +51,16 @@ def views(base: int) -> Iterator[Callable[[Path], str]]:
         yield view
 
 
+def show(directory: Path, place: Path, base: int) -> None:
+    """Mount a view of ``directory`` (without what is mounted in it) at ``place``. Raises ``OSError``."""
+    fd = syscalls.clone_tree(directory)
+    try:
+        syscalls.map_ids(fd, _namespace(base))
+        syscalls.attach_tree(fd, place)
+    finally:
+        os.close(fd)
+
+
 @cache
 def _namespace(base: int) -> int:
     """A user namespace that says who is who. Besides the range it knows the host's root, as the first user beyond: an overlay makes its

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import os
 import struct
 from collections.abc import Iterator
@@ -35,13 +36,17 @@ RESOLVE_IN_ROOT: Final = 0x10
 _PR_SET_CHILD_SUBREAPER: Final = 36
 _PR_GET_CHILD_SUBREAPER: Final = 37
 _SYS_OPEN_TREE: Final = 428  # numbers since Linux 5.0 are the same on every architecture
+_SYS_MOVE_MOUNT: Final = 429
 _SYS_OPENAT2: Final = 437
 _SYS_MOUNT_SETATTR: Final = 442
 _FALLOC_FL_KEEP_SIZE: Final = 0x01
 _FALLOC_FL_PUNCH_HOLE: Final = 0x02
+_FIFREEZE: Final = 0xC0045877
+_FITHAW: Final = 0xC0045878
 _AT_FDCWD: Final = -100
 _AT_EMPTY_PATH: Final = 0x1000
 _OPEN_TREE_CLONE: Final = 1
+_MOVE_MOUNT_F_EMPTY_PATH: Final = 0x04
 _MOUNT_ATTR_IDMAP: Final = 0x00100000
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -71,10 +76,25 @@ def umount(target: str | Path, flags: int = 0) -> None:
     _checked(_libc.umount2(str(target).encode(), flags), str(target))
 
 
+def freeze(mount_point: Path, *, on: bool) -> None:
+    """Write everything out and let nobody write to that file system any more, or let them again. Already so: EBUSY, EINVAL."""
+    fd = os.open(mount_point, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.ioctl(fd, _FIFREEZE if on else _FITHAW, 0)
+    finally:
+        os.close(fd)
+
+
 def clone_tree(directory: Path) -> int:
     """A descriptor of a mount of ``directory`` (without what is mounted in it) that is attached nowhere, and ends with the descriptor."""
     path = os.fsencode(directory)
     return _checked(_libc.syscall(_SYS_OPEN_TREE, _AT_FDCWD, path, _OPEN_TREE_CLONE | os.O_CLOEXEC), str(directory))
+
+
+def attach_tree(mount_fd: int, target: Path) -> None:
+    """Put a mount that is attached nowhere at ``target``."""
+    place = os.fsencode(target)
+    _checked(_libc.syscall(_SYS_MOVE_MOUNT, mount_fd, b"", _AT_FDCWD, place, _MOVE_MOUNT_F_EMPTY_PATH), str(target))
 
 
 def map_ids(mount_fd: int, userns_fd: int) -> None:

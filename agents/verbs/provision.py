@@ -10,7 +10,7 @@ import structlog
 from agents.drivers.driver import TakesIdentity
 from agents.failures import FailedError, fail
 from agents.node import Doom, LocalNode
-from agents.provisioning import CREATE_SANDBOX, Bringup, Up, Wanted
+from agents.provisioning import CREATE_SANDBOX, CREATE_SANDBOX_WITH_DISKS, Bringup, Up, Wanted
 from agents.records import SandboxRecord
 from agents.steps import UnwoundError
 from agents.task import Task
@@ -51,6 +51,7 @@ async def provision(task: Task, body: SandboxProvision) -> SandboxRunning:
         spec=spec,
         driver=node.drivers.pick(spec.driver).name,
         issuer=body.issuer if isinstance(node.drivers.pick(spec.driver), TakesIdentity) else "",
+        disks=body.disks,
     )
     try:
         record, ports = await bring_up(task, record)
@@ -83,7 +84,8 @@ async def bring_up(task: Task, record: SandboxRecord) -> tuple[SandboxRecord, tu
     with node.fenced(record.id) as fence:
         node.cuts.also(task.order, fence)
         try:
-            up = await task.saga(CREATE_SANDBOX, bringup, Wanted(box=record), fence, Up)
+            saga = CREATE_SANDBOX_WITH_DISKS if record.disks else CREATE_SANDBOX
+            up = await task.saga(saga, bringup, Wanted(box=record), fence, Up)
         except UnwoundError as unwound:
             node.runtime_line(record.id, f"not started: {task.account.failed_step}: {unwound.failure.message}")
             _note_failure(node, record, task, unwound)

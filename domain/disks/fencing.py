@@ -21,7 +21,9 @@ class Mounting(Record):
         if epoch < self.epoch or (epoch == self.epoch and self.sandbox_id != sandbox_id):
             raise Refused("disk.stale-lease", f"epoch {epoch} is over: {self.epoch} is the newest", details={"epoch": self.epoch})
         if self.sandbox_id not in {None, sandbox_id}:
-            raise Refused("disk.busy", f"sandbox {self.sandbox_id} has it mounted", retryable=True, details={"sandbox_id": self.sandbox_id})
+            raise Refused(
+                "disk.busy", f"sandbox {self.sandbox_id} has it mounted", retryable=True, details={"attached_to": self.sandbox_id}
+            )
         return Mounting(epoch=epoch, sandbox_id=sandbox_id)
 
     def left(self, sandbox_id: str) -> Mounting:

@@ -16,7 +16,7 @@ from pydantic import Field, StringConstraints
 
 from domain.kernel.aggregate import Record
 from domain.kernel.errors import Refused
-from domain.kernel.ids import ArtifactId, SandboxId, SnapshotId, TemplateId
+from domain.kernel.ids import ArtifactId, Name, SandboxId, SnapshotId, TemplateId, VolumeId
 from domain.nodes.sweeps import Holdings, NodeList, NodeSweep, Swept
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
@@ -43,6 +43,11 @@ class Verb(StrEnum):
     SANDBOX_COMMIT = "sandbox-commit"
     SNAPSHOT_REMOVE = "snapshot-remove"
     SNAPSHOT_EXPORT = "snapshot-export"
+    DISK_PROVISION = "disk-provision"
+    DISK_GROW = "disk-grow"
+    DISK_SNAPSHOT = "disk-snapshot"
+    DISK_SNAPSHOT_REMOVE = "disk-snapshot-remove"
+    DISK_REMOVE = "disk-remove"
     NODE_INSPECT = "node-inspect"
     NODE_LIST = "node-list"
     NODE_SWEEP = "node-sweep"
@@ -220,6 +225,16 @@ class ReplicaRemove(Record):
 # ---------------------------------------------------------------------------------------------------------- sandboxes
 
 
+class DiskGrant(Record):
+    """A disk that a sandbox may mount, and nobody else while its ``epoch`` is the newest that the node has heard of."""
+
+    disk: Name
+    volume_id: VolumeId
+    epoch: Annotated[int, Field(ge=1)]
+    mount_path: str
+    read_only: bool = False
+
+
 class SandboxProvision(Record):
     """Bring a sandbox up, step by step, or undo every step."""
 
@@ -229,6 +244,7 @@ class SandboxProvision(Record):
     """A ``SandboxSpec``."""
     issuer: Annotated[str, Field(max_length=512)] = ""
     """Where the sandbox's tokens come from; empty: it gets none."""
+    disks: tuple[DiskGrant, ...] = ()
 
 
 class StepState(StrEnum):
@@ -406,6 +422,45 @@ class SnapshotExported(Record):
     moved_bytes: int = 0
 
 
+class DiskProvision(Record):
+    """Make a disk. ``filesystem`` None: a directory. ``source_*``: of that snapshot, which the node has."""
+
+    volume_id: VolumeId
+    size_mb: int
+    filesystem: Literal["ext4", "xfs", "btrfs"] | None = None
+    source_volume_id: VolumeId | None = None
+    source_snapshot: Name | None = None
+
+
+class DiskProvisioned(Record):
+    """``quota``: nothing can write more to it than its size."""
+
+    kind: Literal["image", "directory"]
+    quota: bool
+
+
+class DiskGrow(Record):
+    volume_id: VolumeId
+    size_mb: int
+
+
+class DiskSnapshot(Record):
+    """Keep the disk as it is, frozen for that moment if it is mounted. Or let such a snapshot go."""
+
+    volume_id: VolumeId
+    snapshot: Name
+
+
+class DiskSnapshotTaken(Record):
+    size_bytes: int
+
+
+class DiskTarget(Record):
+    """The disk that is to go."""
+
+    volume_id: VolumeId
+
+
 class NodeInspect(Record):
     """Say again what you are: answered with a ``NodeHello``."""
 
@@ -516,6 +571,11 @@ BODIES: Final[dict[Verb, type[Record]]] = {
     Verb.SANDBOX_COMMIT: SandboxCommit,
     Verb.SNAPSHOT_REMOVE: SnapshotRemove,
     Verb.SNAPSHOT_EXPORT: SnapshotExport,
+    Verb.DISK_PROVISION: DiskProvision,
+    Verb.DISK_GROW: DiskGrow,
+    Verb.DISK_SNAPSHOT: DiskSnapshot,
+    Verb.DISK_SNAPSHOT_REMOVE: DiskSnapshot,
+    Verb.DISK_REMOVE: DiskTarget,
     Verb.NODE_INSPECT: NodeInspect,
     Verb.NODE_LIST: NodeList,
     Verb.NODE_SWEEP: NodeSweep,
@@ -541,6 +601,11 @@ RESULTS: Final[dict[Verb, type[Record] | None]] = {
     Verb.SANDBOX_COMMIT: SandboxCommitted,
     Verb.SNAPSHOT_REMOVE: None,
     Verb.SNAPSHOT_EXPORT: SnapshotExported,
+    Verb.DISK_PROVISION: DiskProvisioned,
+    Verb.DISK_GROW: None,
+    Verb.DISK_SNAPSHOT: DiskSnapshotTaken,
+    Verb.DISK_SNAPSHOT_REMOVE: None,
+    Verb.DISK_REMOVE: None,
     Verb.NODE_INSPECT: NodeHello,
     Verb.NODE_LIST: Holdings,
     Verb.NODE_SWEEP: Swept,

@@ -12,8 +12,10 @@ from domain.kernel.command import Command, Part
 from domain.kernel.ids import JobId, Name, NodeId, SandboxId, SnapshotId
 from domain.sandboxes.egress import EgressPolicy
 from domain.sandboxes.placed import Strategy
-from domain.sandboxes.spec import Argv, Env, EnvName, EnvValue, Labels, OnTtl, Port, Ports, TtlKind
+from domain.sandboxes.spec import Argv, Env, EnvName, EnvValue, Labels, MountPath, OnTtl, Port, Ports, TtlKind
 
+RESERVED_PATHS = frozenset({"dev", "proc", "sys"})
+"""What the system inside has for itself."""
 EXAMPLE_ID = "sb-aaaaaaaaaaaaaaaaaaaa"
 
 TtlSeconds = Annotated[float, Field(ge=-1, le=31_536_000)]
@@ -25,11 +27,12 @@ Stdin = Annotated[str, StringConstraints(max_length=196_608, pattern=r"^[A-Za-z0
 
 
 class DiskMount(Part):
-    """Where a disk shall appear inside."""
+    """Where a disk shall appear inside. ``lease_timeout_s``: how long to wait for it when the sandbox that had it is just ending."""
 
-    name: Name
-    path: Annotated[str, StringConstraints(pattern=r"^/[^\x00]*$", max_length=4096)]
+    disk: Name
+    mount_path: MountPath
     read_only: bool = False
+    lease_timeout_s: Annotated[float, Field(gt=0, le=3600)] = 300
 
 
 class Egress(EgressPolicy):
@@ -81,6 +84,20 @@ class SandboxCreate(Command):
     labels: Labels = {}
     disks: Annotated[tuple[DiskMount, ...], Field(max_length=16)] = ()
     egress: Egress | None = None
+
+    @field_validator("disks")
+    @classmethod
+    def _apart(cls, disks: tuple[DiskMount, ...]) -> tuple[DiskMount, ...]:
+        """Once each, and none where another one, or the system inside, is."""
+        if len({mount.disk for mount in disks}) != len(disks):
+            raise ValueError("a disk can be mounted once")
+        paths = [mount.mount_path.split("/")[1:] for mount in disks]
+        for n, path in enumerate(paths):
+            if path[0] in RESERVED_PATHS or {".", ".."} & set(path):
+                raise ValueError(f"no disk can be mounted at {disks[n].mount_path}")
+            if any(path == other[: len(path)] for m, other in enumerate(paths) if m != n):
+                raise ValueError("a disk cannot lie in another one's directory")
+        return disks
 
     @field_validator("snapshot_id")
     @classmethod

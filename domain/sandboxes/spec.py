@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, StringConstraints
 
 from domain.kernel.aggregate import Record
-from domain.kernel.ids import ArtifactId, SnapshotId, TemplateId
+from domain.kernel.ids import ArtifactId, Name, SnapshotId, TemplateId
 from domain.sandboxes.egress import EgressPolicy
 
 EnvName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,127}$")]
@@ -20,6 +20,9 @@ Ports = Annotated[tuple[Port, ...], Field(max_length=16)]
 LabelKey = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$")]
 LabelValue = Annotated[str, StringConstraints(max_length=256)]
 Labels = Annotated[dict[LabelKey, LabelValue], Field(max_length=64)]
+
+MountPath = Annotated[str, StringConstraints(pattern=r"^(/[^/\x00-\x1f]{1,255})+$", max_length=1024)]
+"""Absolute, without a slash at its end."""
 
 DriverName = Literal["process", "oci", "vm", "sim"]
 TtlKind = Literal["absolute", "idle"]
@@ -62,6 +65,15 @@ class ArtifactRef(Record):
     size_bytes: Annotated[int, Field(ge=0)]
 
 
+class DiskUse(Record):
+    """A disk, and where it appears inside. ``lease_timeout_s``: how long the sandbox waits for it."""
+
+    disk: Name
+    mount_path: MountPath
+    read_only: bool = False
+    lease_timeout_s: float = 300
+
+
 class SandboxSpec(Record):
     """Everything a node needs to start a sandbox, besides its id."""
 
@@ -76,3 +88,4 @@ class SandboxSpec(Record):
     """Where a node that does not have the snapshot finds its content."""
     egress: EgressPolicy | None = None
     """None: as the node does it for all."""
+    disks: tuple[DiskUse, ...] = ()

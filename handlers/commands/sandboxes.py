@@ -23,6 +23,7 @@ from domain.templates.artifact import Artifact
 from domain.templates.compat import Compat
 from domain.templates.snapshot import Snapshot
 from domain.templates.template import Template
+from handlers.commands import disk_mounts
 from handlers.commands.aliases import resolve_template
 from handlers.control import Control, Parts, existing, unchanged
 from handlers.dispatch import Asked
@@ -43,8 +44,6 @@ class Plan:
 
 async def create(control: Control, asked: Asked, command: c.SandboxCreate) -> Reply:
     """Place a sandbox and request it; provisioning follows from the event."""
-    if command.disks:
-        raise Refused("sandbox.unsupported", "disks are not supported yet")
     sandbox_id = ids.sandbox_id(asked.project, asked.command_id)
     try:
         done = await _request(control, asked, command, sandbox_id)
@@ -56,7 +55,9 @@ async def create(control: Control, asked: Asked, command: c.SandboxCreate) -> Re
 
 
 async def _request(control: Control, asked: Asked, command: c.SandboxCreate, sandbox_id: str) -> Committed[Sandbox]:
+    command = await disk_mounts.placed(control, asked.project, command) if command.disks else command
     plan = await (_plan if control.metrics is None else _measured_plan)(control, asked.project, command)
+    disk_mounts.require_driver(control, plan.spec, plan.node_id)
     control.fleet.promise(sandbox_id, plan.node_id, plan.spec.recipe.cpu, plan.spec.recipe.memory_mb)
     try:
         done = await _record(control, asked, sandbox_id, plan, _ttl(command))
@@ -81,20 +82,25 @@ async def _record(control: Control, asked: Asked, sandbox_id: str, plan: Plan, t
     def decide(sandbox: Sandbox | None) -> Sandbox:
         return sandbox or Sandbox.create(sandbox_id, asked.cause.at, spec, node_id, ttl, placed=plan.placed)
 
-    if spec.snapshot_id is None:
+    disks = await disk_mounts.parts(control, asked, sandbox_id, spec)
+    if spec.snapshot_id is None and not disks:
         return await control.store.transact(Sandbox, asked.project, sandbox_id, decide, asked.cause, _created, new=True)
+    parts: Parts = [Part(Sandbox, asked.project, sandbox_id, decide, _created, new=True), *disks]
+    if spec.snapshot_id is not None:
+        parts.append(await _standing(control, asked, sandbox_id, spec, node_id))
+    return (await control.store.transact_many(parts, asked.cause))[0]
+
+
+async def _standing(control: Control, asked: Asked, sandbox_id: str, spec: SandboxSpec, node_id: str) -> Part[Snapshot]:
+    """The share of the snapshot that it is made of."""
+    identifier = spec.snapshot_id or ""
     await _note_artifact(control, spec, node_id)
 
     def stand(snapshot: Snapshot) -> None:
         snapshot.place(asked.cause.at, node_id)
         snapshot.attach(asked.cause.at, sandbox_id, node_id, 0)
 
-    attach = existing(Snapshot, spec.snapshot_id, stand)
-    parts: Parts = [
-        Part(Sandbox, asked.project, sandbox_id, decide, _created, new=True),
-        Part(Snapshot, asked.project, spec.snapshot_id, attach),
-    ]
-    return (await control.store.transact_many(parts, asked.cause))[0]
+    return Part(Snapshot, asked.project, identifier, existing(Snapshot, identifier, stand))
 
 
 async def _note_artifact(control: Control, spec: SandboxSpec, node_id: str) -> None:
@@ -175,6 +181,7 @@ def _spec(
         labels=command.labels,
         driver=driver,
         egress=None if command.egress is None else EgressPolicy.model_validate(command.egress.model_dump()),
+        disks=disk_mounts.uses(command),
     )
 
 

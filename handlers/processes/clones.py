@@ -35,7 +35,7 @@ async def _create(control: Control, project: str, source: Sandbox, snapshot: Sna
     if await control.find(Sandbox, project, clone) is not None:
         return
     cause = control.own_cause(project, "clone", clone)
-    spec: SandboxSpec = source.spec.model_copy(update={"snapshot_id": snapshot.id, "snapshot_manifest": None, "name": ""})
+    spec: SandboxSpec = source.spec.model_copy(update={"snapshot_id": snapshot.id, "snapshot_manifest": None, "name": "", "disks": ()})
     parts: Parts = [
         Part(Sandbox, project, clone, lambda s: s or Sandbox.create(clone, cause.at, spec, snapshot.node_id, source.ttl)),
         part(Snapshot, project, snapshot.id, lambda s: s.attach(cause.at, clone, snapshot.node_id, 0)),

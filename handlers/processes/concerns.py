@@ -58,7 +58,8 @@ def _snapshot(control: Control, commit: Commit) -> Iterator[Key]:
 
 
 def _sandbox(control: Control, commit: Commit) -> Iterator[Key]:
-    """The clone job that it is one of; the drain of its node, and the delete of its template, that it came too late for."""
+    """Its leases of disks; the clone job that it is one of; its node's drain, and its template's delete, that it came too late for."""
+    yield from _leases(control, commit)
     yield from list(control.fleet.jobs_of_clone.get(commit.id, ()))
     entry = control.fleet.sandboxes.get(commit.id)
     node = None if entry is None else control.fleet.nodes.get(entry.node_id)
@@ -66,6 +67,18 @@ def _sandbox(control: Control, commit: Commit) -> Iterator[Key]:
         yield ("node", SYSTEM_PROJECT, node.node_id)
     if commit.id in control.fleet.late:
         yield ("template", commit.project, control.fleet.late[commit.id])
+
+
+def _leases(control: Control, commit: Commit) -> Iterator[Key]:
+    """The leases of a sandbox: over when it ends, let go when nothing of it is left."""
+    yield from sorted(control.fleet.lending.of_sandbox.get(commit.id, ()))
+
+
+def _disk_lease(control: Control, commit: Commit) -> Iterator[Key]:
+    """The sandbox that waits for it."""
+    del control
+    if any(event["type"] == "disk-lease.bound" for event in commit.events):
+        yield ("sandbox", commit.project, commit.id.partition("_")[0])
 
 
 def _rollouts(control: Control, commit: Commit) -> Iterator[Key]:
@@ -90,6 +103,7 @@ def _node(control: Control, commit: Commit) -> Iterator[Key]:
     if any(event["type"] == "node.evicted" for event in commit.events):
         yield from [("sandbox", e.project, e.sandbox_id) for e in control.fleet.sandboxes.values() if e.node_id == commit.id]
         yield from [key for key in control.fleet.open if key[0] in {"provisioning", "snapshot"}]
+        yield from [("disk", *disk) for disk in sorted(control.fleet.lending.on_node.get(commit.id, ()))]
 
 
 _BY_TYPE: dict[str, Callable[[Control, Commit], Iterator[Key]]] = {
@@ -99,5 +113,7 @@ _BY_TYPE: dict[str, Callable[[Control, Commit], Iterator[Key]]] = {
     "replica": _replica,
     "snapshot": _snapshot,
     "sandbox": _sandbox,
+    "provisioning": _leases,
+    "disk-lease": _disk_lease,
     "node": _node,
 }

@@ -12,9 +12,11 @@ from domain.sandboxes.sandbox import Operation, Sandbox, SandboxState
 from domain.templates.job import Job, Phase
 from domain.templates.snapshot import Snapshot
 from handlers.control import Control, Parts, part
+from handlers.processes.disk_leases import granted
 
 STARTING = frozenset({SandboxState.PENDING, SandboxState.NOT_READY})
 STEPS = ("artifact", "root", "network", "logs", "start", "ready")
+STEPS_WITH_DISKS = ("artifact", "root", "disks", *STEPS[2:])
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,10 +102,14 @@ def order_of(control: Control, project: str, sandbox: Sandbox, what: Due) -> Ord
 
 async def _provision(control: Control, project: str, sandbox: Sandbox) -> None:
     """The order, and the saga's record that begins with it. The first order does not wait for the record: the sandbox demands both."""
+    disks = await granted(control, project, sandbox)
+    if disks is None:  # the binding of its last lease brings it here again
+        return
     known = control.store.peek(Provisioning, project, sandbox.id)
     first = known is None and sandbox.version == 1
     attempt = known.attempt if known else 1 if first else await _begin(control, project, sandbox)
     if (what := due(sandbox, attempt)) is not None:
+        what = replace(what, body={**what.body, "disks": disks}) if disks else what
         await control.order(sandbox.node_id, order_of(control, project, sandbox, what))
     if first:
         await _begin(control, project, sandbox)
@@ -113,7 +119,7 @@ async def _begin(control: Control, project: str, sandbox: Sandbox) -> int:
     cause = control.own_cause(project, "provisioning", sandbox.id, "begin")
 
     def begin(p: Provisioning | None) -> Provisioning:
-        return p or Provisioning.create(sandbox.id, cause.at, sandbox.node_id, 1, STEPS)
+        return p or Provisioning.create(sandbox.id, cause.at, sandbox.node_id, 1, STEPS_WITH_DISKS if sandbox.spec.disks else STEPS)
 
     return (await control.store.transact(Provisioning, project, sandbox.id, begin, cause, new=True)).aggregate.attempt
 
@@ -146,7 +152,8 @@ async def _expired(control: Control, project: str, sandbox: Sandbox) -> bool:
     """Nothing stays busy for ever: an operation ends at its deadline, a creation at its own (design.md §10.4)."""
     now = control.clock()
     if sandbox.state in STARTING:
-        late = (now - sandbox.created_on).total_seconds() > control.deadlines.provision_s + control.deadlines.exec_slack_s
+        patience = max((use.lease_timeout_s for use in sandbox.spec.disks), default=0) + control.deadlines.exec_slack_s
+        late = (now - sandbox.created_on).total_seconds() > control.deadlines.provision_s + patience
         if late:
             await _give_up(control, project, sandbox)
         return late

@@ -11,6 +11,8 @@ from projections.view import View
 from projections.views import (
     artifacts,
     compat_matrix,
+    disk_leases,
+    disks,
     endpoints,
     jobs,
     lineage,
@@ -28,6 +30,8 @@ from projections.views import (
 VIEWS: Final[tuple[View, ...]] = (
     artifacts.VIEW,
     compat_matrix.VIEW,
+    disk_leases.VIEW,
+    disks.VIEW,
     endpoints.VIEW,
     jobs.VIEW,
     lineage.VIEW,

@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "node": ("strandline.cli.nouns.node", THINGS, "Machines that run sandboxes."),
     "compat": ("strandline.cli.nouns.compat", THINGS, "Do templates still fit what the nodes run?"),
     "rollout": ("strandline.cli.nouns.rollout", THINGS, "Upgrades of nodes, a few at a time."),
+    "disk": ("strandline.cli.nouns.disk", THINGS, "Storage that outlives sandboxes."),
     "event": ("strandline.cli.nouns.event", LOG, "What happened: list, follow, export, verify."),
     "view": ("strandline.cli.nouns.view", LOG, "Projections: look, travel in time, rebuild, compare."),
     "api": ("strandline.cli.nouns.api", LOG, "Any command or query, raw."),

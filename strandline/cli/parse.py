@@ -47,6 +47,15 @@ def pairs(words: Iterable[str] | None, what: str) -> dict[str, str] | None:
     return found or None
 
 
+def mount(text: str) -> dict[str, Any]:
+    """``DISK:PATH`` or ``DISK:PATH:ro``, as ``sandbox.create`` takes it."""
+    disk, _, rest = text.partition(":")
+    path, _, mode = rest.partition(":")
+    if not disk or not path.startswith("/") or mode not in {"", "ro"}:
+        raise UsageProblem(f"not a disk and where to mount it: {text!r}", "that is like data:/srv/data, or data:/srv/data:ro")
+    return {"disk": disk, "mount_path": path, "read_only": mode == "ro"}
+
+
 def seconds(text: str) -> float:
     """``90``, ``90s``, ``15m``, ``1h30m``, ``2d`` in seconds. Raises ``UsageProblem``."""
     if re.fullmatch(r"\d+(?:\.\d+)?", text):

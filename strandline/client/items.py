@@ -217,6 +217,56 @@ class Rollout(Item):
     updated_at: When = None
 
 
+class KeptDisk(Item):
+    """A disk as it was at one moment."""
+
+    name: str
+    created_at: When = None
+    size_mb: int = 0
+    size_bytes: int = 0
+
+
+class Disk(Item):
+    """``sandbox_id``: who has it, or, not ``bound`` yet, waits for it; ``attached_to``: who may still have it mounted."""
+
+    disk_id: str
+    volume_id: str = ""
+    status: str
+    node_id: str = ""
+    size_mb: int = 0
+    filesystem: str | None = None
+    quota: bool = True
+    sandbox_id: str | None = None
+    bound: bool = False
+    attached_to: str | None = None
+    epoch: int = 0
+    operation: str | None = None
+    snapshots: list[KeptDisk] = []
+    source: dict[str, str] | None = None
+    created_at: When = None
+    updated_at: When = None
+    last_error: str | None = None
+    error_code: str = ""
+
+
+class DiskLease(Item):
+    lease_id: str
+    disk: str
+    sandbox_id: str
+    node_id: str = ""
+    status: str
+    mount_path: str = ""
+    read_only: bool = False
+    epoch: int = 0
+    deadline: When = None
+    reason: str | None = None
+    last_error: str | None = None
+    error_code: str = ""
+    created_at: When = None
+    bound_at: When = None
+    ended_at: When = None
+
+
 class Amounts(Item):
     """Cores, MiB, MiB, sandboxes."""
 

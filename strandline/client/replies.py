@@ -80,6 +80,20 @@ class RolloutAccepted(Accepted):
     state: str
 
 
+class DiskAccepted(Accepted):
+    disk_id: str
+    status: str
+    node_id: str
+    size_mb: int
+
+
+class DiskReleased(Accepted):
+    """``sandbox_id``: who had it, or waited for it."""
+
+    disk_id: str
+    sandbox_id: str | None = None
+
+
 class SnapshotAccepted(Accepted):
     snapshot_id: str
     job_id: str

@@ -11,6 +11,7 @@ from bus.connection import Client, connect, connect_from
 from strandline.client.artifacts import Artifacts
 from strandline.client.call import Call, Calls
 from strandline.client.compat import Compat
+from strandline.client.disks import Disks
 from strandline.client.events import Events
 from strandline.client.jobs import Jobs
 from strandline.client.logs import Logs
@@ -38,6 +39,7 @@ class Strandline:
         self.sandboxes = Sandboxes(self._calls)
         self.nodes = Nodes(self._calls)
         self.compat = Compat(self._calls)
+        self.disks = Disks(self._calls)
         self.rollouts = Rollouts(self._calls)
         self.events = Events(self._calls)
         self.logs = Logs(self._calls)

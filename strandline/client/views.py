@@ -27,6 +27,7 @@ NAMES = (
     "nodes",
     "rollouts",
     "disks",
+    "disk-leases",
     "usage",
 )
 """The views of contract.md."""

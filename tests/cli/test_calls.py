@@ -16,6 +16,7 @@ from strandline.cli.main import app
 
 pytestmark = pytest.mark.quick
 
+DISK_VERBS = ("create", "grow", "snapshot", "delete-snapshot", "delete")
 ROLLOUT = "ro-" + "a" * 24
 
 
@@ -230,6 +231,11 @@ def test_other_verbs_reach_their_commands(cli: Cli, fleet: Scripted) -> None:
             "kept": 0,
         },
         "compat.rescan": {"changed": 1},
+        **{
+            f"disk.{verb}": {"disk_id": "data", "status": "PROVISIONED", "node_id": "n1", "size_mb": 2048, "settled": True}
+            for verb in DISK_VERBS
+        },
+        "disk.release": {"disk_id": "data", "sandbox_id": SB, "settled": True},
         "rollout.start": {"rollout_id": ROLLOUT, "state": "COMPLETED", "settled": True},
         "rollout.cancel": {"rollout_id": ROLLOUT},
         "job.cancel": {"status": "FAILED"},
@@ -269,6 +275,17 @@ def test_other_verbs_reach_their_commands(cli: Cli, fleet: Scripted) -> None:
             {"nodes": ["n1", "n2"], "agent": "2", "at_once": 2, "stop_after_s": 3600, "wait_s": 600},
         ),
         (f"rollout cancel {ROLLOUT[:7]}", "rollout.cancel", {"rollout_id": ROLLOUT}),
+        ("disk create data --size 2G", "disk.create", {"name": "data", "size_mb": 2048, "wait_s": 60}),
+        (
+            "disk create copy --size 2G --filesystem xfs --node n1 --from data/s1 --no-wait",
+            "disk.create",
+            {"name": "copy", "size_mb": 2048, "filesystem": "xfs", "node": "n1", "source": {"disk": "data", "snapshot": "s1"}},
+        ),
+        ("disk grow data --size 4G", "disk.grow", {"name": "data", "size_mb": 4096, "wait_s": 60}),
+        ("disk snapshot data s1", "disk.snapshot", {"name": "data", "snapshot": "s1", "wait_s": 120}),
+        ("disk delete-snapshot data s1", "disk.delete-snapshot", {"name": "data", "snapshot": "s1", "wait_s": 60}),
+        ("disk release data --force", "disk.release", {"name": "data", "force": True, "wait_s": 60}),
+        ("disk rm data", "disk.delete", {"name": "data", "wait_s": 60}),
         ("node enroll n2", "node.enroll", {"node_id": "n2"}),
         ("node cordon n1", "node.cordon", {"node_id": "n1"}),
         ("node uncordon n1", "node.uncordon", {"node_id": "n1"}),
@@ -283,6 +300,14 @@ def test_other_verbs_reach_their_commands(cli: Cli, fleet: Scripted) -> None:
         assert (fleet.commands[-1].name, fleet.commands[-1].body) == (name, body)
         assert json.loads(result.stdout)
     assert json.loads(cli("compat", "summary", "-o", "json").stdout)["stale_replicas"] == 2
+    kept = [{"name": "s1", "created_at": "2026-11-20T09:00:00Z", "size_mb": 64, "size_bytes": 4096}]
+    fleet.views["disks"] = [{"disk_id": "data", "status": "PROVISIONED", "size_mb": 64, "snapshots": kept}]
+    fleet.views["disk-leases"] = [{"lease_id": f"{SB}_data", "disk": "data", "sandbox_id": SB, "status": "BOUND"}]
+    assert cli("disk", "list", "-o", "name").stdout == "data\n"
+    assert json.loads(cli("disk", "get", "data", "-o", "json").stdout)["size_mb"] == 64
+    assert json.loads(cli("disk", "snapshots", "data", "-o", "json").stdout)[0]["name"] == "s1"
+    assert json.loads(cli("disk", "leases", "-o", "json").stdout)[0]["sandbox_id"] == SB
+    assert cli("disk", "create", "x", "--size", "1G", "--from", "data").exit_code == 2
     assert cli("rollout", "list", "-o", "name").stdout == f"{ROLLOUT}\n"
     assert json.loads(cli("rollout", "get", ROLLOUT, "-o", "json").stdout)["nodes"] == {"n1": "DRAINING"}
     assert cli("compat", "what-if", "n1", "--guest-image", "2", "what_if=STALE", "--as-of", "12").exit_code == 0

@@ -54,6 +54,12 @@ CONTRACT = {
     "node.uncordon": "node_id",
     "node.drain": "node_id",
     "node.sweep": "node_id dry_run",
+    "disk.create": "name size_mb filesystem",
+    "disk.delete": "name",
+    "disk.grow": "name size_mb",
+    "disk.snapshot": "name snapshot",
+    "disk.delete-snapshot": "name snapshot",
+    "disk.release": "name force",
     "view.rebuild": "view until",
 }
 """The fields that the contract promises; more may be added, none may go."""

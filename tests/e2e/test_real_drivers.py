@@ -42,6 +42,7 @@ PROCESS = pytest.param("process", marks=pytest.mark.skipif(shutil.which("bwrap")
 STRUCTURED = """echo '{"msg":"slow","level":"WARN","n":1.10,"source":"me"}'; echo '!ERROR trace_id=4bf9 boom'; echo plain; sleep 1000"""
 TALK = ("/bin/sh", "-c", "echo to stdout; echo to stderr >&2; echo to its device >> /dev/stderr; sleep 1000")
 SERVE = ("/bin/sh", "-c", "while :; do busybox nc -l -p 80 -e /bin/echo hello; done")
+DEAF = ("/bin/sh", "-c", "trap '' TERM; while :; do sleep 1; done")
 GREEDY = ("/bin/sh", "-c", "x=strandline; while :; do x=$x$x; done")
 
 
@@ -374,5 +375,85 @@ def test_a_template_of_a_sandbox_holds_what_was_done_in_it(running: Running, dri
             seen = await s.sandboxes.exec(copy.sandbox_id, ["/bin/sh", "-c", look])
             assert base64.b64decode(seen.stdout).decode().split("\n")[:5] == ["installed", "tool", "4750 0 2", "removed", "deep"], seen
             await s.sandboxes.delete(copy.sandbox_id)
+
+    asyncio.run(scenario())
+
+
+async def with_disk(s: Strandline, template: str, disk: str, *cmd: str, read_only: bool = False) -> str:
+    """The id of a sandbox that runs, with the disk at /data."""
+    mount = {"disk": disk, "mount_path": "/data", "read_only": read_only}
+    return (await s.sandboxes.create(template, cmd=cmd or ("sleep", "1000"), disks=[mount], wait_s=30)).sandbox_id
+
+
+async def inside(s: Strandline, sandbox: str, script: str) -> str:
+    done = await s.sandboxes.exec(sandbox, ["/bin/sh", "-c", script])
+    assert done.exit_code == 0, done
+    return base64.b64decode(done.stdout).decode().strip()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("driver", [OCI, PROCESS])
+def test_data_outlives_its_sandbox_and_goes_from_one_to_the_next(running: Running, driver: str) -> None:
+    async def scenario() -> None:
+        async with Strandline.connect(running.dir) as s:
+            made = await s.disks.create(driver, 64, wait_s=30)
+            assert (made.status, made.settled) == ("PROVISIONED", True)
+            there = await s.disks.get(driver)
+            assert (there.filesystem, there.quota) == ("ext4" if ROOT else None, ROOT)
+            one = await with_disk(s, driver, driver)
+            await inside(s, one, "echo kept > /data/file")
+            with pytest.raises(Refused) as busy:
+                await with_disk(s, driver, driver)
+            assert (busy.value.code, busy.value.details["sandbox_id"]) == ("disk.busy", one)
+            if ROOT:
+                assert (await s.disks.snapshot(driver, "then", wait_s=30)).settled
+                await inside(s, one, "echo lost > /data/file")
+                await s.disks.create(f"{driver}-copy", 96, source=(driver, "then"), wait_s=30)
+            await s.sandboxes.stop(one, grace_s=0, wait_s=30)
+            two = await with_disk(s, driver, driver, read_only=True)
+            assert (
+                await inside(s, two, "cat /data/file; touch /data/new 2>/dev/null || echo sealed")
+                == f"{'lost' if ROOT else 'kept'}\nsealed"
+            )
+            if ROOT:
+                other = await with_disk(s, driver, f"{driver}-copy")
+                assert await inside(s, other, "cat /data/file; df -m /data | tail -1 | awk '{print ($2 > 64)}'") == "kept\n1"
+                await s.sandboxes.delete(other, wait_s=30)
+            with pytest.raises(Refused) as used:
+                await s.disks.delete(driver)
+            assert used.value.code == "disk.in-use"
+            running.kill("node-1")
+            assert (await s.disks.release(driver, force=True, wait_s=30)).settled
+            leases = {lease.sandbox_id: lease async for lease in s.disks.leases(disk=driver)}
+            assert {leases[one].status, leases[two].status} == {"RELEASED"}
+            assert (leases[one].epoch, leases[two].epoch) == (1, 2)
+            assert (await s.disks.delete(driver, wait_s=30)).status == "DELETED"
+            assert driver not in [disk.disk_id async for disk in s.disks.list()]
+
+    asyncio.run(scenario())
+    assert f"{running.dir}/nodes/node-1/volumes/" not in Path("/proc/self/mounts").read_text(), "nothing of them is mounted any more"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("driver", [PROCESS])
+def test_the_next_one_waits_for_the_mount_and_not_for_the_lease(running: Running, driver: str) -> None:
+    """reference/miren-sandbox.md §11, scenario 29, as the log tells it."""
+
+    async def scenario() -> None:
+        async with Strandline.connect(running.dir) as s:
+            await s.disks.create("handed", 64, wait_s=30)
+            one = await with_disk(s, driver, "handed", *DEAF)
+            await s.sandboxes.stop(one, grace_s=1)
+            two = await with_disk(s, driver, "handed")
+            log = [event async for event in s.events.read()]
+            at = {(event.type, event.id, event.data.get("sandbox_id")): event.seq for event in log}
+            released = at["disk-lease.released", f"{one}_handed", None]
+            down, detached = at["sandbox.destroyed", one, None], at["disk.detached", "handed", one]
+            bound, up_ = at["disk-lease.bound", f"{two}_handed", None], at["sandbox.started", two, None]
+            assert released < down < detached < bound < up_
+            await s.sandboxes.delete(two, wait_s=30)
+            await s.disks.delete("handed", wait_s=30)
 
     asyncio.run(scenario())

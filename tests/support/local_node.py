@@ -30,6 +30,7 @@ from agents.storage.copies import CopyRoots
 from agents.storage.disks import DiskRoots
 from agents.sweeping import sweep
 from agents.vault import Chunks, Vault
+from agents.volumes.store import Volumes
 from agents.work import Work
 from domain.kernel.errors import Refused
 from domain.kernel.ids import sandbox_id
@@ -171,6 +172,7 @@ class Rig:
             drivers=Drivers({self.driver.name: self.driver}),
             roots=self.storage(),
             network=self.leases,
+            volumes=Volumes(own / "volumes", "directory"),
             cache=Cache(own / "artifacts", self._fetch),
             images=NoImages(),
             vault=Vault(self.shared.chunks()),
@@ -285,6 +287,7 @@ class Rig:
         found = {
             "processes": set(await self.driver.list()),
             "roots": set((await self.node.roots.list()).roots),
+            "disks": set(self.node.volumes.holders()),
             "leases": set(await self.leases.list()),
             "logs": {path.name for path in logs.iterdir()} if logs.is_dir() else set(),
             "records": set(self.node.memory.sandboxes),

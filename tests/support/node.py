@@ -46,6 +46,11 @@ PHASES = {
 }
 """What an honest node tells of its long orders on the way."""
 
+DISK_ANSWERS: dict[Verb, dict[str, Any]] = {
+    Verb.DISK_PROVISION: {"kind": "image", "quota": True},
+    Verb.DISK_SNAPSHOT: {"size_bytes": 4096},
+}
+
 
 def done(node: ScriptedNode, order: Order) -> dict[str, Any]:
     """What an honest node says when it has done the order."""
@@ -72,7 +77,7 @@ def done(node: ScriptedNode, order: Order) -> dict[str, Any]:
         case Verb.NODE_INSPECT | Verb.NODE_LIST | Verb.NODE_SWEEP:
             return said_of_itself(node, order)
         case _:
-            return {}
+            return dict(DISK_ANSWERS.get(order.verb, {}))
 
 
 def said_of_itself(node: ScriptedNode, order: Order) -> dict[str, Any]:
@@ -94,7 +99,8 @@ class ScriptedNode:
         self._nc = nc
         self.node_id = node_id
         self.driver = "sim"
-        self.flags: tuple[str, ...] = ("limits",)
+        self.flags: tuple[str, ...] = ("disks", "limits")
+        self.disks = "ext4"
         self.needs = ""
         self.orders: list[Order] = []
         self.capacity: dict[str, Any] = {"cpu": 64, "memory_mb": 65536, "disk_mb": 100_000, "sandboxes": 1000}
@@ -136,7 +142,7 @@ class ScriptedNode:
             drivers=(DriverInfo(name=self.driver, flags=self.flags),),
             capacity=Capacity.model_validate(self.capacity),
             storage_pct=self.storage_pct,
-            host={"roots": "copies"},
+            host={"roots": "copies", "disks": self.disks},
         )
         return said.model_dump(mode="json")
 

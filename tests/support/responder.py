@@ -36,6 +36,8 @@ KEYS = {
     "sandboxes": "sandbox_id",
     "nodes": "node_id",
     "rollouts": "rollout_id",
+    "disks": "disk_id",
+    "disk-leases": "lease_id",
     "compat-matrix": "template_id",
     "usage": "sandbox_id",
     "lineage": "id",

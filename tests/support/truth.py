@@ -18,6 +18,8 @@ from strandline.client import Strandline
 VIEWS = (
     "artifacts",
     "compat-matrix",
+    "disk-leases",
+    "disks",
     "endpoints",
     "jobs",
     "nodes",

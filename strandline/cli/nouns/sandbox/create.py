@@ -62,6 +62,10 @@ Strategy = Annotated[
 ]
 OnNode = Annotated[str | None, typer.Option("--node", help="On this node.", autocompletion=args.complete("node"), show_default=False)]
 
+Disks = Annotated[
+    list[str] | None, typer.Option("--disk", metavar="DISK:PATH[:ro]", help="Mount this disk there; repeatable.", show_default=False)
+]
+
 
 @verb(
     app,
@@ -74,6 +78,7 @@ OnNode = Annotated[str | None, typer.Option("--node", help="On this node.", auto
     strandline sandbox create python -o name -- python -m http.server 8080
     strandline sandbox create --snapshot before-upgrade
     strandline sandbox create python --no-internet --allow 192.0.2.10:5432
+    strandline sandbox create python --disk data:/srv/data
     """,
 )
 async def create(
@@ -97,6 +102,7 @@ async def create(
     no_internet: NoInternet = False,
     node_label: NodeLabels = None,
     strategy: Strategy = None,
+    disk: Disks = None,
     if_not_exists: args.IfNotExists = False,
 ) -> None:
     """Start a sandbox from a template or a snapshot, and wait until it runs.
@@ -123,6 +129,7 @@ async def create(
         egress=_egress(allow, deny, internet=not no_internet),
         node_labels=parse.pairs(node_label, "a label"),
         strategy=strategy,
+        disks=[parse.mount(text) for text in disk or ()] or None,
         **run.call,
     )
     run.out.one(settled(run, reply, f"sandbox {reply.sandbox_id}", sandbox_id=reply.sandbox_id), MADE)
