@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
 
-from agents.journal import Journal
+from agents.journal import Entry, Journal
 from agents.records import Memory, Trail, saga_entry, step_entry, unwind_entry
 from domain.kernel.saga import Output
 from domain.nodes.orders import Failure, StepReport, Steps, StepState
@@ -56,16 +56,13 @@ class OrderAccount:
     def failed_step(self) -> str:
         return self._trail.failed_step
 
-    def begun(self, saga: str) -> None:
-        if not self._trail.saga:
-            self._journal.write(saga_entry(self._trail.order.id, saga))
-
     def since(self, step: str) -> datetime:
         """When a step was first started, by whichever process."""
         return next((report.at for report in self._trail.steps if report.step == step), self._clock())
 
-    def started(self, step: str) -> None:
-        self._note(step, StepState.STARTED)
+    def started(self, step: str, saga: str = "") -> None:
+        first = (saga_entry(self._trail.order.id, saga),) if saga and not self._trail.saga else ()
+        self._note(step, StepState.STARTED, *first)
 
     def done(self, step: str, output: Output) -> None:
         self._note(step, StepState.DONE, output=output)
@@ -81,8 +78,9 @@ class OrderAccount:
     def undo_failed(self, step: str, failure: Failure) -> None:
         self._note(step, StepState.UNDO_FAILED, error=failure)
 
-    def _note(self, step: str, state: StepState, **more: Any) -> None:
-        self._journal.write(step_entry(self._trail.order.id, StepReport(step=step, state=state, at=self._clock(), **more)))
+    def _note(self, step: str, state: StepState, *first: Entry, **more: Any) -> None:
+        report = StepReport(step=step, state=state, at=self._clock(), **more)
+        self._journal.write(*first, step_entry(self._trail.order.id, report))
         if self._tell is not None and self._telling is None:
             self._telling = asyncio.create_task(self._tell_soon(self._tell))
 

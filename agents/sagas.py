@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from agents.provisioning import CREATE_SANDBOX
+from agents.provisioning import CREATE_SANDBOX, CREATE_SANDBOX_WITH_DISKS
 from agents.verbs.snapshots import ROLLBACK_SANDBOX
 from domain.kernel.saga import Definition
 
-SAGAS: Final[dict[str, Definition[Any]]] = {saga.name: saga for saga in (CREATE_SANDBOX, ROLLBACK_SANDBOX)}
+SAGAS: Final[dict[str, Definition[Any]]] = {saga.name: saga for saga in (CREATE_SANDBOX, CREATE_SANDBOX_WITH_DISKS, ROLLBACK_SANDBOX)}

@@ -35,7 +35,7 @@ class Account(Protocol):
 
     @property
     def saga(self) -> str:
-        """The label of the declaration that it began under; empty before it begins."""
+        """The label of the declaration that its first step began under; empty before."""
         ...
 
     @property
@@ -53,8 +53,10 @@ class Account(Protocol):
         """Set when the saga is being undone."""
         ...
 
-    def begun(self, saga: str) -> None: ...
-    def started(self, step: str) -> None: ...
+    def started(self, step: str, saga: str) -> None:
+        """``saga``: the label, for the first step."""
+        ...
+
     def done(self, step: str, output: Output) -> None: ...
     def failed(self, step: str, failure: Failure, *, told: bool) -> None:
         """From here on it is undone. ``told``: the step itself failed, rather than being given up."""
@@ -120,7 +122,6 @@ def _follow(e: Execution[C]) -> None:
     unknown = [step for step in account.touched if step not in e.saga.steps]
     if not e.saga.follows(label) or unknown:
         raise IncompatibleError(f"it is an unfinished {label}; this program has {e.saga.label}, which does not go on with it")
-    account.begun(label)
 
 
 async def _forward(e: Execution[C], action: Action[C, Any, Any]) -> None:
@@ -128,7 +129,7 @@ async def _forward(e: Execution[C], action: Action[C, Any, Any]) -> None:
         e.account.failed(action.name, SUPERSEDED, told=False)
         return
     seconds = None if e.deadline is None else max(0.0, (e.deadline - e.now()).total_seconds())
-    e.account.started(action.name)
+    e.account.started(action.name, e.saga.label)
     e.crash(f"{action.name}:before")
     try:
         output = await e.fence.guard(_awaited(action.do(e.context, e.gather(action.takes))), seconds)

@@ -74,6 +74,8 @@ class Definition(Generic[C]):
     actions: tuple[Action[C, Any, Any], ...]
     resumes: frozenset[int]
     """Older versions whose unfinished executions this one goes on with."""
+    producers: Mapping[str, str]
+    """Which action gives a key."""
 
     @property
     def label(self) -> str:
@@ -84,10 +86,6 @@ class Definition(Generic[C]):
     def steps(self) -> tuple[str, ...]:
         return tuple(action.name for action in self.actions)
 
-    def execution(self, subject: str) -> str:
-        """The id of the execution for ``subject``, of which there is one: who asks for it again asks for the same one."""
-        return f"{self.name}-{subject}"
-
     def follows(self, label: str) -> bool:
         """Can an execution that began under ``label`` be gone on with?"""
         name, _, version = label.partition("/")
@@ -95,10 +93,14 @@ class Definition(Generic[C]):
 
     def gather(self, wanted: type[R], given: Record, outputs: Mapping[str, Output]) -> R:
         """A record of what was given and of what the actions that are done gave. Raises ``ValueError`` when something is not there."""
-        values = {name: getattr(given, name) for name in type(given).model_fields}
-        for action in self.actions:
-            values |= outputs.get(action.name, {})
-        return wanted.model_validate({name: values[name] for name in wanted.model_fields if name in values})
+        values: dict[str, Any] = {}
+        for key in wanted.model_fields:
+            made = outputs.get(self.producers.get(key, ""), {})
+            if key in made:
+                values[key] = made[key]
+            elif key in self.given.model_fields:
+                values[key] = getattr(given, key)
+        return wanted.model_validate(values)
 
 
 def define(name: str, version: int, given: type[Record], *actions: Action[C, Any, Any], resumes: Sequence[int] = ()) -> Definition[C]:
@@ -110,7 +112,7 @@ def define(name: str, version: int, given: type[Record], *actions: Action[C, Any
         faults.append(f"cycle among {', '.join(stuck)}")
     if faults:
         raise DefinitionError(name, faults)
-    return Definition(name, version, given, tuple(ordered), frozenset(resumes))
+    return Definition(name, version, given, tuple(ordered), frozenset(resumes), _producer(actions))
 
 
 def shape(saga: Definition[Any]) -> dict[str, Any]:
@@ -165,13 +167,17 @@ def _consumers(given: type[Record], actions: Sequence[Action[C, Any, Any]]) -> I
 
 def _ordered(actions: Sequence[Action[C, Any, Any]]) -> Iterator[Action[C, Any, Any]]:
     """Each as soon as what it needs is there; of several the one that is declared first. Those of a cycle never come."""
-    producer = {key: action.name for action in actions for key in action.gives.model_fields}
+    producer = _producer(actions)
     needs = {a.name: {*a.after, *(producer[key] for key in a.takes.model_fields if key in producer)} for a in actions}
     left, done = list(actions), set[str]()
     while ready := next((action for action in left if needs[action.name] <= done), None):
         left.remove(ready)
         done.add(ready.name)
         yield ready
+
+
+def _producer(actions: Sequence[Action[C, Any, Any]]) -> dict[str, str]:
+    return {key: action.name for action in actions for key in action.gives.model_fields}
 
 
 _UNIONS: Final = (Union, types.UnionType)

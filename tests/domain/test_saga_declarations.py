@@ -92,10 +92,6 @@ def test_an_action_gets_what_it_takes_from_what_was_given_and_made() -> None:
         saga.gather(Boot, Given(name="one"), {})
 
 
-def test_there_is_one_execution_for_each_subject() -> None:
-    assert define("create-sandbox", 1, Given, LEASE).execution("sb-1") == "create-sandbox-sb-1"
-
-
 def test_the_shape_says_all_that_an_unfinished_execution_relies_on() -> None:
     saga = define("s", 2, Given, LEASE, action("look", undo=FREE, after=("lease",)), BOOT, resumes=(1,))
     assert shape(saga) == {

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import base64
+from dataclasses import replace
+from datetime import timedelta
 
 from support.local_node import SNAPSHOT
 from support.records import record
@@ -207,3 +209,28 @@ def test_the_plan_is_a_function_of_what_is_known_and_what_is_seen():
     unsure = Seen(drivers={**listed, "oci": None}, roots={"sb-orphan"})
     assert (seen.complete, unsure.complete) == (True, False)
     assert list(plan(records, {"sb-replacing"}, unsure)) == recovered, "the other driver may run what the orphan is a part of"
+
+
+def test_a_wait_for_a_port_is_not_longer_for_an_agent_that_died_meanwhile(rig, run, monkeypatch):
+    """It ends when it would have ended, but not before the port was looked for (reference/miren-sandbox.md §2.4b.2)."""
+    monkeypatch.setattr("agents.readiness.LAST_LOOKS_S", 0.05)
+
+    def patient(node):
+        node.settings = replace(node.settings, port_wait_s=1000)
+
+    async def scenario():
+        order = rig.order(Verb.SANDBOX_PROVISION, rig.provision(probe_port=8080), deadline_s=None)
+        async with rig.life(orderly=False) as node:
+            patient(node)
+            waiting = asyncio.create_task(rig.send(order))
+            await rig.eventually(lambda: node.memory.orders.get(order.id) and "ready" in node.memory.orders[order.id].touched)
+            waiting.cancel()
+        rig.now += timedelta(seconds=1001)
+        async with rig.life(resume=False) as node:
+            patient(node)
+            rig.work.resume()
+            await rig.eventually(lambda: rig.ends_of(order))
+            assert rig.ends_of(order)[0].error.code == "sandbox.startup-failed"
+            assert await rig.left() == {}
+
+    run(scenario())

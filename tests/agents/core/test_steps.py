@@ -228,6 +228,30 @@ def test_a_resumed_saga_has_the_deadline_of_the_first(path, run):
     assert world.things == set()
 
 
+def test_a_step_that_cannot_be_written_down_is_undone(path, run):
+    """What is not on record was not done (reference/miren-sandbox.md §11.9)."""
+    world = World()
+
+    async def scenario():
+        journal, account = account_of(path)
+        write = journal.write
+
+        def fails_once(*entries):
+            if entries[-1].get("step", {}).get("state") == "done" and "boot" in world.done:
+                journal.write = write
+                raise RuntimeFault("node.disk-full", "told to fail")
+            write(*entries)
+
+        journal.write = fails_once
+        with pytest.raises(UnwoundError) as caught:
+            await run_saga(Execution(world.saga(), None, Nothing(), account, Fence(), lambda: NOW))
+        journal.close()
+        assert (caught.value.failure.code, caught.value.left) == ("node.disk-full", ())
+
+    run(scenario())
+    assert (world.done, world.things) == (["lease", "root", "boot"], set())
+
+
 def test_a_fence_that_closes_during_the_last_step_beats_its_success(path, run):
     """Nobody is told that something runs which is to go: it ends as superseded (reference/miren-sandbox.md §2.4b.6)."""
     fence = Fence()
