@@ -1,4 +1,4 @@
-"""Tokens for workloads, from a control plane to the node that runs them: a request on ``strand.identity.<node>`` (docs/adr/0022).
+"""Tokens for workloads, from a control plane to the node that runs them: a request on ``strand.identity.<node>`` (docs/adr/0024).
 
 A node asks on its own subject only (``bus/accounts.py``), so that what it is told can depend on who it is.
 """
