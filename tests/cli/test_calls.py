@@ -36,6 +36,7 @@ def fleet(control: Scripted) -> Scripted:
 def test_creating_a_sandbox_sends_exactly_what_was_said(cli: Cli, fleet: Scripted) -> None:
     words = (
         "--name web2 --cpu 2 --memory 1G --env A=1 -e B=x=y --port 80 --ttl 1h30m --ttl-kind idle --on-ttl pause --auto-resume -l team=blue"
+        " --disk data:/srv/data --disk set:/set:ro"
     )
     result = cli("sandbox", "create", "python", *words.split(), "--", "sleep", "--for", "a while")
     assert result.exit_code == 0, result.stderr
@@ -53,8 +54,20 @@ def test_creating_a_sandbox_sends_exactly_what_was_said(cli: Cli, fleet: Scripte
         "on_ttl": "pause",
         "auto_resume": True,
         "labels": {"team": "blue"},
+        "disks": [
+            {"disk": "data", "mount_path": "/srv/data", "read_only": False},
+            {"disk": "set", "mount_path": "/set", "read_only": True},
+        ],
         "wait_s": 60,
     }
+
+
+@pytest.mark.parametrize("said", ["data", "data:srv", ":/srv", "data:/srv:rw"])
+def test_a_disk_that_nobody_can_make_out_is_a_usage_error(cli: Cli, fleet: Scripted, said: str) -> None:
+    result = cli("sandbox", "create", "python", "--disk", said)
+    assert result.exit_code == 2
+    assert "data:/srv/data" in result.stderr
+    assert not fleet.commands
 
 
 def test_creating_a_template_says_on_how_many_nodes_it_is_to_be_and_what_comes_first(cli: Cli, fleet: Scripted) -> None:
