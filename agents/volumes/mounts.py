@@ -66,6 +66,7 @@ async def grow(image: Path, place: Path, filesystem: str) -> None:
 
 
 def thaw(place: Path) -> None:
-    """Let it be written to again, if somebody has frozen it."""
-    with contextlib.suppress(OSError):
-        syscalls.freeze(place, on=False)
+    """Let it be written to again, if it is mounted and somebody has frozen it; never the file system that it would be mounted in."""
+    if place.is_mount():
+        with contextlib.suppress(OSError):
+            syscalls.freeze(place, on=False)

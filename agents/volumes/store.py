@@ -82,7 +82,15 @@ class Volumes:
             )
 
     async def _make(self, volume_id: str, size_mb: int, filesystem: str | None, source: tuple[str, str] | None) -> None:
-        manifest: Manifest = {"size_mb": size_mb, "filesystem": filesystem, "epoch": 0, "sandbox": None, "snapshots": {}, "grow": False}
+        manifest: Manifest = {
+            "size_mb": size_mb,
+            "filesystem": filesystem,
+            "epoch": 0,
+            "sandbox": None,
+            "snapshots": {},
+            "grow": False,
+            "fresh": source is None,
+        }
 
         async def make(draft: Path) -> None:
             (draft / "snapshots").mkdir()
@@ -150,10 +158,12 @@ class Volumes:
             return
         place = self._mnt(volume_id)
         await asyncio.to_thread(mounts.mount, self._image(volume_id), place, found["filesystem"])
-        place.chmod(_ANYBODY)
+        if found["fresh"]:  # from then on it is the users' to say who may do what
+            place.chmod(_ANYBODY)
         if found["grow"]:
             await mounts.grow(self._image(volume_id), place, found["filesystem"])
-            self._shelf.write(volume_id, {**found, "grow": False})
+        if found["fresh"] or found["grow"]:
+            self._shelf.write(volume_id, {**found, "fresh": False, "grow": False})
 
     def place(self, volume_id: str) -> Path:
         """The directory that a sandbox is to see."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -60,10 +61,13 @@ def test_what_is_written_is_there_for_the_next_one(again: Opened, kind: str) -> 
         volumes = await made(again, kind)
         await volumes.attach(VOL, A, 1)
         (volumes.place(VOL) / "kept").write_text("here")
+        assert stat.S_IMODE(volumes.place(VOL).stat().st_mode) == 0o777, "whoever it is for"
+        volumes.place(VOL).chmod(0o700)
         await volumes.detach(A)
         assert volumes.holders() == {}
         await volumes.attach(VOL, B, 2)
         assert (volumes.place(VOL) / "kept").read_text() == "here"
+        assert stat.S_IMODE(volumes.place(VOL).stat().st_mode) == 0o700, "as its users have left it"
 
     run(scenario())
 
