@@ -28,6 +28,7 @@ NAMES = (
     "compat",
     "disk",
     "create",
+    "handover",
     "flights",
     "crowd",
     "fleet",

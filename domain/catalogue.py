@@ -21,6 +21,8 @@ MODULES: Final = (
     "domain.nodes.node",
     "domain.nodes.rollout",
     "domain.sandboxes.commands",
+    "domain.sandboxes.pool",
+    "domain.sandboxes.pool_commands",
     "domain.sandboxes.provisioning",
     "domain.sandboxes.sandbox",
     "domain.templates.alias",

@@ -18,6 +18,7 @@ from domain.nodes.placement import Overcommit
 from handlers.fleet_entries import Dead, Fence, NodeEntry, ReplicaEntry, SandboxEntry
 from handlers.lending import Lending
 from handlers.openings import CLOSING, OPENING
+from handlers.pools_index import Pools
 from handlers.wants import Wants
 
 Key = tuple[str, str, str]
@@ -35,6 +36,7 @@ class Fleet:
         self.by_template: dict[str, dict[str, ReplicaEntry]] = defaultdict(dict)
         self.wants = Wants()
         self.lending = Lending()
+        self.pools = Pools()
         self.sandboxes: dict[str, SandboxEntry] = {}
         self.dead: dict[str, Dead] = {}
         self.users: dict[str, set[str]] = defaultdict(set)
@@ -57,6 +59,7 @@ class Fleet:
         self.seq = commit.seq
         self.wants.apply(commit)
         self.lending.apply(commit)
+        self.pools.apply(commit)
         fold = _FOLDS.get(commit.type)
         for event in commit.events:
             if fold is not None:

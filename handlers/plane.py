@@ -39,10 +39,24 @@ from domain.kernel.command import Command
 from domain.nodes import commands as node_commands
 from domain.nodes.orders import Report
 from domain.sandboxes import commands as sandbox_commands
+from domain.sandboxes import pool_commands
 from domain.templates import commands as template_commands
 from domain.views.commands import ViewRebuild
 from handlers import explaining, reports, tracing
-from handlers.commands import artifacts, cancelling, disks, execution, limits, nodes, rollouts, sandboxes, snapshots, templates, waits
+from handlers.commands import (
+    artifacts,
+    cancelling,
+    disks,
+    execution,
+    limits,
+    nodes,
+    pools,
+    rollouts,
+    sandboxes,
+    snapshots,
+    templates,
+    waits,
+)
 from handlers.control import Because, Control, Deadlines, because
 from handlers.dispatch import Dispatcher, Handler
 from handlers.duty import Duty, Work
@@ -55,6 +69,7 @@ from handlers.processes import collection, convergence, forgetting, jobs, remova
 from handlers.processes import disk_leases as lease_process
 from handlers.processes import disks as disk_process
 from handlers.processes import nodes as node_process
+from handlers.processes import pools as pool_process
 from handlers.processes import rollouts as rollout_process
 from handlers.processes import sandboxes as sandbox_process
 from handlers.processes.concerns import concerns
@@ -96,6 +111,8 @@ HANDLERS: dict[type[Command], Handler] = {
     disk_commands.DiskDeleteSnapshot: disks.delete_snapshot,
     disk_commands.DiskDelete: disks.delete,
     disk_commands.DiskRelease: disks.release,
+    pool_commands.PoolSet: pools.set_,
+    pool_commands.PoolDelete: pools.delete,
     node_commands.NodeEnroll: nodes.enroll,
     node_commands.NodeEvict: nodes.evict,
     node_commands.NodeCordon: nodes.cordon,
@@ -174,6 +191,7 @@ class ControlPlane:
             "disk-lease": lease_process.pump,
             "node": node_process.pump,
             "rollout": rollout_process.pump,
+            "pool": pool_process.pump,
             convergence.KIND: convergence.pump,
         }
         self.processes = Processes(self.control, pumps, concerns)
@@ -281,7 +299,7 @@ class ControlPlane:
     async def _on_due(self, due: Due) -> None:
         if due.kind == "sandbox":
             await sandbox_process.on_due(self.control, due.project, due.id, due.name, due.generation)
-        elif due.kind in {"node", "disk", "disk-lease"}:
+        elif due.kind in {"node", "disk", "disk-lease", "pool"}:
             await self.processes.pump((due.kind, due.project, due.id))
 
     async def _admits(self, node_id: str) -> bool:

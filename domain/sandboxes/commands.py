@@ -48,7 +48,7 @@ class SandboxStatus(Record):
     """What the sandbox is after the command. ``settled``: did what was asked happen within ``wait_s``?
 
     ``unenforced``: bounds of its template that the driver on its node does not keep, such as ``disk_mb``. One that the caller asked for
-    himself is refused there instead, as ``sandbox.unsupported``.
+    himself is refused there instead, as ``sandbox.unsupported``. ``handed_over``: it had waited in a pool.
     """
 
     sandbox_id: SandboxId
@@ -56,6 +56,7 @@ class SandboxStatus(Record):
     node_id: NodeId | None = None
     settled: bool = False
     unenforced: tuple[str, ...] = ()
+    handed_over: bool = False
 
 
 class SandboxCreate(Command):

@@ -23,10 +23,13 @@ class SandboxCreated(CreatedEvent):
     ttl: Ttl | None = None
     job_id: str | None = None
     placed: Placed | None = None
+    pool: str | None = None
+    """The template whose pool it waits in, to be handed over."""
 
     def apply(self, sandbox: Sandbox) -> None:
         sandbox.state = SandboxState.PENDING
         sandbox.placed = self.placed
+        sandbox.pool = self.pool
         sandbox.spec = self.spec
         sandbox.limits = self.spec.recipe.limits
         sandbox.node_id = self.node_id

@@ -64,8 +64,10 @@ class Sandbox(Lifetime):
         ttl: Ttl | None = None,
         job_id: str | None = None,
         placed: Placed | None = None,
+        pool: str | None = None,
     ) -> Self:
-        return cls.begin(events.SandboxCreated, id, at, spec=spec, node_id=node_id, ttl=ttl, job_id=job_id, placed=placed)
+        said = {"spec": spec, "node_id": node_id, "ttl": ttl, "job_id": job_id, "placed": placed, "pool": pool}
+        return cls.begin(events.SandboxCreated, id, at, **said)
 
     def may_return_to(self, snapshot_id: str) -> bool:
         """Is a rollback to it under way, or given up so lately that its answer may still come? (The dead do nothing any more.)"""

@@ -66,6 +66,7 @@ LIFECYCLE: Final = Lifecycle(
     require_port       =          =          =        =        !        !
     executed           =          =          RUNNING  PAUSED   STOPPED  =
     ports_seen         =          =          RUNNING  =        =        =
+    hand_over          !          !          RUNNING  !        !        !
     set_ttl            PENDING    NOT_READY  RUNNING  PAUSED   !        !
     ttl_due            =          =          RUNNING  =        =        =
     touch              =          =          RUNNING  =        =        =
@@ -87,6 +88,7 @@ Reason = Literal[
     "rollback_failed",
     "template_deleted",
     "node_drained",
+    "scaled_down",
 ]
 """Why a sandbox ended; every ending says it (reference/user-experience.md §6.2)."""
 

@@ -23,7 +23,7 @@ from domain.templates.artifact import Artifact
 from domain.templates.compat import Compat
 from domain.templates.snapshot import Snapshot
 from domain.templates.template import Template
-from handlers.commands import disk_mounts
+from handlers.commands import disk_mounts, pools
 from handlers.commands.aliases import resolve_template
 from handlers.control import Control, Parts, existing, unchanged
 from handlers.dispatch import Asked
@@ -45,6 +45,8 @@ class Plan:
 async def create(control: Control, asked: Asked, command: c.SandboxCreate) -> Reply:
     """Place a sandbox and request it; provisioning follows from the event."""
     sandbox_id = ids.sandbox_id(asked.project, asked.command_id)
+    if (waiting := await _handed_over(control, asked, command, sandbox_id)) is not None:
+        return waiting
     try:
         done = await _request(control, asked, command, sandbox_id)
     except Refused:  # a repeated command gets its first answer, also when there would be another one now
@@ -54,13 +56,28 @@ async def create(control: Control, asked: Asked, command: c.SandboxCreate) -> Re
     return await _settled(control, asked, done, command.wait_s)
 
 
+async def _handed_over(control: Control, asked: Asked, command: c.SandboxCreate, own_id: str) -> Reply | None:
+    """One that waits in its template's pool; None: there is none, or this command has started one of its own before."""
+    if not control.fleet.pools.known or not pools.plain(command):
+        return None
+    template = await resolve_template(control, asked.project, command.template or "")
+    if (asked.project, template.id) not in control.fleet.pools.known or await control.find(Sandbox, asked.project, own_id) is not None:
+        return None
+    given = await pools.claimed(control, asked, template.id, command, _ttl(command))
+    if given is None:
+        return None
+    sandbox = await control.get(Sandbox, asked.project, given[0])
+    result = {**_created(sandbox), "settled": True, "unenforced": list(_unenforced(control, sandbox)), "handed_over": sandbox.id != own_id}
+    return Reply(result, sandbox.id, given[1])
+
+
 async def _request(control: Control, asked: Asked, command: c.SandboxCreate, sandbox_id: str) -> Committed[Sandbox]:
     command = await disk_mounts.placed(control, asked.project, command) if command.disks else command
     plan = await (_plan if control.metrics is None else _measured_plan)(control, asked.project, command)
     disk_mounts.require_driver(control, plan.spec, plan.node_id)
     control.fleet.promise(sandbox_id, plan.node_id, plan.spec.recipe.cpu, plan.spec.recipe.memory_mb)
     try:
-        done = await _record(control, asked, sandbox_id, plan, _ttl(command))
+        done = await _record(control, asked, sandbox_id, plan, command)
     except BaseException:
         control.fleet.withdraw(sandbox_id)
         raise
@@ -76,13 +93,18 @@ def _ttl(command: c.SandboxCreate) -> Ttl | None:
     return Ttl(seconds=command.ttl_s, kind=command.ttl_kind, on_ttl=command.on_ttl, auto_resume=command.auto_resume)
 
 
-async def _record(control: Control, asked: Asked, sandbox_id: str, plan: Plan, ttl: Ttl | None) -> Committed[Sandbox]:
-    spec, node_id = plan.spec, plan.node_id
+async def _record(control: Control, asked: Asked, sandbox_id: str, plan: Plan, command: c.SandboxCreate) -> Committed[Sandbox]:
+    spec, node_id, ttl = plan.spec, plan.node_id, _ttl(command)
 
     def decide(sandbox: Sandbox | None) -> Sandbox:
         return sandbox or Sandbox.create(sandbox_id, asked.cause.at, spec, node_id, ttl, placed=plan.placed)
 
     disks = await disk_mounts.parts(control, asked, sandbox_id, spec)
+    if spec.snapshot_id is None and (pool := pools.missed(control, asked, spec.template_id, command, sandbox_id)) is not None:
+        own: Part[Sandbox] = Part(Sandbox, asked.project, sandbox_id, decide, _created, new=True)
+        of_pool, created = await control.store.transact_many([pool, own], asked.cause)
+        given = of_pool.reply.get("sandbox_id", sandbox_id)  # another sending of this very command may have been given one that waited
+        return created if given == sandbox_id else await control.change(Sandbox, asked.project, given, asked.cause, unchanged)
     if spec.snapshot_id is None and not disks:
         return await control.store.transact(Sandbox, asked.project, sandbox_id, decide, asked.cause, _created, new=True)
     parts: Parts = [Part(Sandbox, asked.project, sandbox_id, decide, _created, new=True), *disks]
@@ -211,7 +233,8 @@ async def _settled(control: Control, asked: Asked, done: Committed[Sandbox], wai
     if wait_s and (failure := sandbox.start_failure) is not None:
         details = {"sandbox_id": sandbox.id, "cause": failure.code, **failure.details}
         raise Refused("sandbox.startup-failed", failure.message, details=details)
-    result = {**_created(sandbox), "settled": finished, "unenforced": list(_unenforced(control, sandbox))}
+    other = sandbox.id != ids.sandbox_id(asked.project, asked.command_id)
+    result = {**_created(sandbox), "settled": finished, "unenforced": list(_unenforced(control, sandbox)), "handed_over": other}
     return Reply(result, sandbox.id, await control.position(Sandbox, asked.project, sandbox.id))
 
 

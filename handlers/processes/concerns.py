@@ -47,6 +47,8 @@ def _job(control: Control, commit: Commit) -> Iterator[Key]:
 
 def _template(control: Control, commit: Commit) -> Iterator[Key]:
     """A template that can be used is wanted on every node."""
+    if (commit.project, commit.id) in control.fleet.pools.live:
+        yield ("pool", commit.project, commit.id)
     entry = control.fleet.wants.templates.get(commit.id)
     if entry is not None and entry.spreads and any(event["type"] in SPREADS for event in commit.events):
         yield from convergence.keys(control)
@@ -58,13 +60,15 @@ def _snapshot(control: Control, commit: Commit) -> Iterator[Key]:
 
 
 def _sandbox(control: Control, commit: Commit) -> Iterator[Key]:
-    """Its leases of disks; the clone job that it is one of; its node's drain, and its template's delete, that it came too late for."""
+    """Its leases of disks, its clone job, its pool; its node's drain, and its template's delete, that it came too late for."""
     yield from _leases(control, commit)
     yield from list(control.fleet.jobs_of_clone.get(commit.id, ()))
     entry = control.fleet.sandboxes.get(commit.id)
     node = None if entry is None else control.fleet.nodes.get(entry.node_id)
     if node is not None and node.scheduling == "DRAINING":
         yield ("node", SYSTEM_PROJECT, node.node_id)
+    if (pool := control.fleet.pools.of_member.get(commit.id)) is not None:
+        yield ("pool", *pool)
     if commit.id in control.fleet.late:
         yield ("template", commit.project, control.fleet.late[commit.id])
 

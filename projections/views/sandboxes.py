@@ -35,6 +35,7 @@ VIEW: Final = View(
         "snapshot_id": None,
         "node_id": "",
         "placed": None,
+        "pool": None,
         "driver": None,
         "address": "",
         "ports": [],
@@ -69,6 +70,7 @@ def created(state: State, fact: Fact) -> None:
         snapshot_id=spec["snapshot_id"],
         node_id=fact.data["node_id"],
         placed=fact.data["placed"],
+        pool=fact.data["pool"],
         driver=spec["driver"],
         ports=[{"port": port, "address": "", "status": "declared"} for port in recipe["ports"]],
         cpu=recipe["cpu"],
@@ -164,6 +166,12 @@ def ttl_set(item: Item, fact: Fact) -> None:
 @VIEW.update("sandbox.touched")
 def touched(item: Item, fact: Fact) -> None:
     item.update(ends_at=fact.data["ends_at"], last_activity=fact.time)
+
+
+@VIEW.update("sandbox.handed-over")
+def handed_over(item: Item, fact: Fact) -> None:
+    d = fact.data
+    item.update(pool=None, labels=d["labels"], ttl=d["ttl"], ends_at=d["ends_at"], last_activity=fact.time)
 
 
 @VIEW.update("sandbox.ttl-expired")

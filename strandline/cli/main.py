@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "artifact": ("strandline.cli.nouns.artifact", THINGS, "Root file systems that templates share."),
     "node": ("strandline.cli.nouns.node", THINGS, "Machines that run sandboxes."),
     "compat": ("strandline.cli.nouns.compat", THINGS, "Do templates still fit what the nodes run?"),
+    "pool": ("strandline.cli.nouns.pool", THINGS, "Sandboxes that wait to be handed over."),
     "rollout": ("strandline.cli.nouns.rollout", THINGS, "Upgrades of nodes, a few at a time."),
     "disk": ("strandline.cli.nouns.disk", THINGS, "Storage that outlives sandboxes."),
     "event": ("strandline.cli.nouns.event", LOG, "What happened: list, follow, export, verify."),

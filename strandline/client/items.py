@@ -192,6 +192,24 @@ class PlacementVerdict(Item):
     reason: str = ""
 
 
+class Pool(Item):
+    """``members``: sandbox id → number and state. ``cooldown_until``: nothing is created before, because of ``crashes`` in a row."""
+
+    template_id: str
+    state: str
+    desired: int = 0
+    maximum: int = 0
+    warm: bool = True
+    idle_s: float | None = None
+    current: int = 0
+    ready: int = 0
+    members: dict[str, dict[str, Any]] = {}
+    crashes: int = 0
+    cooldown_until: When = None
+    handed_over: int = 0
+    missed: int = 0
+
+
 class CompatSummary(Item):
     stale_templates: int = 0
     stale_replicas: int = 0

@@ -107,16 +107,25 @@ class SnapshotStored(Accepted):
 
 
 class SandboxAccepted(Accepted):
-    """``unenforced``: bounds of the template that the driver there does not keep."""
+    """``unenforced``: bounds of the template that the driver there does not keep. ``handed_over``: it had waited in a pool."""
 
     sandbox_id: str
     node_id: str | None = None
     state: str
     unenforced: tuple[str, ...] = ()
+    handed_over: bool = False
 
 
 class SandboxState(Accepted):
     state: str
+
+
+class PoolState(Accepted):
+    template_id: str
+    state: str
+    desired: int
+    current: int
+    ready: int
 
 
 class RollbackAccepted(Accepted):

@@ -16,6 +16,7 @@ from strandline.client.events import Events
 from strandline.client.jobs import Jobs
 from strandline.client.logs import Logs
 from strandline.client.nodes import Nodes
+from strandline.client.pools import Pools
 from strandline.client.rollouts import Rollouts
 from strandline.client.sandboxes import Sandboxes
 from strandline.client.snapshots import Snapshots
@@ -40,6 +41,7 @@ class Strandline:
         self.nodes = Nodes(self._calls)
         self.compat = Compat(self._calls)
         self.disks = Disks(self._calls)
+        self.pools = Pools(self._calls)
         self.rollouts = Rollouts(self._calls)
         self.events = Events(self._calls)
         self.logs = Logs(self._calls)

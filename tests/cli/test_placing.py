@@ -64,6 +64,21 @@ def test_why_of_nothing_and_of_two_things_is_a_usage_error(cli: Cli, fleet: Scri
     assert not fleet.asked
 
 
+def test_pools_are_set_shown_and_deleted(cli: Cli, fleet: Scripted) -> None:
+    status = {"template_id": TEMPLATE["template_id"], "state": "ACTIVE", "desired": 3, "current": 3, "ready": 3, "settled": True}
+    fleet.replies["pool.set"] = fleet.replies["pool.delete"] = status
+    fleet.views["pools"] = [{**status, "handed_over": 7, "members": {}}, {**status, "template_id": "tpl-" + "9" * 24, "state": "GONE"}]
+    assert cli("pool", "set", "python", "3", "--idle", "15m", "--no-warm").exit_code == 0
+    assert fleet.commands[-1].body == {"template": "python", "desired": 3, "warm": False, "idle_s": 900.0, "wait_s": 120}
+    assert cli("pool", "set", "python", "--idle", "never").exit_code == 0
+    assert fleet.commands[-1].body == {"template": "python", "idle_s": -1.0, "wait_s": 120}
+    assert [row["handed_over"] for row in json.loads(cli("pool", "list", "-o", "json").stdout)] == [7]
+    assert len(json.loads(cli("pool", "list", "--all", "-o", "json").stdout)) == 2
+    assert cli("pool", "get", "python").exit_code == 0
+    assert cli("pool", "delete", "python").exit_code == 0
+    assert cli("pool", "set", "python", "21").exit_code == 2
+
+
 def test_create_and_configure_send_labels_strategy_and_ratios(cli: Cli, fleet: Scripted) -> None:
     assert cli("sandbox", "create", "python", "--strategy", "pack", "--node-label", "zone=a", "--node-label", "disk=ssd").exit_code == 0
     sent = fleet.commands[-1].body

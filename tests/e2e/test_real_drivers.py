@@ -87,6 +87,27 @@ def test_a_bound_that_a_driver_cannot_keep_is_refused_or_told(running: Running, 
     asyncio.run(scenario())
 
 
+@pytest.mark.timeout(90)
+@pytest.mark.parametrize("driver", [OCI, PROCESS])
+def test_a_sandbox_that_waited_is_handed_over_and_used_like_any_other(running: Running, driver: str) -> None:
+    async def scenario() -> None:
+        async with Strandline.connect(running.dir) as s:
+            pool = await s.pools.set(driver, desired=1, wait_s=30)
+            (waiting,) = (await s.pools.get(driver)).members
+            given = await s.sandboxes.create(driver, ttl_s=600, wait_s=30)
+            assert (given.sandbox_id, given.handed_over, given.state) == (waiting, True, "RUNNING")
+            said = await s.sandboxes.exec(given.sandbox_id, ["echo", "mine"])
+            assert base64.b64decode(said.stdout) == b"mine\n"
+            assert (await s.sandboxes.get(given.sandbox_id)).ends_at
+            await s.sandboxes.delete(given.sandbox_id, wait_s=30)
+            assert (await s.pools.set(driver, desired=1, wait_s=30)).ready == 1, "it is full again"
+            assert (await s.pools.delete(driver, wait_s=30)).state == "GONE"
+            lives = [one async for one in s.sandboxes.list(template_id=pool.template_id) if one.state != "DEAD"]
+            assert not lives
+
+    asyncio.run(scenario())
+
+
 def answer(address: str, port: int) -> bytes:
     """What a server there says first; nothing while there is none."""
     try:

@@ -27,6 +27,7 @@ from domain.nodes.orders import Capacity, DriverInfo, Failure, PortStatus, Snaps
 from domain.nodes.rollout import NodeStep, Rollout
 from domain.nodes.sweeps import Removal, Swept
 from domain.sandboxes.placed import Placed
+from domain.sandboxes.pool import Pool, PoolSettings
 from domain.sandboxes.provisioning import Provisioning
 from domain.sandboxes.sandbox import Sandbox
 from domain.sandboxes.spec import ArtifactRef, Recipe, SandboxSpec
@@ -58,7 +59,23 @@ ALIASES = ("web", "api")
 SPECS = tuple(ArtifactSpec(image_digest="sha256:" + f"{i:064x}", disk_mb=64) for i in range(2))
 VERSIONS = tuple(Versions(guest_image=g, agent=a, kernel=k) for g in ("g1", "g2", "") for a in ("a1", "a2", "") for k in ("k1",))
 SYSTEM_KINDS = (Node, Artifact, Rollout)
-KINDS = (Node, Artifact, Rollout, Template, Alias, Replica, Replica, Job, Snapshot, Provisioning, Disk, Disk, DiskLease, *(Sandbox,) * 6)
+KINDS = (
+    Node,
+    Artifact,
+    Rollout,
+    Pool,
+    Template,
+    Alias,
+    Replica,
+    Replica,
+    Job,
+    Snapshot,
+    Provisioning,
+    Disk,
+    Disk,
+    DiskLease,
+    *(Sandbox,) * 6,
+)
 ENDINGS = (
     *("evict", "go_offline", "fail", "fail_build", "expire_build", "lost", "request_cleanup", "begin_remove", "removed", "expire"),
     *("succeed", "fail_start", "request_stop", "request_delete", "exited", "destroyed", "supersede", "rollback_failed", "complete"),
@@ -106,6 +123,8 @@ class History:
             return
         try:
             self.call(getattr(aggregate, method), **self.fitting(aggregate))
+            if cls is Pool and method == "add" and self.random.random() < 0.3:  # else hardly any would crash soon enough to count
+                self.call(aggregate.left, sandbox_id=next(reversed(aggregate.members), ""), crashed=True)
         except (Refused, ValidationError):  # an argument of another method's pool
             return
         self.commit(key, aggregate)
@@ -114,6 +133,7 @@ class History:
         pools = {
             Node: NODES,
             Template: TEMPLATES,
+            Pool: TEMPLATES,
             Snapshot: SNAPSHOTS,
             Alias: ALIASES,
             Job: JOBS,
@@ -247,6 +267,11 @@ POOLS = {
     "epoch": (1, 2),
     "note": ("", "rack 1"),
     "boot": ("b1", "b2"),
+    "settings": (PoolSettings(desired=2), PoolSettings(desired=1, warm=False), PoolSettings(desired=3, idle_s=60)),
+    "serial": range(1, 5),
+    "idle": (False, True),
+    "crashed": (False, True),
+    "pool": (None, TEMPLATES[0]),
     "busy_s": (0.0, 0.0, 100.0),
     "wanted": ({"cpu": 2.0}, {"memory_mb": 64}, {"pids": 99}),
     "labels": (None, {}, {"zone": "a"}),

@@ -35,6 +35,7 @@ KEYS = {
     "snapshots": "snapshot_id",
     "sandboxes": "sandbox_id",
     "nodes": "node_id",
+    "pools": "template_id",
     "rollouts": "rollout_id",
     "disks": "disk_id",
     "disk-leases": "lease_id",

@@ -9,7 +9,8 @@ from datetime import timedelta
 
 from support import disk_worlds as disks
 from support.gwt import T0, Step, did, given
-from support.rows import Row, World
+from support.pool_world import POOLS
+from support.world import Row, World
 
 from domain.kernel.ids import artifact_id, replica_id
 from domain.nodes.node import Node
@@ -49,6 +50,12 @@ SERVED = PortStatus(port=80, status="listening")
 def sandbox(ttl: Ttl | None = None, ports: tuple[int, ...] = ()) -> Sandbox:
     spec = SandboxSpec(template_id=TEMPLATE, artifact=REF, recipe=Recipe(ports=ports))
     return Sandbox.create(SANDBOX, T0, spec, "n1", ttl)
+
+
+def pooled(ports: tuple[int, ...] = ()) -> Sandbox:
+    """A sandbox that waits in a pool."""
+    spec = SandboxSpec(template_id=TEMPLATE, artifact=REF, recipe=Recipe(ports=ports))
+    return Sandbox.create(SANDBOX, T0, spec, "n1", Ttl(seconds=60, kind="idle"), pool=TEMPLATE)
 
 
 def running(ttl: Ttl | None = None) -> Sandbox:
@@ -107,7 +114,7 @@ SNAP = did("begin_snapshot", "snap", SNAPSHOT, LATER)
 STARTED = did("mark_running", 1, "sim", "10.0.0.2", (PortStatus(port=80),))
 
 SANDBOXES = World(
-    lambda: sandbox(Ttl(seconds=60, kind="idle"), (80,)),
+    lambda: pooled((80,)),
     {
         "state": {
             "PENDING": (),
@@ -146,6 +153,7 @@ SANDBOXES = World(
         "executed": Row(did("executed", "exec", 0, 1.5, "ls"), again=True),
         "ports_seen": Row(did("ports_seen", 0, T0, (SERVED,))),
         "require_port": Row(did("require_port", 80)),
+        "hand_over": Row(did("hand_over", "give", {"team": "a"}, Ttl(seconds=60, kind="idle"))),
         "set_ttl": Row(did("set_ttl", 600)),
         "ttl_due": Row(lambda s: did("ttl_due", s.ttl_generation, after=61)),
         "touch": Row(did("touch", after=31)),
@@ -183,6 +191,7 @@ PROVISIONINGS = World(
         "abandon": Row(did("abandon")),
     },
 )
+
 
 NODES = World(
     node,
@@ -467,6 +476,7 @@ WORLDS: dict[str, World] = {
     "disk-lease": DISK_LEASES,
     "job": JOBS,
     "node": NODES,
+    "pool": POOLS,
     "provisioning": PROVISIONINGS,
     "replica": REPLICAS,
     "rollout": ROLLOUTS,

@@ -1,4 +1,4 @@
-"""A row of a lifecycle table as a call, and the states that it can be made in (``support/worlds.py``)."""
+"""How every aggregate is brought into every state: a world per aggregate, a row per row of its tables (``worlds.py``)."""
 
 from __future__ import annotations
 

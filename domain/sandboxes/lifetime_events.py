@@ -1,4 +1,4 @@
-"""What happens to the time that a sandbox has, as it stands in the log."""
+"""What happens to a sandbox's time to live, and its hand-over out of a pool, with which that begins."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from domain.kernel.aggregate import Event
-from domain.sandboxes.spec import OnTtl
+from domain.sandboxes.spec import Labels, OnTtl
 from domain.sandboxes.states import Ttl
 
 if TYPE_CHECKING:
@@ -46,3 +46,22 @@ class SandboxTouched(Event):
     def apply(self, sandbox: Sandbox) -> None:
         sandbox.last_activity = self.timestamp
         sandbox.ends_at = self.ends_at
+
+
+class SandboxHandedOver(Event):
+    """Somebody has it now who asked for a new one; until then it waited in a pool. Its time to live begins here."""
+
+    TOPIC = "sandbox.handed-over"
+    command: str
+    labels: Labels = {}
+    ttl: Ttl | None = None
+    ends_at: datetime | None = None
+    ttl_generation: int = 0
+
+    def apply(self, sandbox: Sandbox) -> None:
+        sandbox.pool = None
+        sandbox.spec = sandbox.spec.model_copy(update={"labels": self.labels})
+        sandbox.ttl = self.ttl
+        sandbox.ends_at = self.ends_at
+        sandbox.ttl_generation = self.ttl_generation
+        sandbox.last_activity = self.timestamp
