@@ -17,7 +17,7 @@ from benchmarks.harness import Budget, Row, in_turn, millis, ratio
 from benchmarks.installed import ALIAS, WAIT_S, installed, template
 from bus.client import Caller
 
-BUDGET = Budget(0.33)
+BUDGET = Budget(0.5)
 MEMORY_MB = 64
 """As the template has it; who says it asks for a sandbox of his own."""
 
