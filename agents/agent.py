@@ -24,6 +24,7 @@ from agents.identity import Identities
 from agents.journal import Journal
 from agents.logs import LogShipper
 from agents.metrics import metrics
+from agents.naming import serving_names
 from agents.network.netns import NoNetwork, choose_network
 from agents.node import Drivers, LocalNode
 from agents.options import Options
@@ -78,6 +79,7 @@ class Agent:
         drivers = await working(self.options.driver, self.directory / "drivers")
         self._build(drivers)
         await self.node.network.setup()
+        await self._stack.enter_async_context(serving_names(self.node))
         await reboot.notice(self.node)
         adopted = await adopt(self.node)
         self.node.reporter.start()

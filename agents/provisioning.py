@@ -30,6 +30,7 @@ import structlog
 from agents.drivers.driver import CanHold, Driver, Handle, Limits, MapsUsers, RuntimeFault, Spec, TakesDisk
 from agents.drivers.inside import IDENTITY_PATH
 from agents.failures import FailedError
+from agents.namefiles import tell_names
 from agents.node import LocalNode
 from agents.ports import Attachment
 from agents.readiness import port_statuses, wait_ready
@@ -171,6 +172,7 @@ async def _start(b: Bringup, ready: ToStart) -> Started:
     spec = spec_of(b.node, ready.box, Path(ready.path), ready, ready.box.spec.snapshot_id)
     held = b.node.stock.taken(ready.box.id)
     async with b.node.creating:
+        tell_names(spec, ready.box.project)
         given = None if held is None or not isinstance(b.driver, CanHold) else await b.driver.give(held.name, spec)
         b.node.crash.here("give-start:after" if given is not None else "")
         b.node.stock.settle(ready.box.id)
@@ -221,7 +223,7 @@ def spec_of(node: LocalNode, record: SandboxRecord, root: Path, wire: Wired, sna
         logs=node.logs(record.id),
         cwd=recipe.cwd or "/",
         user=recipe.user,
-        hostname=_hostname(record),
+        hostname=hostname(record),
         limits=Limits(cpu=recipe.cpu, memory_mb=recipe.memory_mb, pids=recipe.pids),
         netns=None if wire.netns is None else Path(wire.netns),
         address=wire.interface,
@@ -236,8 +238,11 @@ def _identity(record: SandboxRecord) -> dict[str, str]:
     """Where a workload finds its token, and who can say that it is true (reference/miren-sandbox.md §8.4)."""
     return {"STRANDLINE_IDENTITY_TOKEN_PATH": IDENTITY_PATH, "STRANDLINE_OIDC_ISSUER_URL": record.issuer} if record.issuer else {}
 
+    """The sandbox's name as far as it is a host name (RFC 1123), else its id."""
+    return re.sub(r"[^a-z0-9-]+", "-", record.spec.name.lower()).strip("-")[:63] or record.id
 
-def _hostname(record: SandboxRecord) -> str:
+
+def hostname(record: SandboxRecord) -> str:
     """The sandbox's name as far as it is a host name (RFC 1123), else its id."""
     return re.sub(r"[^a-z0-9-]+", "-", record.spec.name.lower()).strip("-")[:63] or record.id
 

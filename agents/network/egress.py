@@ -26,9 +26,12 @@ MOST_NAMES: Final = 65_536
 Span = tuple[int, int] | None
 
 
+_LEADS: Final = "type ipv4_addr : verdict"
+
+
 def shared() -> str:
     """What every policy uses."""
-    return f"""map egress {{ type ipv4_addr : verdict; }}
+    return f"""map egress {{ {_LEADS}; }}
   chain world {{
     {_destinations(PRIVATE, REFUSED)}
     accept;
@@ -49,9 +52,10 @@ _KIND: Final = f"type ipv4_addr; flags timeout; size {MOST_NAMES}"
 
 
 def take_down(table: str, address: IPv4Address, policy: EgressPolicy) -> str:
-    """Let no policy of its own hold for an address; no matter whether this one does."""
+    """Let no policy of its own hold for an address; no matter whether this one does, or there is a table at all."""
     chain = _chain(address)
-    lines = [f"add chain inet {table} {chain}", f"add element inet {table} egress {{ {address} : goto {chain} }}"]
+    lines = [f"add table inet {table}", f"add map inet {table} egress {{ {_LEADS}; }}"]
+    lines += [f"add chain inet {table} {chain}", f"add element inet {table} egress {{ {address} : goto {chain} }}"]
     lines += [f"delete element inet {table} egress {{ {address} }}", f"flush chain inet {table} {chain}"]
     lines.append(f"delete chain inet {table} {chain}")
     for n in range(len(_spans(policy))):
@@ -62,8 +66,8 @@ def take_down(table: str, address: IPv4Address, policy: EgressPolicy) -> str:
 def learn(table: str, address: IPv4Address, policy: EgressPolicy, host: str, answers: Sequence[IPv4Address], seconds: int) -> str:
     """Let the addresses of a host name that the policy allows be reached for so long; empty when it allows no such name."""
     elements = ", ".join(f"{answer} timeout {seconds}s" for answer in answers)
-    sets = [n for n, (_, named) in enumerate(_spans(policy)) if any(d.names(host) for d in named)]
-    lines = [line for n in sets for line in _again(table, _set(address, n), answers, elements)] if answers else []
+    meant = [n for n, (_, named) in enumerate(_spans(policy)) if any(d.names(host) for d in named)]
+    lines = [line for n in meant for line in _again(table, _set(address, n), answers, elements)] if answers else []
     return "\n".join(lines) + "\n" if lines else ""
 
 
@@ -72,6 +76,11 @@ def _again(table: str, name: str, answers: Sequence[IPv4Address], elements: str)
     yield f"add element inet {table} {name} {{ {elements} }}"
     yield f"delete element inet {table} {name} {{ {', '.join(map(str, answers))} }}"
     yield f"add element inet {table} {name} {{ {elements} }}"
+
+
+def sets(address: IPv4Address, policy: EgressPolicy) -> list[str]:
+    """Names of its sets."""
+    return [_set(address, n) for n in range(len(_spans(policy)))]
 
 
 def _spans(policy: EgressPolicy) -> list[tuple[Span, list[Destination]]]:

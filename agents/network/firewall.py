@@ -8,12 +8,20 @@ Refusals are answered at once (reject, not drop): a sandbox that asks for what i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping, Sequence
 from ipaddress import IPv4Address, IPv4Network
+from typing import Final
 
-from agents.network.egress import REFUSED, put_up, shared, take_down
+from agents.drivers.driver import RuntimeFault
+from agents.network.egress import REFUSED, learn, put_up, sets, shared, take_down
 from agents.network.nft import Nft
 from domain.sandboxes.egress import EgressPolicy
+
+QUESTIONS: Final = 100
+"""For names, that a sandbox may ask a second; the agent answers them. More are refused."""
+_NAMED: Final = re.compile(r"set (names-\S+) \{[^{}]*elements = \{([^{}]*)\}")
+"""A set with something in it, as ``nft list table`` shows it."""
 
 
 def rules(table: str, bridge: str, subnet: IPv4Network, *, egress: bool) -> str:
@@ -39,6 +47,7 @@ table inet {table} {{
   chain incoming {{ type filter hook input priority 0; policy accept;
     iifname "{bridge}" ct state established,related accept;
     iifname "{bridge}" icmp type echo-request accept;
+    iifname "{bridge}" ip daddr {subnet[1]} udp dport 53 meter questions {{ ip saddr limit rate {QUESTIONS}/second }} accept;
     iifname "{bridge}" {REFUSED}; }}
   chain passing {{ type filter hook forward priority 0; policy accept;
     oifname "{bridge}" ct state established,related accept;
@@ -60,7 +69,22 @@ class Firewall:
     def install(self, subnet: IPv4Network, policies: Mapping[IPv4Address, EgressPolicy]) -> None:
         """Replace the table, with what holds for each address, in one transaction: nothing is open meanwhile."""
         text = rules(self._table, self._bridge, subnet, egress=self._egress)
-        self._run(text + "".join(put_up(self._table, address, policy) for address, policy in policies.items()))
+        text += "".join(put_up(self._table, address, policy) for address, policy in policies.items())
+        self._run(text + self._learnt({name for at, policy in policies.items() for name in sets(at, policy)}))
+
+    def learn(self, address: IPv4Address, policy: EgressPolicy, host: str, answers: Sequence[IPv4Address], seconds: int) -> None:
+        """Let these be reached for so long, as the addresses of a name that the policy allows."""
+        if text := learn(self._table, address, policy, host, answers, seconds):
+            self._run(text)
+
+    def _learnt(self, wanted: Collection[str]) -> str:
+        """What is open by names now, to be opened again, each for the rest of its time."""
+        try:
+            there = self._run(f"list table inet {self._table}") if wanted else ""
+        except RuntimeFault:  # there is no table yet
+            return ""
+        found = ((name, elements) for name, elements in _NAMED.findall(there) if name in wanted)
+        return "".join(f"add element inet {self._table} {name} {{ {' '.join(elements.split())} }}\n" for name, elements in found)
 
     def put_up(self, address: IPv4Address, policy: EgressPolicy) -> None:
         self._run(put_up(self._table, address, policy))

@@ -11,9 +11,9 @@ import asyncio
 import contextlib
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Interface, IPv4Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
 from typing import Final
 
@@ -83,6 +83,8 @@ class BridgeNetwork:
         self.bridge = f"slb{self._mark[:8]}"
         self.table = f"strandline_{self._mark[:8]}"
         self.lets_out, self._isolate = egress, isolate
+        self.resolves = False
+        """Whether somebody answers questions for names on the bridge, and lets ``learn`` know."""
         self._firewall = firewall.Firewall(self.table, self.bridge, egress=egress)
         self._ledger = Ledger(self._directory / "leases.jsonl")
         self._lock = asyncio.Lock()
@@ -137,12 +139,30 @@ class BridgeNetwork:
     def _interface(self, address: object) -> IPv4Interface:
         return IPv4Interface(f"{address}/{_PREFIX}")
 
+    @property
+    def gateway(self) -> IPv4Address:
+        """The node's own address on the bridge."""
+        return self._ledger.gateway
+
+    def address(self, sandbox_id: str) -> IPv4Address | None:
+        return self._ledger.leases.get(sandbox_id)
+
+    def owner(self, address: IPv4Address) -> str | None:
+        """Whose address it is now."""
+        return next((name for name, leased in self._ledger.sandboxes.items() if leased == address), None)
+
+    def learn(self, address: IPv4Address, host: str, answers: Sequence[IPv4Address], seconds: int) -> None:
+        """What a name was answered with may be reached from an address, if its policy allows that name."""
+        if self.lets_out and (policy := self._ledger.policies.get(address)) is not None:
+            self._firewall.learn(address, policy, host, answers, seconds)
+
     async def attach(self, sandbox_id: str, egress: EgressPolicy | None = None) -> Attachment:
         """``egress`` holds when this returns: before anything runs there."""
         _check(sandbox_id)
         if not self.lets_out:
             _refuse_way_out(egress)
-        _refuse_domains(egress)
+        if egress is not None and not self.resolves and any(destination.domain for destination in egress.allowed):
+            raise RuntimeFault("sandbox.unsupported", "egress by domain needs a name server on the node's bridge, and it has none")
         self._asked.set()
         async with self._lock:
             if sandbox_id not in self._ledger.leases and (spares := self._ledger.spares):
@@ -271,11 +291,6 @@ def _refuse_way_out(egress: EgressPolicy | None) -> None:
     """Raises ``sandbox.unsupported`` for a policy that lets out where nothing gets out; one that does not is kept by itself."""
     if egress is not None and egress.lets_out:
         raise RuntimeFault("sandbox.unsupported", "sandboxes do not get out of this node: it was started without --egress, or not as root")
-
-
-def _refuse_domains(egress: EgressPolicy | None) -> None:
-    if egress is not None and any(destination.domain for destination in egress.allowed):
-        raise RuntimeFault("sandbox.unsupported", "egress by domain is not supported yet: name addresses or networks")
 
 
 def _check(sandbox_id: str) -> None:

@@ -14,6 +14,7 @@ import structlog
 
 from agents.drivers.driver import CanPause, CanSnapshot, RuntimeFault
 from agents.failures import FailedError, fail
+from agents.namefiles import tell_names
 from agents.node import LocalNode
 from agents.provisioning import Bringup, Rooted, Served, Started, ToServe, Up, Wanted, serve, spec_of, wire_of
 from agents.records import SandboxRecord
@@ -127,7 +128,9 @@ async def _restore(b: Bringup, back: Back) -> Rooted:
 async def _restart(b: Bringup, ready: ToRestart) -> Restarted:
     attached = await b.node.network.attach(ready.box.id, ready.box.spec.egress)
     async with b.node.creating:
-        handle = await b.driver.start(spec_of(b.node, ready.box, Path(ready.path), wire_of(attached), ready.snapshot_id))
+        spec = spec_of(b.node, ready.box, Path(ready.path), wire_of(attached), ready.snapshot_id)
+        tell_names(spec, ready.box.project)
+        handle = await b.driver.start(spec)
     return Restarted(handle=asdict(handle), address=attached.address)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import socket
 from collections.abc import AsyncIterator, Iterator
@@ -53,7 +54,7 @@ async def sandbox(s: Strandline, *cmd: str, **wishes: Any) -> AsyncIterator[str]
 
 async def said(s: Strandline, sandbox_id: str, *cmd: str) -> tuple[int, str]:
     done = await s.sandboxes.exec(sandbox_id, ["busybox", *cmd])
-    return done.exit_code, done.stdout
+    return done.exit_code, base64.b64decode(done.stdout).decode()
 
 
 def test_a_sandbox_gets_out_as_far_as_its_egress_says(running: Running) -> None:
@@ -71,6 +72,19 @@ def test_a_sandbox_gets_out_as_far_as_its_egress_says(running: Running) -> None:
             with pytest.raises(Refused) as refusal:
                 await s.sandboxes.create("base", egress={"allow": ["example.org"]})
             assert (refusal.value.code, list(refusal.value.details)) == ("command.invalid", ["egress.internet"])
+
+    asyncio.run(scenario())
+
+
+def test_sandboxes_find_each_other_by_their_names(running: Running) -> None:
+    async def scenario() -> None:
+        async with Strandline.connect(running.dir) as s, sandbox(s, name="web", labels={"service": "front"}) as made:
+            address = (await s.sandboxes.get(made)).address
+            for name in (made, "web", "front"):
+                code, text = await said(s, made, "nslookup", f"{name}.default.sandbox.internal")
+                assert (code, address in text) == (0, True), text
+            assert (await said(s, made, "nslookup", "web.other.sandbox.internal"))[0] != 0
+            assert f"{address} web {made}" in (await said(s, made, "cat", "/etc/hosts"))[1]
 
     asyncio.run(scenario())
 

@@ -10,14 +10,16 @@ from dataclasses import dataclass
 from ipaddress import IPv4Interface
 from pathlib import Path
 
-from support.inside import inside
+from support.inside import inside, listen
 
 from agents.network import namespaces
 from agents.network.rtnetlink import Route
 
-NODE = "203.0.113.1"
-PUBLIC, OTHER, PRIVATE = "203.0.113.10", "203.0.113.11", "192.168.251.10"
-_NEAR = ("203.0.113.1/24", "192.168.251.1/24")
+_PLACE = os.getpid() % 16
+"""Test processes that run side by side have worlds side by side."""
+NODE, PUBLIC, OTHER = (f"203.0.113.{16 * _PLACE + n}" for n in (1, 2, 3))
+PRIVATE = f"192.168.{224 + _PLACE}.2"
+_NEAR = (f"{NODE}/28", f"192.168.{224 + _PLACE}.1/28")
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class World:
     def serving(self, *places: tuple[str, int]) -> Iterator[list[socket.socket]]:
         """Somebody listens at each (address, port) as long as the block lasts."""
         with ExitStack() as stack:
-            servers = inside(self.netns, lambda: [socket.create_server(place) for place in places])
+            servers = inside(self.netns, lambda: [listen(*place) for place in places])
             yield [stack.enter_context(server) for server in servers]
 
 
@@ -47,7 +49,7 @@ def world(directory: Path, addresses: Sequence[str] = (PUBLIC, OTHER, PRIVATE)) 
             host.add_veth(f"slw{tag}", near, "eth0", namespace)
             index = far.index("eth0") or 0
             for address in addresses:
-                far.add_address(index, IPv4Interface(f"{address}/24"))
+                far.add_address(index, IPv4Interface(f"{address}/28"))
             far.up(index)
             yield World(path)
         finally:
