@@ -57,6 +57,10 @@ async def said(s: Strandline, sandbox_id: str, *cmd: str) -> tuple[int, str]:
     return done.exit_code, base64.b64decode(done.stdout).decode()
 
 
+TRY = f"for a in {PUBLIC} {OTHER} {PRIVATE}; do busybox nc -w 2 $a 80 -e /bin/true && echo $a; done"
+"""Says which of them it reaches."""
+
+
 def test_a_sandbox_gets_out_as_far_as_its_egress_says(running: Running) -> None:
     async def scenario() -> None:
         async with Strandline.connect(running.dir) as s:
@@ -67,8 +71,7 @@ def test_a_sandbox_gets_out_as_far_as_its_egress_says(running: Running) -> None:
                 ({"allow": [f"{PUBLIC}:81"], "internet": False}, set()),
             ):
                 async with sandbox(s, egress=egress) as made:
-                    tried = {a: (await said(s, made, "nc", "-w", "2", a, "80", "-e", "/bin/echo"))[0] for a in (PUBLIC, OTHER, PRIVATE)}
-                    assert {address for address, code in tried.items() if code == 0} == reaches
+                    assert set((await said(s, made, "sh", "-c", TRY))[1].split()) == reaches
             with pytest.raises(Refused) as refusal:
                 await s.sandboxes.create("base", egress={"allow": ["example.org"]})
             assert (refusal.value.code, list(refusal.value.details)) == ("command.invalid", ["egress.internet"])
