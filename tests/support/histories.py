@@ -257,6 +257,7 @@ POOLS = {
     "volume_id": VOLUMES,
     "volume_kind": ("image", "directory"),
     "why": ("sandbox-ended", "node-evicted"),
+    "needs": ("", "resumes-1"),
     "size_mb": (64, 128, 256),
     "filesystem": ("ext4", "xfs", None),
     "source": (None, None, Source(volume_id=VOLUMES[0], disk="logs", snapshot="s1")),
