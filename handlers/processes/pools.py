@@ -90,12 +90,14 @@ async def _retire(control: Control, project: str, pool: Pool, plan: Plan) -> Non
     for name in sorted(leaving):
         if await control.find(Sandbox, project, name) is not None:
             cause = control.own_cause(project, "sandbox", name, "scaled-down")
-            await control.change(Sandbox, project, name, cause, partial(_stop, at=cause.at, command=cause.command))
+            await control.change(Sandbox, project, name, cause, partial(_stop, at=cause.at, command=cause.command, warm=pool.settings.warm))
 
 
-def _stop(sandbox: Sandbox, at: datetime, command: str) -> None:
-    """Unless somebody has it by now."""
-    if sandbox.pool is not None:
+def _stop(sandbox: Sandbox, at: datetime, command: str, *, warm: bool) -> None:
+    """Unless somebody has it by now. In one that only waited nothing is worth waiting for."""
+    if sandbox.pool is not None and warm:
+        sandbox.request_delete(at, command, "scaled_down")
+    elif sandbox.pool is not None:
         sandbox.request_stop(at, command, reason="scaled_down")
 
 
