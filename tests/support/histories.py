@@ -70,6 +70,7 @@ KINDS = (
     Replica,
     Job,
     Snapshot,
+    Snapshot,
     Provisioning,
     Disk,
     Disk,
