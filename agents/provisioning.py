@@ -29,7 +29,6 @@ import structlog
 
 from agents.drivers.driver import CanHold, Driver, Handle, Limits, MapsUsers, RuntimeFault, Spec, TakesDisk
 from agents.drivers.inside import IDENTITY_PATH
-from agents.failures import FailedError
 from agents.namefiles import tell_names
 from agents.node import LocalNode
 from agents.ports import Attachment
@@ -185,16 +184,12 @@ async def _destroy(b: Bringup, ready: ToStart) -> None:
 
 
 async def serve(b: Bringup, started: ToServe) -> Served:
-    """Wait until it is up, also one that came up again; say what it serves. What is wrong with its port is said in its own log, too."""
-    box, handle, said = started.box, Handle(**started.handle), b.node.runtime_line
+    """Wait until it is up, also one that came up again; say what it serves."""
+    box, handle = started.box, Handle(**started.handle)
     port, waited = box.spec.recipe.probe_port, (b.node.clock() - b.since("ready")).total_seconds()
-    try:
-        bound = await wait_ready(b.driver, handle, port, started.address, b.node.settings.port_wait_s, waited)
-    except FailedError as failed:
-        said(box.id, failed.failure.message)
-        raise
+    bound = await wait_ready(b.driver, handle, port, started.address, b.node.settings.port_wait_s, waited)
     if bound is not None:
-        said(box.id, f"port {port} is served on {bound}, and taken for that; let the program heed $PORT")
+        b.node.runtime_line(box.id, f"port {port} is served on {bound}, and taken for that; let the program heed $PORT")
     return Served(ports=await port_statuses(b.driver, handle, box.spec.recipe, started.address, bound))
 
 

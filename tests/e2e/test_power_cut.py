@@ -60,13 +60,13 @@ def missing(directory: Path) -> None:
 
 def empty(directory: Path) -> None:
     """Names without contents, as most file systems leave them."""
-    for file in directory.iterdir():
+    for file in filter(Path.is_file, directory.iterdir()):
         os.truncate(file, 0)
 
 
 def torn(directory: Path) -> None:
     """The first half of each file."""
-    for file in directory.iterdir():
+    for file in filter(Path.is_file, directory.iterdir()):
         os.truncate(file, file.stat().st_size // 2)
 
 

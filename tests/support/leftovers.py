@@ -46,9 +46,14 @@ def remember(directory: Path) -> None:
 
 
 def traces(directory: Path) -> Traces:
-    """What belongs to one test's own folder."""
-    marks = tuple(_mark(path) for path in [*directory.glob("*"), *directory.glob("*/*")])
-    return _traces(directory, marks)
+    """What belongs to one test's own folder.
+
+    Links bear four characters of a mark only, so that every folder too many may be taken for one of another run: a root's are none.
+    """
+    folders = (
+        path for path in [*directory.glob("*"), *directory.glob("*/*")] if path.is_dir() and path.relative_to(directory).parts[0] != "root"
+    )
+    return _traces(directory, tuple(_mark(path) for path in folders))
 
 
 def of_run(base: Path) -> Traces:

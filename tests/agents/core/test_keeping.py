@@ -24,7 +24,7 @@ PROCESS = pytest.param("process", marks=pytest.mark.skipif(shutil.which("bwrap")
 def test_what_the_log_does_not_know_is_taken_from_the_host_and_the_log_says_so(server, built, tmp_path, driver: str) -> None:
     async def scenario() -> None:
         async with kept(server, tmp_path / "strand", *built) as place:
-            async with AgentProcess(place, driver):  # looks at its start, and again in five minutes
+            async with AgentProcess(place, driver, "--starts-waiting=0"):  # looks at its start, and again in five minutes
                 await place.online()
                 stranger = await place.past_the_log("stranger")
                 would = await place.do("node.sweep", {"node_id": NODE, "dry_run": True})
@@ -35,7 +35,7 @@ def test_what_the_log_does_not_know_is_taken_from_the_host_and_the_log_says_so(s
                 assert pids("stranger") == set()
             if driver != "process":
                 return  # the timer is the same for every driver
-            async with AgentProcess(place, driver, "--look", "0.2"):
+            async with AgentProcess(place, driver, "--starts-waiting=0", "--look", "0.2"):
                 await place.online()
                 other = await place.past_the_log("other")
                 assert await place.swept(2) == [gone, {**gone, "id": other}]
@@ -52,7 +52,7 @@ def test_a_nodes_copy_of_an_artifact_that_nobody_knows_goes_after_a_day(server, 
         async with kept(server, tmp_path / "strand", *built) as place:
             artifact = place.artifact.artifact_id
             copy = place.own / "artifacts" / f"{artifact}.ext4"
-            async with AgentProcess(place, "process") as agent:
+            async with AgentProcess(place, "process", "--starts-waiting=0") as agent:
                 await place.online()
                 body = {"template_id": "tpl-" + "0" * 24, "artifact": place.artifact.model_dump()}
                 await place.send(place.order(Verb.REPLICA_DISTRIBUTE, body))
@@ -61,7 +61,7 @@ def test_a_nodes_copy_of_an_artifact_that_nobody_knows_goes_after_a_day(server, 
                 await agent.stop()
             os.utime(copy, (1, 1))
             (place.own / "collected").write_text((datetime.now(UTC) - timedelta(hours=168)).isoformat())
-            async with AgentProcess(place, "process"):
+            async with AgentProcess(place, "process", "--starts-waiting=0"):
                 assert await place.swept() == [{"kind": "artifact", "id": artifact, "why": "unknown"}]
                 assert not copy.exists()
 

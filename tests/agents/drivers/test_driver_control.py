@@ -239,6 +239,7 @@ def test_a_listening_port_is_seen(bench: Bench) -> None:
     run(scenario())
 
 
+@pytest.mark.root
 @PROCESS
 def test_a_port_on_loopback_alone_is_told_from_one_that_can_be_reached(bench: Bench) -> None:
     async def scenario() -> None:
