@@ -154,7 +154,8 @@ class Memory:
     def _on_end(self, entry: Entry) -> None:
         report = Report.model_validate(entry["report"])
         self.orders.pop(entry["id"], None)
-        _remember(self.ended, entry["id"], entry["at"])
+        for forgotten in _remember(self.ended, entry["id"], entry["at"]):
+            self.answers.pop(forgotten, None)
         self.outbox[report.id] = report
         self.answers[entry["id"]] = report
         self.answers.move_to_end(entry["id"])
@@ -210,7 +211,7 @@ class Memory:
 
     def _retold_reports(self) -> Iterator[Entry]:
         for identifier, report in self.answers.items():
-            yield {"k": "end", "id": identifier, "at": self.ended.get(identifier, 0.0), "report": _json(report)}
+            yield {"k": "end", "id": identifier, "at": self.ended[identifier], "report": _json(report)}
             if report.id not in self.outbox:
                 yield {"k": "sent", "id": report.id}
         answered = {report.id for report in self.answers.values()}
@@ -272,12 +273,14 @@ def _json(record: Record) -> dict[str, Any]:
     return record.model_dump(mode="json", exclude_defaults=True)
 
 
-def _remember(ids: OrderedDict[str, float], identifier: str, at: float) -> None:
-    """Newest last; what is too old, or too many, is forgotten. Time is that of the entry, so that every fold is the same."""
+def _remember(ids: OrderedDict[str, float], identifier: str, at: float) -> list[str]:
+    """Newest last; what is too old, or too many, is forgotten, and returned. Time is that of the entry, so that every fold is the same."""
     ids[identifier] = at
     ids.move_to_end(identifier)
+    forgotten = []
     while ids and (len(ids) > KEEP_IDS or next(iter(ids.values())) < at - KEEP_S):
-        ids.popitem(last=False)
+        forgotten.append(ids.popitem(last=False)[0])
+    return forgotten
 
 
 def _bulk(kind: str, ids: OrderedDict[str, float]) -> Iterator[Entry]:
