@@ -22,7 +22,7 @@ from agents.node import LocalNode
 from agents.records import Trail, order_entry
 from agents.steps import IncompatibleError
 from agents.task import Task
-from agents.verbs import cancel, commits, disks, execute, images, inspect, limits, power, provision, replicas, snapshots, sweep
+from agents.verbs import cancel, commits, disks, execute, images, inspect, limits, power, provision, replicas, restart, snapshots, sweep
 from agents.watching import ensure_watched
 from bus.tracing import Tracing
 from domain.kernel.aggregate import Record
@@ -49,6 +49,7 @@ VERBS: Final[dict[Verb, Perform]] = {
     Verb.SANDBOX_SNAPSHOT: snapshots.snapshot,
     Verb.SANDBOX_ROLLBACK: snapshots.rollback,
     Verb.SANDBOX_COMMIT: commits.commit,
+    Verb.SANDBOX_RESTART: restart.restart,
     Verb.SNAPSHOT_REMOVE: snapshots.remove,
     Verb.SNAPSHOT_EXPORT: snapshots.export,
     Verb.DISK_PROVISION: disks.provision,

@@ -106,7 +106,11 @@ class Back(Wanted):
     snapshot_id: str
 
 
-class ToRestart(Back, Rooted):
+class ToStartAgain(Wanted, Rooted):
+    pass
+
+
+class ToRestart(Back, ToStartAgain):
     pass
 
 
@@ -114,10 +118,10 @@ class Restarted(Started):
     address: str
 
 
-async def _halt(b: Bringup, back: Back) -> Nothing:
+async def halt(b: Bringup, wanted: Wanted) -> Nothing:
     """End the old machine. Its exit is our doing and nobody is told of it."""
-    unwatch(b.node, back.box.id)
-    await b.driver.destroy(back.box.id)
+    unwatch(b.node, wanted.box.id)
+    await b.driver.destroy(wanted.box.id)
     return Nothing()
 
 
@@ -126,16 +130,21 @@ async def _restore(b: Bringup, back: Back) -> Rooted:
 
 
 async def _restart(b: Bringup, ready: ToRestart) -> Restarted:
+    return await start_again(b, ready, ready.snapshot_id)
+
+
+async def start_again(b: Bringup, ready: ToStartAgain, snapshot_id: str | None) -> Restarted:
+    """Under the generation that is on record. ``snapshot_id``: whose memory to go on with, if it holds one; None: from the beginning."""
     attached = await b.node.network.attach(ready.box.id, ready.box.spec.egress)
     async with b.node.creating:
-        spec = spec_of(b.node, ready.box, Path(ready.path), wire_of(attached), ready.snapshot_id)
+        spec = spec_of(b.node, ready.box, Path(ready.path), wire_of(attached), snapshot_id)
         tell_names(spec, ready.box.project)
         handle = await b.driver.start(spec)
     return Restarted(handle=asdict(handle), address=attached.address)
 
 
-async def _stays_ended(b: Bringup, ready: ToRestart) -> None:
-    """There is no way back to the old machine: what half came up is ended, and the order says that this was fatal."""
+async def stays_ended(b: Bringup, ready: ToStartAgain) -> None:
+    """There is no way back to the old machine: what half came up is ended. When it is a rollback, the order says that this was fatal."""
     await b.driver.destroy(ready.box.id)
 
 
@@ -143,9 +152,9 @@ ROLLBACK_SANDBOX: Final = define(
     "rollback-sandbox",
     1,
     Back,
-    Action("halt", Back, Nothing, _halt, NoUndo("there is no way back to the old machine")),
+    Action("halt", Back, Nothing, halt, NoUndo("there is no way back to the old machine")),
     Action("restore", Back, Rooted, _restore, NoUndo("the disk goes with the sandbox"), after=("halt",)),
-    Action("restart", ToRestart, Restarted, _restart, _stays_ended),
+    Action("restart", ToRestart, Restarted, _restart, stays_ended),
     Action("ready", ToServe, Served, serve, NoUndo("it only looks")),
 )
 

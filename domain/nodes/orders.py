@@ -41,6 +41,7 @@ class Verb(StrEnum):
     SANDBOX_SNAPSHOT = "sandbox-snapshot"
     SANDBOX_ROLLBACK = "sandbox-rollback"
     SANDBOX_COMMIT = "sandbox-commit"
+    SANDBOX_RESTART = "sandbox-restart"
     SNAPSHOT_REMOVE = "snapshot-remove"
     SNAPSHOT_EXPORT = "snapshot-export"
     DISK_PROVISION = "disk-provision"
@@ -385,6 +386,13 @@ class SandboxRollback(Record):
     snapshot_manifest: Sha256 | None = None
 
 
+class SandboxRestart(Record):
+    """Start the main process again in the root that is there. ``generation`` must be greater than what the node has."""
+
+    sandbox_id: SandboxId
+    generation: int
+
+
 class SandboxCommit(Record):
     """Make an ext4 file of the sandbox's disk as it is at one moment, and keep it on the node. ``disk_mb``: the template's."""
 
@@ -569,6 +577,7 @@ BODIES: Final[dict[Verb, type[Record]]] = {
     Verb.SANDBOX_SNAPSHOT: SandboxSnapshot,
     Verb.SANDBOX_ROLLBACK: SandboxRollback,
     Verb.SANDBOX_COMMIT: SandboxCommit,
+    Verb.SANDBOX_RESTART: SandboxRestart,
     Verb.SNAPSHOT_REMOVE: SnapshotRemove,
     Verb.SNAPSHOT_EXPORT: SnapshotExport,
     Verb.DISK_PROVISION: DiskProvision,
@@ -599,6 +608,7 @@ RESULTS: Final[dict[Verb, type[Record] | None]] = {
     Verb.SANDBOX_SNAPSHOT: SnapshotTaken,
     Verb.SANDBOX_ROLLBACK: SandboxRunning,
     Verb.SANDBOX_COMMIT: SandboxCommitted,
+    Verb.SANDBOX_RESTART: SandboxRunning,
     Verb.SNAPSHOT_REMOVE: None,
     Verb.SNAPSHOT_EXPORT: SnapshotExported,
     Verb.DISK_PROVISION: DiskProvisioned,

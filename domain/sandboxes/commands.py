@@ -12,7 +12,7 @@ from domain.kernel.command import Command, Part
 from domain.kernel.ids import JobId, Name, NodeId, SandboxId, SnapshotId
 from domain.sandboxes.egress import EgressPolicy
 from domain.sandboxes.placed import Strategy
-from domain.sandboxes.spec import Argv, Env, EnvName, EnvValue, Labels, MountPath, OnTtl, Port, Ports, TtlKind
+from domain.sandboxes.spec import Argv, Env, EnvName, EnvValue, Labels, MountPath, OnTtl, Port, Ports, Restart, TtlKind
 
 RESERVED_PATHS = frozenset({"dev", "proc", "sys"})
 """What the system inside has for itself."""
@@ -79,6 +79,7 @@ class SandboxCreate(Command):
     ttl_kind: TtlKind = "absolute"
     on_ttl: OnTtl = "delete"
     auto_resume: bool = False
+    restart: Restart = "never"
     node: NodeId | None = None
     node_labels: Labels = {}
     strategy: Strategy = "spread"

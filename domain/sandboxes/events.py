@@ -56,6 +56,8 @@ class SandboxCreated(CreatedEvent):
         sandbox.failure = None
         sandbox.deleting = False
         sandbox.forgotten = False
+        sandbox.crashes = 0
+        sandbox.up_since = None
         sandbox.grace_s = 10
 
 
@@ -81,6 +83,7 @@ class SandboxStarted(Event):
     ttl_generation: int = 0
 
     def apply(self, sandbox: Sandbox) -> None:
+        sandbox.up_since = self.timestamp
         sandbox.state = SandboxState.RUNNING
         sandbox.attempt = self.attempt
         sandbox.started_at = self.timestamp
@@ -169,6 +172,7 @@ class SandboxRolledBack(Event):
     ttl_generation: int = 0
 
     def apply(self, sandbox: Sandbox) -> None:
+        sandbox.up_since = self.timestamp
         sandbox.state = SandboxState.RUNNING
         sandbox.operation = None
         sandbox.expired = None

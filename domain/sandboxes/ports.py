@@ -17,6 +17,11 @@ def after(known: Ports, seen: Ports) -> Ports:
     return tuple(by_port[port.port].after(port) if port.port in by_port else port for port in known)
 
 
+def unserved(known: Ports) -> Ports:
+    """The known ports when nothing runs that could serve them."""
+    return tuple(port.model_copy(update={"status": "declared"}).after(port) for port in known)
+
+
 def declared(recipe: Recipe) -> Iterable[int]:
     """The ports that it is to serve, without repeats."""
     return dict.fromkeys([*recipe.ports, *(() if recipe.probe_port is None else (recipe.probe_port,))])

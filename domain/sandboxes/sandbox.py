@@ -16,13 +16,14 @@ from domain.sandboxes import events
 from domain.sandboxes.lifetime import Lifetime
 from domain.sandboxes.placed import Placed
 from domain.sandboxes.ports import after, require
+from domain.sandboxes.restarting import Restarts
 from domain.sandboxes.spec import Limits, SandboxSpec
 from domain.sandboxes.states import HORIZON, LIFECYCLE, TOO_LATE, Exit, ExitReason, Operation, OperationKind, Reason, SandboxState, Ttl
 
 __all__ = ["Exit", "Operation", "Reason", "Sandbox", "SandboxState", "Ttl"]
 
 
-class Sandbox(Lifetime):
+class Sandbox(Lifetime, Restarts):
     TOPIC = "sandbox"
     LIFECYCLES: ClassVar = {"state": LIFECYCLE}
 
@@ -206,7 +207,7 @@ class Sandbox(Lifetime):
     def operation_expired(self, at: datetime, command_id: str) -> None:
         """Give up waiting, once the deadline has passed: nothing stays busy for ever."""
         operation = self.operation
-        if operation is None or operation.command != command_id or at < operation.deadline:
+        if operation is None or operation.kind == "restart" or operation.command != command_id or at < operation.deadline:
             return
         if LIFECYCLE.admits("operation_expired", self.state):
             self.record(events.SandboxOperationExpired, at, kind=operation.kind, command=command_id)
@@ -238,9 +239,12 @@ class Sandbox(Lifetime):
 
     def exited(self, at: datetime, generation: int, exit_code: int | None, reason: ExitReason = "exited") -> None:
         """The node saw the main process end. An exit of an older machine, or of the one that a rollback replaces, is no news."""
-        rollback = self.operation if self.operation and self.operation.kind == "rollback" else None
-        replaced = rollback is not None and generation < (rollback.generation or 0)
+        newer = self.operation if self.operation and self.operation.kind in {"rollback", "restart"} else None
+        replaced = newer is not None and generation < (newer.generation or 0)
         if generation < self.generation or replaced or not LIFECYCLE.admits("exited", self.state):
+            return
+        if self.spec.restart == "always" and self.state is SandboxState.RUNNING and reason != "lost":
+            self.crash(at, generation, exit_code, reason)
             return
         why: Reason = "node_lost" if reason == "lost" else reason
         self.record(events.SandboxExited, at, generation=generation, exit=Exit(code=exit_code, at=at), reason=why)
@@ -288,7 +292,7 @@ class Sandbox(Lifetime):
 
     def ports_seen(self, at: datetime, generation: int, seen_at: datetime, ports: tuple[PortStatus, ...]) -> None:
         """What the node sees of its ports. No news when that is known, older than what is, or was seen of an earlier machine."""
-        if generation != self.generation or not LIFECYCLE.admits("ports_seen", self.state):
+        if generation != self.generation or self.restarting is not None or not LIFECYCLE.admits("ports_seen", self.state):
             return
         now = after(self.ports, ports)
         if now != self.ports and (self.ports_seen_at is None or seen_at > self.ports_seen_at):

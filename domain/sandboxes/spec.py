@@ -25,6 +25,8 @@ MountPath = Annotated[str, StringConstraints(pattern=r"^(/[^/\x00-\x1f]{1,255})+
 """Absolute, without a slash at its end."""
 
 DriverName = Literal["process", "oci", "vm", "sim"]
+Restart = Literal["never", "always"]
+"""What follows when the main process ends by itself: the sandbox has ended, or the process is started again."""
 TtlKind = Literal["absolute", "idle"]
 OnTtl = Literal["delete", "pause"]
 
@@ -84,6 +86,7 @@ class SandboxSpec(Record):
     name: str = ""
     labels: Labels = {}
     driver: DriverName | None = None
+    restart: Restart = "never"
     snapshot_manifest: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")] | None = None
     """Where a node that does not have the snapshot finds its content."""
     egress: EgressPolicy | None = None

@@ -7,8 +7,8 @@ PAUSED      frozen; its time to live stands still too.
 STOPPED     "please tear down": it ended, or somebody wants it to. Never overwritten by a late "it runs".
 DEAD        torn down, or never built. Never rewritten, not even by another "it is dead".
 
-Beside the state there is at most one ``operation`` in progress (pause, resume, rollback, snapshot, limits), with a deadline: nothing stays
-busy for ever (design.md §10.4). A second one is refused with ``sandbox.illegal-state`` and ``details.operation``.
+Beside the state there is at most one ``operation`` in progress (pause, resume, rollback, snapshot, limits, restart), with a deadline:
+nothing stays busy for ever (design.md §10.4). A second one is refused with ``sandbox.illegal-state`` and ``details.operation``.
 """
 
 from __future__ import annotations
@@ -61,6 +61,9 @@ LIFECYCLE: Final = Lifecycle(
     exited             STOPPED    STOPPED    STOPPED  STOPPED  =        =
     destroyed          DEAD       DEAD       DEAD     DEAD     DEAD     =
     forget             =          =          =        =        =        DEAD
+    crash              =          =          RUNNING  =        =        =
+    restarted          =          =          RUNNING  =        =        =
+    restart_failed     =          =          RUNNING  =        =        =
     require_exec       !          !          =        !        !        !
     require_disk       !          !          =        =        !        !
     require_port       =          =          =        =        !        !
@@ -98,7 +101,7 @@ TOO_LATE: Final = Failure(code="template.deleted", message="its template was del
 ExitReason = Literal["exited", "oom", "lost", "killed"]
 """What a node says of a main process that ended by itself."""
 
-OperationKind = Literal["pause", "resume", "rollback", "snapshot", "limits"]
+OperationKind = Literal["pause", "resume", "rollback", "snapshot", "limits", "restart"]
 
 
 class Operation(Record):
@@ -112,6 +115,8 @@ class Operation(Record):
     generation: int | None = None
     job_id: str | None = None
     limits: Limits | None = None
+    not_before: datetime | None = None
+    """When it is due; None: at once."""
 
 
 class Ttl(Record):

@@ -204,6 +204,7 @@ def _spec(
         driver=driver,
         egress=None if command.egress is None else EgressPolicy.model_validate(command.egress.model_dump()),
         disks=disk_mounts.uses(command),
+        restart=command.restart,
     )
 
 

@@ -53,6 +53,8 @@ def due_for(sandbox: Sandbox, operation: Operation) -> Due:
         case "rollback":
             body = {**target, "snapshot_id": operation.snapshot_id, "generation": operation.generation}
             return Due(Verb.SANDBOX_ROLLBACK, body, operation.command, operation.attempt)
+        case "restart":
+            return Due(Verb.SANDBOX_RESTART, {**target, "generation": operation.generation}, operation.command, operation.attempt)
         case "snapshot":
             body = {**target, "snapshot_id": operation.snapshot_id, "generation": sandbox.generation}
             return Due(Verb.SANDBOX_SNAPSHOT, body, operation.command, operation.attempt, "snapshot", operation.snapshot_id or "")
@@ -78,9 +80,15 @@ async def pump(control: Control, project: str, sandbox_id: str) -> None:
         return
     if sandbox.state in STARTING:
         await _provision(control, project, sandbox)
-    elif (what := due(sandbox, 1)) is not None:
+    elif not _waits(control, sandbox) and (what := due(sandbox, 1)) is not None:
         await control.order(sandbox.node_id, order_of(control, project, sandbox, await _with_manifest(control, project, what)))
     await _timers(control, project, sandbox)
+
+
+def _waits(control: Control, sandbox: Sandbox) -> bool:
+    """Is it not yet time for what is to be done?"""
+    begins = None if sandbox.operation is None else sandbox.operation.not_before
+    return begins is not None and control.clock() < begins
 
 
 async def _with_manifest(control: Control, project: str, what: Due) -> Due:
@@ -160,12 +168,21 @@ async def _expired(control: Control, project: str, sandbox: Sandbox) -> bool:
     operation = sandbox.operation
     if operation is None or now <= operation.deadline:
         return False
+    if operation.kind == "restart":
+        await _stays_down(control, project, sandbox)
+        return True
     cause = control.own_cause(project, "sandbox", sandbox.id, "expire", operation.command)
     parts: Parts = [part(Sandbox, project, sandbox.id, lambda s: s.operation_expired(cause.at, operation.command))]
     if operation.kind == "rollback" and operation.job_id is not None:  # done or not: what the node says later is still believed
         parts.append(part(Job, project, operation.job_id, lambda j: j.advance(cause.at, Phase.ROLLBACK_RECOVERING)))
     await control.store.transact_many(parts, cause)
     return True
+
+
+async def _stays_down(control: Control, project: str, sandbox: Sandbox) -> None:
+    """A restart that did not come about in its time: the sandbox has ended with its process."""
+    cause = control.own_cause(project, "sandbox", sandbox.id, "stays-down", sandbox.last_generation)
+    await control.change(Sandbox, project, sandbox.id, cause, lambda s: s.request_stop(cause.at, cause.command, 0, "exited"))
 
 
 async def _give_up(control: Control, project: str, sandbox: Sandbox) -> None:
@@ -194,6 +211,8 @@ async def _bury(control: Control, project: str, sandbox: Sandbox) -> None:
 async def _timers(control: Control, project: str, sandbox: Sandbox) -> None:
     if sandbox.state is SandboxState.RUNNING and sandbox.ends_at is not None:
         await control.set_timer(project, "sandbox", sandbox.id, "ttl", sandbox.ends_at, sandbox.ttl_generation)
+    if sandbox.operation is not None and sandbox.operation.not_before is not None and _waits(control, sandbox):
+        await control.set_timer(project, "sandbox", sandbox.id, "restart", sandbox.operation.not_before, sandbox.last_generation)
     if sandbox.operation is not None:
         await control.set_timer(project, "sandbox", sandbox.id, "operation", sandbox.operation.deadline, sandbox.generation)
 

@@ -166,6 +166,24 @@ async def _limited(control: Control, report: Report, cause: Cause) -> None:
     await _operated(control, report, cause, lambda s, command: s.limits_changed(cause.at, command))
 
 
+async def _restarted(control: Control, report: Report, cause: Cause) -> None:
+    """Up again, or not; what is late is still the truth, and no news when another restart has begun since."""
+    sandbox = await control.get(Sandbox, report.project, report.process_id)
+    operation = _answered(control, report, sandbox)
+    if operation is None:
+        return
+    generation = operation.generation or 0
+
+    def decide(s: Sandbox) -> None:
+        if report.kind is ReportKind.DONE:
+            running = SandboxRunning.model_validate(report.body)
+            s.restarted(cause.at, generation, running.address, running.ports, running.driver)
+        elif report.kind is ReportKind.FAILED:
+            s.restart_failed(cause.at, generation, failure_of(report))
+
+    await control.change(Sandbox, report.project, sandbox.id, cause, decide)
+
+
 async def _operated(control: Control, report: Report, cause: Cause, accept: Callable[[Sandbox, str], object]) -> None:
     sandbox = await control.get(Sandbox, report.project, report.process_id)
     operation = _answered(control, report, sandbox)
@@ -321,6 +339,7 @@ TAKERS: Final[dict[str, Taker]] = {
     Verb.SANDBOX_LIMITS: _limited,
     Verb.SANDBOX_DESTROY: _destroyed,
     Verb.SANDBOX_ROLLBACK: _rolled_back,
+    Verb.SANDBOX_RESTART: _restarted,
     Verb.SANDBOX_SNAPSHOT: _snapshotted,
     Verb.SNAPSHOT_REMOVE: _snapshot_removed,
     Verb.SNAPSHOT_EXPORT: _snapshot_exported,

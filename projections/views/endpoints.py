@@ -37,7 +37,7 @@ def created(state: State, fact: Fact) -> None:
     state.put(fact.project, fact.id, note, kind=PORTS)
 
 
-@VIEW.on("sandbox.started", "sandbox.resumed", "sandbox.rolled-back")
+@VIEW.on("sandbox.started", "sandbox.resumed", "sandbox.rolled-back", "sandbox.restarted")
 def open_ports(state: State, fact: Fact) -> None:
     note = state.edit(fact.project, fact.id, kind=PORTS)
     if note is None or not (note["ports"] or fact.data["ports"]):
@@ -72,7 +72,7 @@ def _endpoint(sandbox_id: str, port: dict[str, Any]) -> str:
     return f"{sandbox_id}_{port['port']}"
 
 
-@VIEW.on("sandbox.paused", "sandbox.stop-requested", "sandbox.delete-requested", "sandbox.exited")
+@VIEW.on("sandbox.paused", "sandbox.stop-requested", "sandbox.delete-requested", "sandbox.exited", "sandbox.crashed")
 def close_ports(state: State, fact: Fact) -> None:
     note = state.get(fact.project, fact.id, kind=PORTS)
     if note is not None and note["ports"]:

@@ -42,6 +42,8 @@ VIEW: Final = View(
         "generation": 0,
         "operation": None,
         "exit": None,
+        "crashes": 0,
+        "restart_at": None,
         "error": None,
         "cpu": 0,
         "memory_mb": 0,
@@ -146,6 +148,21 @@ def limits_changed(item: Item, fact: Fact) -> None:
     item.update(operation=None, **fact.data["limits"])
 
 
+@VIEW.update("sandbox.crashed")
+def crashed(item: Item, fact: Fact) -> None:
+    """``crashes`` in a row; it comes up again at ``restart_at``. Nothing serves its ports until then."""
+    item.update({name: fact.data[name] for name in ("exit", "crashes", "restart_at", "operation")}, error=fact.data["failure"])
+    item["ports"] = [{**port, "status": "closed" if port["status"] == "listening" else port["status"]} for port in item["ports"]]
+
+
+@VIEW.update("sandbox.restarted")
+def restarted(item: Item, fact: Fact) -> None:
+    """Its time to live has gone on, and nobody has used it."""
+    data = fact.data
+    item.update(operation=None, driver=data["driver"] or item["driver"], address=data["address"], ports=data["ports"] or item["ports"])
+    item.update(generation=data["generation"], restart_at=None, error=None)
+
+
 @VIEW.update("sandbox.rollback-failed")
 def rollback_failed(item: Item, fact: Fact) -> None:
     item["operation"] = None
@@ -203,7 +220,7 @@ def forgotten(state: State, fact: Fact) -> None:
 
 
 def _stopped(item: Item, fact: Fact) -> None:
-    item.update(state="STOPPED", reason=item["reason"] or fact.data["reason"], operation=None, ends_at=None)
+    item.update(restart_at=None, state="STOPPED", reason=item["reason"] or fact.data["reason"], operation=None, ends_at=None)
 
 
 @VIEW.on("node.went-offline")

@@ -35,8 +35,8 @@ def fleet(control: Scripted) -> Scripted:
 
 def test_creating_a_sandbox_sends_exactly_what_was_said(cli: Cli, fleet: Scripted) -> None:
     words = (
-        "--name web2 --cpu 2 --memory 1G --env A=1 -e B=x=y --port 80 --ttl 1h30m --ttl-kind idle --on-ttl pause --auto-resume -l team=blue"
-        " --disk data:/srv/data --disk set:/set:ro"
+        "--name web2 --cpu 2 --memory 1G --env A=1 -e B=x=y --port 80 --ttl 1h30m --ttl-kind idle --on-ttl pause --auto-resume "
+        "--restart always -l team=blue --disk data:/srv/data --disk set:/set:ro"
     )
     result = cli("sandbox", "create", "python", *words.split(), "--", "sleep", "--for", "a while")
     assert result.exit_code == 0, result.stderr
@@ -53,6 +53,7 @@ def test_creating_a_sandbox_sends_exactly_what_was_said(cli: Cli, fleet: Scripte
         "ttl_kind": "idle",
         "on_ttl": "pause",
         "auto_resume": True,
+        "restart": "always",
         "labels": {"team": "blue"},
         "disks": [
             {"disk": "data", "mount_path": "/srv/data", "read_only": False},

@@ -40,7 +40,9 @@ def test_queries_see_the_whole_log(server, tmp_path):
                 await projector.caught_up()
                 caller = Caller(nc)
                 sandboxes = {
-                    a.id: a for (cls, project, _), a in history.aggregates.items() if cls.TOPIC == "sandbox" and project == "default"
+                    a.id: a
+                    for (cls, project, _), a in history.aggregates.items()
+                    if cls.TOPIC == "sandbox" and project == "default" and not a.forgotten
                 }
                 reply = await caller.query("default", "sandboxes", "list", {"min_seq": len(history.messages)})
                 assert {i["sandbox_id"]: i["state"] for i in reply["items"]} == {k: a.state.value for k, a in sandboxes.items()}

@@ -64,6 +64,7 @@ KINDS = (
     Artifact,
     Rollout,
     Pool,
+    Pool,
     Template,
     Alias,
     Replica,

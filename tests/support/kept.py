@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,10 +63,10 @@ class Kept(Installation):
         await eventually(lambda: pids(name), 20)
         return str(order.body["sandbox_id"])
 
-    async def placed(self, name: str) -> str:
+    async def placed(self, name: str, cmd: Sequence[str] = ("/bin/sleep", "1000"), **more: Any) -> str:
         """The id of a sandbox that the log has placed on the node. It comes up when the node hears of it."""
-        provision = self.provision(name, env={MARK: name}, cmd=["/bin/sleep", "1000"])
-        spec, sandbox = SandboxSpec.model_validate(provision["spec"]), provision["sandbox_id"]
+        provision = self.provision(name, env={MARK: name}, cmd=list(cmd))
+        spec, sandbox = SandboxSpec.model_validate({**provision["spec"], **more}), provision["sandbox_id"]
         cause = self.plane.control.own_cause("default", "sandbox", sandbox, "test")
 
         def create(_: Sandbox | None) -> Sandbox:

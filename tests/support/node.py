@@ -66,7 +66,7 @@ def done(node: ScriptedNode, order: Order) -> dict[str, Any]:
             return {"digest": DISK, "sha256": hashlib.sha256(BYTES).hexdigest(), "size_bytes": len(BYTES)}
         case Verb.REPLICA_PREPARE:
             return {"versions": node.versions.model_dump(), "driver": node.driver}
-        case Verb.SANDBOX_PROVISION | Verb.SANDBOX_ROLLBACK | Verb.SANDBOX_RESUME:
+        case Verb.SANDBOX_PROVISION | Verb.SANDBOX_ROLLBACK | Verb.SANDBOX_RESUME | Verb.SANDBOX_RESTART:
             return {"driver": node.driver, "address": "10.0.0.2", "generation": body.get("generation", 0)}
         case Verb.SANDBOX_EXEC | Verb.SANDBOX_DESTROY:
             return {"exit_code": 0, **({"stdout": "aGk=", "stderr": ""} if order.verb is Verb.SANDBOX_EXEC else {})}

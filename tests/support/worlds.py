@@ -111,6 +111,7 @@ RESUME = did("request_resume", "resume", LATER)
 ROLLBACK = did("request_rollback", "rollback", SNAPSHOT, SANDBOX, JOB, LATER)
 LIMITS = did("request_limits", "limits", {"memory_mb": 1024}, LATER)
 SNAP = did("begin_snapshot", "snap", SNAPSHOT, LATER)
+CRASH = did("crash", 0, 3)
 STARTED = did("mark_running", 1, "sim", "10.0.0.2", (PortStatus(port=80),))
 
 SANDBOXES = World(
@@ -148,6 +149,9 @@ SANDBOXES = World(
         "exited": Row(did("exited", 0, 3)),
         "destroyed": Row(did("destroyed", 0)),
         "forget": Row(did("forget", after=HOUR + 10)),
+        "crash": Row(CRASH),
+        "restarted": Row(did("restarted", 1), {"RUNNING": (CRASH,)}),
+        "restart_failed": Row(did("restart_failed", 1, FAILURE), {"RUNNING": (CRASH,)}),
         "require_exec": Row(did("require_exec")),
         "require_disk": Row(did("require_disk")),
         "executed": Row(did("executed", "exec", 0, 1.5, "ls"), again=True),

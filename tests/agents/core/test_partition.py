@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from support.agents import NODE, AgentProcess
 from support.cut import wired
-from support.kept import kept, pids
+from support.kept import HEEDS, kept, pids
 from support.waiting import eventually, run
 
 from domain.nodes.node import Liveness
@@ -31,13 +31,13 @@ def test_a_partitioned_node_keeps_what_it_runs_and_does_once_what_waited_for_it(
         async with wired(server.url) as wire, kept(server, tmp_path / "strand", *built, QUICK, wire=wire) as place:  # noqa: SIM117
             async with AgentProcess(place, "process", "--heartbeat", "0.2"):
                 await place.online()
-                stays, goes = await place.placed("stays"), await place.placed("goes")
+                stays, goes = await place.placed("stays"), await place.placed("goes", HEEDS)
                 for sandbox in (stays, goes):
                     await place.becomes(sandbox, SandboxState.RUNNING)
                 before, version = pids("stays"), (await place.get(Sandbox, stays)).version
                 wire.cut()
                 await becomes(place, Liveness.OFFLINE)
-                await place.do("sandbox.delete", {"sandbox_id": goes})
+                await place.do("sandbox.stop", {"sandbox_id": goes})
                 late = await place.placed("late")
                 assert (await place.get(Sandbox, stays)).state is SandboxState.RUNNING, "nobody knows, and nobody says that it is gone"
                 assert (await place.get(Sandbox, goes)).state is SandboxState.STOPPED, "wanted, and not done"
@@ -45,7 +45,8 @@ def test_a_partitioned_node_keeps_what_it_runs_and_does_once_what_waited_for_it(
                 wire.heal()
                 await becomes(place, Liveness.ONLINE)
                 await place.becomes(late, SandboxState.RUNNING)
-                await place.becomes(goes, SandboxState.DEAD)
+                assert (await place.becomes(goes, SandboxState.DEAD)).exit.code == 0, "asked to end, and not killed"
+                assert {path.name for path in (place.own / "logs").glob("sb-*")} == {stays, late}
                 assert (pids("stays"), pids("goes"), len(pids("late"))) == (before, set(), len(before))
                 assert (await place.get(Sandbox, stays)).version == version, "nothing has happened to it"
 

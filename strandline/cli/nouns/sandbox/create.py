@@ -60,6 +60,10 @@ Strategy = Annotated[
     Literal["spread", "pack", "affinity"] | None,
     typer.Option("--strategy", help="Of the nodes that fit: the emptiest, the fullest, or with most of its kind.", show_default=False),
 ]
+Again = Annotated[
+    Literal["never", "always"] | None,
+    typer.Option("--restart", help="Start the program again when it ends, each time later.", show_default=False),
+]
 OnNode = Annotated[str | None, typer.Option("--node", help="On this node.", autocompletion=args.complete("node"), show_default=False)]
 
 Disks = Annotated[
@@ -96,6 +100,7 @@ async def create(
     ttl_kind: TtlKind = None,
     on_ttl: OnTtl = None,
     auto_resume: AutoResume = False,
+    restart: Again = None,
     node: OnNode = None,
     allow: Allow = None,
     deny: Deny = None,
@@ -125,6 +130,7 @@ async def create(
         ttl_kind=ttl_kind,
         on_ttl=on_ttl,
         auto_resume=auto_resume or None,
+        restart=restart,
         node=node,
         egress=_egress(allow, deny, internet=not no_internet),
         node_labels=parse.pairs(node_label, "a label"),
