@@ -6,6 +6,7 @@ Only where the root is a directory; a microVM's is a disk. They are written anew
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterator
 from typing import Final
@@ -29,6 +30,8 @@ def tell_names(spec: Spec, project: str) -> None:
     except FileNotFoundError:
         return
     except OSError as error:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:  # the node's affair, not the root's
+            raise
         raise RuntimeFault("network.names-untold", f"/etc of {spec.sandbox_id}: {error}") from error
 
 

@@ -26,6 +26,7 @@ from agents.drivers.pivot import DEVICES, LINKS
 from agents.host import processes, spawn
 
 _EXECUTED_S: Final = 5.0
+_QUIET_LOOKS: Final = 3
 _PIVOT: Final = Path(__file__).with_name("pivot.py")
 _MONITOR: Final = 'exec 8>>"$1" 9>&2 2>/dev/null; shift; "$@" 2>&9 8>&- 9>&-; printf "{ \\"exit-code\\": %d }\\n" $? >&8'
 """Outlives the agent, waits, and writes how it ended. Its own stderr is closed: shells comment on killed children.
@@ -92,13 +93,18 @@ def bound(pid: int, limits: Mapping[int, int]) -> None:
         raise RuntimeFault("limits.refused", f"it takes CAP_SYS_RESOURCE to give a process more than it had: {error}") from error
 
 
-def bound_all(find: Callable[[], Iterable[int]], limits: Mapping[int, int]) -> None:
-    """The same of everything that ``find`` finds, until it finds nothing new: a fork has its parent's limits, which may be the old ones."""
-    done = set[int]()
-    while new := set(find()) - done:
+async def bound_all(find: Callable[[], Iterable[int]], limits: Mapping[int, int]) -> None:
+    """The same of everything that ``find`` finds, until there is nothing new for a while: a fork has its parent's limits, which may be the
+    old ones, and is not to be seen before it is whole.
+    """
+    done, quiet = set[int](), 0
+    while quiet < _QUIET_LOOKS:
+        new = set(find()) - done
         for pid in new:
             bound(pid, limits)
         done |= new
+        quiet = 0 if new else quiet + 1
+        await asyncio.sleep(0.002)
 
 
 def exit_code(status: Path) -> int | None:

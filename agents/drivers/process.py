@@ -248,7 +248,7 @@ class ProcessDriver:
         if spec is None:
             raise RuntimeFault("sandbox.not-running", f"{handle.sandbox_id} does not run")
         changed = replace(spec, limits=limits)
-        bound_all(lambda: processes.members(known.state["namespace"]), rlimits(changed))
+        await bound_all(lambda: processes.members(known.state["namespace"]), rlimits(changed))
         self._state.write(handle.sandbox_id, "spec", spec_to_json(changed))
 
     async def give_identity(self, handle: Handle, token: str) -> None:

@@ -156,7 +156,7 @@ async def through_a_full_node(running: Running, disk: Disk, image: str) -> None:
         with pytest.raises(Refused) as caught:
             await p.cmd("sandbox.create", template="base", wait_s=10)
         asked = caught.value.details
-        assert (caught.value.code, caught.value.retryable, asked["cause"] in NO_ROOM) == ("sandbox.startup-failed", False, True)
+        assert (caught.value.code, caught.value.retryable, asked["cause"] in NO_ROOM) == ("sandbox.startup-failed", False, True), asked
         assert (await p.sandbox(asked["sandbox_id"], "DEAD"))["reason"] == "startup_failed"
         disk.empty()
         assert not list((running.dir / "nodes" / "node-1" / "storage").rglob(asked["sandbox_id"]))
