@@ -42,6 +42,8 @@ from domain.nodes.orders import PortStatus
 
 log = structlog.get_logger(__name__)
 
+_LACKING: Final = frozenset({"artifact.not-found", "snapshot.not-found"})
+
 
 @dataclass(frozen=True, slots=True)
 class Bringup:
@@ -96,25 +98,40 @@ class Up(Started, Served):
 
 
 async def _artifact(b: Bringup, wanted: Wanted) -> Nothing:
+    if not b.node.stock.has(wanted.box):  # what is held lies over it already
+        await _have_artifact(b, wanted)
+    return Nothing()
+
+
+async def _have_artifact(b: Bringup, wanted: Wanted) -> None:
     spec = wanted.box.spec
     path = await b.node.cache.ensure(spec.artifact)
     async with b.node.creating:
         await b.node.roots.prepare(spec.artifact.artifact_id, path, disk=isinstance(b.driver, TakesDisk))
     if spec.snapshot_id is not None and spec.snapshot_manifest is not None:
         await b.node.vault.ensure(b.node.roots, wanted.box.project, spec.snapshot_id, spec.artifact.artifact_id, spec.snapshot_manifest)
-    return Nothing()
 
 
 async def _root(b: Bringup, wanted: Wanted) -> Rooted:
     ids = b.driver.ids if isinstance(b.driver, MapsUsers) else 0
     artifact, snapshot = wanted.box.spec.artifact.artifact_id, wanted.box.spec.snapshot_id
     held = b.node.stock.take(wanted.box)
-    async with b.node.creating:
-        if held is not None:
-            await b.node.roots.give(held.name, wanted.box.id)
-            b.node.crash.here("give-root:after")
-        path = await b.node.roots.create(wanted.box.id, artifact, snapshot, disk=isinstance(b.driver, TakesDisk), ids=ids)
-    return Rooted(path=str(path))
+
+    async def made() -> Rooted:
+        async with b.node.creating:
+            if held is not None:
+                await b.node.roots.give(held.name, wanted.box.id)
+                b.node.crash.here("give-root:after")
+            disk = isinstance(b.driver, TakesDisk)
+            return Rooted(path=str(await b.node.roots.create(wanted.box.id, artifact, snapshot, disk=disk, ids=ids)))
+
+    try:
+        return await made()
+    except RuntimeFault as fault:
+        if held is not None or fault.code not in _LACKING:
+            raise
+    await _have_artifact(b, wanted)  # what was held before this action has gone since, or with its agent
+    return await made()
 
 
 async def _remove_root(b: Bringup, wanted: Wanted) -> None:

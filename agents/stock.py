@@ -56,6 +56,10 @@ class Stock:
             self._models.move_to_end(kind)
             self.asked.set()
 
+    def has(self, record: SandboxRecord) -> bool:
+        """Is anything held for such a sandbox?"""
+        return self._serves(record) and bool(self._waiting.get(_kind(record)))
+
     def take(self, record: SandboxRecord) -> Waiting | None:
         """What is held for such a sandbox is this one's from now on."""
         self.asked.set()

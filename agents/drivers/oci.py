@@ -129,15 +129,14 @@ class OciDriver:
         if first is None or not processes.alive(*first):
             await self.destroy(held)
             return None
+        renamed = hostname.rename(first[0], spec.hostname)
         await self.destroy(spec.sandbox_id)
-        try:
-            hostname.rename(first[0], spec.hostname)
-        except OSError:  # it has died just now
-            await self.destroy(held)
-            return None
         try:
             self._state.write(held, "container", {"name": held})
             self._state.give(held, spec)
+            if isinstance(renamed.exception(), OSError):  # it has died just now
+                await self.destroy(spec.sandbox_id)
+                return None
             return await self._let_go(first, spec)
         except BaseException:
             await self.destroy(held)

@@ -131,15 +131,14 @@ class ProcessDriver:
         if found is None or not processes.alive(*found.monitor):
             await self.destroy(held)
             return None
+        renamed = hostname.rename(found.first, spec.hostname)
         await self.destroy(spec.sandbox_id)
-        try:
-            hostname.rename(found.first, spec.hostname)
-        except OSError:  # it has died just now
-            await self.destroy(held)
-            return None
         self._state.give(held, spec)
         self._held[spec.sandbox_id] = self._held.pop(held)
         try:
+            if isinstance(renamed.exception(), OSError):  # it has died just now
+                await self.destroy(spec.sandbox_id)
+                return None
             return await self._let_go(self._held.pop(spec.sandbox_id), spec)
         except BaseException:
             await self.destroy(spec.sandbox_id)
