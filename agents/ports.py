@@ -31,8 +31,8 @@ class Roots(Protocol):
     async def create(
         self, sandbox_id: str, artifact_id: str, snapshot_id: str | None = None, *, disk: bool = False, ids: int = 0
     ) -> Path: ...
-    async def give(self, held: str, sandbox_id: str) -> None:
-        """A root of trees that was made under another name is the sandbox's from now on."""
+    async def give(self, held: str, sandbox_id: str) -> Path:
+        """A root of trees that was made under another name is the sandbox's from now on; where it is."""
         ...
 
     def ids(self, sandbox_id: str) -> int: ...

@@ -120,8 +120,9 @@ async def _root(b: Bringup, wanted: Wanted) -> Rooted:
     async def made() -> Rooted:
         async with b.node.creating:
             if held is not None:
-                await b.node.roots.give(held.name, wanted.box.id)
+                given = await b.node.roots.give(held.name, wanted.box.id)
                 b.node.crash.here("give-root:after")
+                return Rooted(path=str(given))
             disk = isinstance(b.driver, TakesDisk)
             return Rooted(path=str(await b.node.roots.create(wanted.box.id, artifact, snapshot, disk=disk, ids=ids)))
 

@@ -29,9 +29,9 @@ class AllRoots:
             return await self._disks.create(sandbox_id, artifact_id, snapshot_id)
         return await self._trees.create(sandbox_id, artifact_id, snapshot_id, ids=ids)
 
-    async def give(self, held: str, sandbox_id: str) -> None:
+    async def give(self, held: str, sandbox_id: str) -> Path:
         """See ``Storage``; for trees."""
-        await self._trees.give(held, sandbox_id)
+        return await self._trees.give(held, sandbox_id)
 
     def ids(self, sandbox_id: str) -> int:
         """The host's number of user 0 in a sandbox's root."""

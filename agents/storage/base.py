@@ -80,13 +80,18 @@ class Storage:
         """The host's number of user 0 in a sandbox's root, as it was made."""
         return int((self._roots.read(sandbox_id) or {}).get("ids", 0))
 
-    async def give(self, held: str, sandbox_id: str) -> None:
-        """A root that was made under another name is the sandbox's from now on. Raises ``root.conflict`` when that has one."""
+    async def give(self, held: str, sandbox_id: str) -> Path:
+        """A root that was made under another name is the sandbox's from now on; where it is. Raises ``root.not-given``."""
         async with self._lock(held), self._lock(sandbox_id):
-            self._roots.need(held)
-            if self._roots.read(sandbox_id) is not None:
-                raise RuntimeFault("root.conflict", f"{sandbox_id} has a root already")
-            self._roots.give(held, sandbox_id)
+            try:
+                self._roots.give(held, sandbox_id)
+            except OSError as error:  # there is none, or the sandbox has one
+                raise RuntimeFault("root.not-given", f"{held} for {sandbox_id}: {error}") from error
+            return self._given(sandbox_id)
+
+    def _given(self, sandbox_id: str) -> Path:
+        """Where a root is that is there already."""
+        raise RuntimeFault("root.not-given", f"{sandbox_id} is not made of files")
 
     async def remove_snapshot(self, snapshot_id: str) -> None:
         async with self._lock(snapshot_id):

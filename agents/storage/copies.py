@@ -43,6 +43,9 @@ class CopyRoots(Storage):
     def _tree(self, sandbox_id: str, found: dict[str, Any]) -> Path:
         return self._roots.of(sandbox_id) / f"root-{found['tree']}"
 
+    def _given(self, sandbox_id: str) -> Path:
+        return self._tree(sandbox_id, self._roots.need(sandbox_id))
+
     async def snapshot(self, sandbox_id: str, snapshot_id: str) -> int:
         async with self._lock(sandbox_id):
             if (known := self._snapshots.read(snapshot_id)) is not None:

@@ -97,6 +97,9 @@ class OverlayRoots(Storage):
             raise RuntimeFault("root.mount-failed", str(error)) from error
         return root
 
+    def _given(self, sandbox_id: str) -> Path:
+        return self._roots.of(sandbox_id) / "root"
+
     async def snapshot(self, sandbox_id: str, snapshot_id: str) -> int:
         async with self._lock(sandbox_id):
             if (known := self._snapshots.read(snapshot_id)) is not None:
