@@ -215,10 +215,16 @@ def test_a_memory_of_another_qemu_or_other_devices_is_refused(bench: Bench) -> N
 
 def test_a_memory_goes_on_under_the_qemu_that_saved_it_though_new_machines_get_another(bench: Bench, tmp_path: Path) -> None:
     async def scenario() -> None:
+        shelf = shelf_without_qemu(tmp_path / "guests")
+        bench.driver = VmDriver(bench.directory / "driver", shelf)
         handle = await counting(bench)
         first = await Saved(bench, "s").take(handle, bench.place("sb-1"))
         await bench.driver.close()
-        bench.driver = VmDriver(bench.directory / "driver", shelf_with_own_qemu(tmp_path / "guests"))
+        own = shelf / "qemu" / programs.NAME
+        own.parent.mkdir()
+        own.write_text("#!/bin/sh\n[ $1 = --version ] && echo 'QEMU emulator version 9.9 (own)'\n")
+        own.chmod(0o755)
+        bench.driver = VmDriver(bench.directory / "driver", shelf)
         assert (await bench.driver.version()).startswith("qemu 9.9 (own)")
         assert bench.driver.needs(first.memory) in bench.driver.flags
         copy = await first.start("sb-2")
@@ -229,16 +235,13 @@ def test_a_memory_goes_on_under_the_qemu_that_saved_it_though_new_machines_get_a
     run(scenario())
 
 
-def shelf_with_own_qemu(shelf: Path) -> Path:
-    """The tests' guest image, beside a QEMU that is good for nothing but to say its version."""
-    (shelf / "qemu").mkdir(parents=True)
+def shelf_without_qemu(shelf: Path) -> Path:
+    """The tests' guest image in a place where no QEMU was built."""
+    shelf.mkdir()
     found = image.current(GUESTS)
     assert found is not None
-    for name in ("current", found.version):
-        (shelf / name).symlink_to(found.version if name == "current" else found.directory)
-    own = shelf / "qemu" / programs.NAME
-    own.write_text("#!/bin/sh\n[ $1 = --version ] && echo 'QEMU emulator version 9.9 (own)'\n")
-    own.chmod(0o755)
+    (shelf / "current").symlink_to(found.version)
+    (shelf / found.version).symlink_to(found.directory)
     return shelf
 
 
