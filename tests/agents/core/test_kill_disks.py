@@ -43,13 +43,10 @@ def mounted(place: Installation) -> list[str]:
 def test_a_disk_survives_agents_that_die_around_its_mount(installed, run, driver: str) -> None:
     async def scenario() -> None:
         async with installed() as place:
-            async with AgentProcess(place, driver, "--port-wait", "0.05", crash_at="disks:before") as agent:
+            async with AgentProcess(place, driver, "--port-wait", "0.05", crash_at="disks:after") as agent:
                 made = await place.tell(Verb.DISK_PROVISION, {"volume_id": VOLUME, "size_mb": 32, "filesystem": "ext4"})
                 assert made.body == {"kind": "image", "quota": True}
                 first = await place.send(place.order(Verb.SANDBOX_PROVISION, with_disk(place, "one", 1)))
-                assert await agent.ended() == -9, agent.log()[-3000:]
-            assert mounted(place) == []
-            async with AgentProcess(place, driver, "--port-wait", "0.05", crash_at="disks:after") as agent:
                 assert await agent.ended() == -9, agent.log()[-3000:]
             assert len(mounted(place)) >= 2, "mounted, and nobody there who knows"
             async with AgentProcess(place, driver, "--port-wait", "0.05", crash_at="sandbox-destroy:after") as agent:
