@@ -9,6 +9,7 @@ from typing import Final
 import structlog
 
 from agents.drivers.driver import CanHold, MapsUsers, RuntimeFault
+from agents.host.finishing import to_its_end
 from agents.node import LocalNode
 from agents.provisioning import end_waiting, spec_of, wire_of
 from agents.records import SandboxRecord
@@ -71,7 +72,7 @@ async def _add(node: LocalNode, model: SandboxRecord) -> None:
     found = Waiting(new_name(), model)
     try:
         with node.stock.begun(found):
-            await _hold(node, driver, found)
+            await to_its_end(_hold(node, driver, found))
             node.stock.put(found)
     except BaseException as error:
         await end_waiting(node, found)

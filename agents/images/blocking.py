@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TypeVar
 
+from agents.host.finishing import to_its_end
+
 T = TypeVar("T")
 
 
@@ -62,13 +64,4 @@ class Stop:
 async def in_thread(work: Callable[[Stop], T]) -> T:
     """Run ``work`` in a thread. When this call is cancelled the work is stopped, and has cleaned up before the cancellation goes on."""
     stop = Stop()
-    running = asyncio.ensure_future(asyncio.to_thread(work, stop))
-    try:
-        return await asyncio.shield(running)
-    except asyncio.CancelledError:
-        stop.set()
-        while not running.done():
-            with suppress(asyncio.CancelledError):  # an impatient second cancel must not leave the thread behind
-                await asyncio.wait([running])
-        running.exception()
-        raise
+    return await to_its_end(asyncio.to_thread(work, stop), stop.set)

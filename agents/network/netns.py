@@ -19,6 +19,7 @@ from typing import Final
 
 from agents.drivers.driver import RuntimeFault
 from agents.host import spawn
+from agents.host.finishing import to_its_end
 from agents.network import firewall, namespaces, nft
 from agents.network.ledger import Ledger, is_spare, new_spare
 from agents.network.rtnetlink import Route
@@ -170,7 +171,7 @@ class BridgeNetwork:
             attachment = await self._made(sandbox_id)
             if egress is not None and self.lets_out:
                 self._ledger.set_policy(sandbox_id, egress)  # first: whoever takes over has to know what may be there
-                await asyncio.to_thread(self._firewall.put_up, self._ledger.leases[sandbox_id], egress)
+                await to_its_end(asyncio.to_thread(self._firewall.put_up, self._ledger.leases[sandbox_id], egress))
             return attachment
 
     async def give(self, held: str, sandbox_id: str) -> None:
@@ -183,7 +184,7 @@ class BridgeNetwork:
         address = self._ledger.lease(name)
         try:
             if not self._is_whole(name):
-                await asyncio.to_thread(self._make, name)
+                await to_its_end(asyncio.to_thread(self._make, name))
         except OSError as error:
             raise RuntimeFault("network.attach-failed", f"{name}: {error}", retryable=True) from error
         return Attachment(self._path(name), str(address), str(self._interface(address)), str(self._ledger.gateway))
@@ -221,7 +222,7 @@ class BridgeNetwork:
     async def detach(self, sandbox_id: str) -> None:
         _check(sandbox_id)
         async with self._lock:
-            await asyncio.to_thread(self._remove, sandbox_id)
+            await to_its_end(asyncio.to_thread(self._remove, sandbox_id))
 
     def _remove(self, name: str) -> None:
         address = self._ledger.leases.get(name)
@@ -259,11 +260,7 @@ class BridgeNetwork:
         with contextlib.suppress(RuntimeFault):
             while len(self._ledger.spares) < _SPARES and not self._asked.is_set():
                 async with self._lock:
-                    making = asyncio.ensure_future(self._made(new_spare()))
-                    try:
-                        await asyncio.shield(making)
-                    finally:
-                        await asyncio.wait({making})  # a thread is at it, which nothing stops
+                    await self._made(new_spare())
 
     def _remove_half_made(self) -> None:
         """Spares that an agent which died was about to make, or that the machine has lost since."""

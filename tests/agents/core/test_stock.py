@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import os
+import threading
 from typing import Any
 
 import pytest
@@ -88,6 +89,31 @@ def test_what_is_held_is_in_nobodys_way(stocked, run):
             assert removed.kind is ReportKind.DONE, removed
             assert node.stock.names == frozenset()
             assert await stocked.left() == {}
+
+    run(scenario())
+
+
+def test_nothing_is_left_of_a_start_that_was_being_made_when_the_agent_ended(stocked, run):
+    """A thread that makes part of it goes on when whoever waits for it is cancelled."""
+    begun, may_go_on, made = threading.Event(), threading.Event(), threading.Event()
+
+    async def scenario():
+        async with stocked.life() as node:
+            await stocked.up("one")
+            await stocked.tell(Verb.SANDBOX_DESTROY, {"sandbox_id": stocked.sandbox("one"), "grace_s": 0})
+            attach = node.network.attach
+
+            def slowly(name: str) -> None:
+                begun.set()
+                may_go_on.wait()
+                asyncio.run(attach(name))
+                made.set()
+
+            node.network.attach = lambda name: asyncio.to_thread(slowly, name)
+            await eventually(begun.is_set)
+            asyncio.get_running_loop().call_later(0.2, may_go_on.set)  # while it is being cancelled
+        await eventually(made.is_set)
+        assert await stocked.left() == {}
 
     run(scenario())
 
