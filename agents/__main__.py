@@ -17,6 +17,7 @@ from agents.options import Options, parse
 from agents.ownership import InUseError
 from agents.purge import purge
 from agents.registry import NoDriverError
+from bus.garbage import look_rarely
 from bus.logging import configure
 
 log = structlog.get_logger(__name__)
@@ -52,6 +53,7 @@ def main() -> int:
     """0: ended when told to; 78: no driver works here; 73: another agent has this directory."""
     options = parse()
     configure()
+    look_rarely()
     # an ordinary user's PATH lacks the folders where Debian keeps mke2fs, nft and their like
     os.environ["PATH"] = f"{os.environ.get('PATH', os.defpath)}:{SYSTEM_PATH}"
     try:

@@ -23,10 +23,10 @@ from benchmarks.harness import Budget, Row, at_once, in_turn, per_second, ratio
 from bus import subjects
 from bus.connection import Connection, connect
 from bus.fast import open_publisher
+from bus.garbage import look_rarely
 from bus.server import Server
 from bus.streams import ensure_streams
 from bus.subscription import Tail
-from projections.__main__ import GARBAGE
 from projections.buslog import BusLog
 from projections.live import Live
 from projections.sqlite import SqliteStore
@@ -41,8 +41,7 @@ LOT = 2_000
 
 async def run(*, short: bool = False) -> list[Row]:
     count, turns = (2_000, 2) if short else (20_000, 5)
-    gc.freeze()
-    gc.set_threshold(*GARBAGE)  # as the projector's process has it
+    look_rarely()  # as the projector's process has it
     with tempfile.TemporaryDirectory() as directory, Server(directory, sync="2m") as server:
         async with await connect(server.url, name="benchmark", watch_s=60) as nc:
             await ensure_streams(nc)

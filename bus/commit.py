@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, Final
 
 import orjson
@@ -20,6 +21,8 @@ from domain.kernel.registry import decode_event
 
 GENESIS: Final = "0" * 64
 """``prev`` of an aggregate's first commit."""
+RECENT: Final = 64
+"""Commits that are kept as they were decoded: several in one process read what was stored last."""
 
 
 class Corrupt(Exception):  # noqa: N818 - what the log is, not a malfunction of ours
@@ -90,8 +93,9 @@ def _commit_id(project: str, kind: str, identifier: str, version: int, command: 
     return hashlib.sha256(f"{project}\0{kind}\0{identifier}\0{version}\0{command}".encode()).hexdigest()[:32]
 
 
+@lru_cache(RECENT)
 def decode(data: bytes, seq: int = 0) -> Commit:
-    """The commit in a stored message. Raises ``Corrupt`` when it is no commit at all; hashes are checked by ``verify``."""
+    """The commit in a stored message, shared by all who read it. Raises ``Corrupt`` when it is none; hashes are checked by ``verify``."""
     try:
         body = orjson.loads(data)
         return Commit(

@@ -18,7 +18,9 @@ from nats.aio.client import Client
 
 from bus import subjects
 from bus.commit import Commit, Corrupt, decode
+from bus.connection import publish_all
 from bus.pull import NANO, Delivered, Pull
+from bus.replies import UnansweredError
 from bus.requests import call
 from domain.kernel.errors import Refused
 
@@ -55,7 +57,8 @@ class DurableReader:
     """Hands the commits on ``filters`` to ``handle``, several at a time, and remembers on the server how far it came.
 
     A refusal that is retryable is tried again until it works; anything else ``attempts`` times, and then the commit ends in stream DEAD
-    with the reason. One reader per ``durable`` name may run at a time.
+    with the reason. One reader per ``durable`` name may run at a time. ``patience``: how many seconds a commit on a subject may wait when
+    none of its aggregate does already.
     """
 
     def __init__(
@@ -69,7 +72,9 @@ class DurableReader:
         in_flight: int = IN_FLIGHT,
         attempts: int = ATTEMPTS,
         first_pause_s: float = FIRST_PAUSE_S,
+        patience: Callable[[bytes], float] = lambda _: 0.0,
     ) -> None:
+        self._patience = patience
         self._nc = nc
         self._durable = subjects.token(durable)
         self._filters = list(filters)
@@ -85,6 +90,7 @@ class DurableReader:
         self._background: list[asyncio.Task[None]] = []
         self._owed: list[str] = []
         self._later: asyncio.TimerHandle | None = None
+        self._stopped = False
         self._pull = Pull(nc, stream, self._attach, self._receive, window=WINDOW, gapless=True)
 
     async def start(self) -> Self:
@@ -97,6 +103,7 @@ class DurableReader:
 
     async def stop(self) -> None:
         """End it. What is being handled is cancelled and will be delivered again."""
+        self._stopped = True
         if self._later is not None:
             self._later.cancel()
         await self._acknowledge()
@@ -143,10 +150,20 @@ class DurableReader:
             queue = self._queues.get(subject)
             if queue is None:
                 self._queues[subject] = deque([work])
-                self._spawn(self._drain(subject))
+                self._begin_soon(subject)
             else:
                 queue.append(work)
         return len(self._work)
+
+    def _begin_soon(self, subject: bytes) -> None:
+        if patience := self._patience(subject):
+            asyncio.get_running_loop().call_later(patience, self._begin, subject)
+        else:
+            self._begin(subject)
+
+    def _begin(self, subject: bytes) -> None:
+        if not self._stopped:
+            self._spawn(self._drain(subject))
 
     def _spawn(self, coroutine: Any) -> None:
         task = asyncio.create_task(coroutine)
@@ -206,13 +223,16 @@ class DurableReader:
 
     async def _acknowledge(self) -> None:
         owed, self._owed = self._owed, []
-        for reply in owed:
-            await self._say(reply, ACK)
+        if owed:
+            await self._say_all([(reply, ACK) for reply in owed])
 
     async def _say(self, reply: str, answer: bytes) -> None:
+        await self._say_all([(reply, answer)])
+
+    async def _say_all(self, answers: Sequence[tuple[str, bytes]]) -> None:
         try:
-            await self._nc.publish(reply, answer)
-        except (nats.errors.Error, OSError) as error:
+            await publish_all(self._nc, answers)
+        except (nats.errors.Error, UnansweredError, OSError) as error:
             log.warning("durable.not-acknowledged", durable=self._durable, error=repr(error))
 
     async def _keep_alive(self) -> None:

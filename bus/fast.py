@@ -42,3 +42,9 @@ class FastPublisher(Publisher):
         flushed = self._replies.send(subject, reply.encode(), data, headers)
         if flushed is not None:
             await within(FLUSH_S, flushed)
+
+    async def _tell_with_next(self, subject: str, data: bytes, headers: Headers) -> None:
+        if self._replies.crowded:
+            await self.tell(subject, data, headers)
+        else:
+            self._replies.prepare(subject, b"", data, headers)

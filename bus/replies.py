@@ -89,6 +89,11 @@ class Replies:
         """How many requests are under way."""
         return len(self._waiting)
 
+    @property
+    def crowded(self) -> bool:
+        """More waits to be written than may wait."""
+        return self._nc._pending_data_size > FLUSH_BYTES  # noqa: SLF001
+
     async def exchange(self, subject: str, data: bytes, headers: Headers | None, timeout: float) -> Reply:
         """One request, one reply. Raises ``UnansweredError``, nats-py's ``MaxPayloadError`` and ``BadSubjectError``."""
         self._count += 1
@@ -113,22 +118,27 @@ class Replies:
     def send(self, subject: str, reply: bytes, data: bytes, headers: Headers | None) -> asyncio.Future[None] | None:
         """Write, now or soon. What is returned is to be waited for: the socket takes no more."""
         nc = self._nc
-        if not nc.is_connected:  # nothing is kept for later: whoever publishes decides whether it is still wanted then
-            raise UnansweredError("not connected")
-        command = _command(subject, reply, data, headers, nc.max_payload)
-        nc._pending.append(command)  # noqa: SLF001 - see the module's first lines
-        nc._pending_data_size += len(command)  # noqa: SLF001
+        self.prepare(subject, reply, data, headers)
         if nc.write_now():
             return None
         queue = nc._flush_queue  # noqa: SLF001
         if queue is None or queue.full():
             raise UnansweredError("too much is waiting to be sent")
-        crowded = nc._pending_data_size > FLUSH_BYTES  # noqa: SLF001
+        crowded = self.crowded
         if not crowded and not queue.empty():
             return None
         flushed: asyncio.Future[None] = self._loop.create_future()
         queue.put_nowait(flushed)
         return flushed if crowded else None
+
+    def prepare(self, subject: str, reply: bytes, data: bytes, headers: Headers | None) -> None:
+        """Have this written with what is sent next, which is to follow in the same turn of the event loop."""
+        nc = self._nc
+        if not nc.is_connected:  # nothing is kept for later: whoever publishes decides whether it is still wanted then
+            raise UnansweredError("not connected")
+        command = _command(subject, reply, data, headers, nc.max_payload)
+        nc._pending.append(command)  # noqa: SLF001 - see the module's first lines
+        nc._pending_data_size += len(command)  # noqa: SLF001
 
     def lose(self, *, everything: bool = False) -> None:
         """The sockets before this one are gone, and the answers that would have come on them; ``everything``: this one too."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, Generic, Self, TypeVar
@@ -23,6 +24,8 @@ WINDOW: Final = 4_000
 """Messages asked for ahead of the handler."""
 BATCH: Final = 1000
 ATTACH_S: Final = 5.0
+EAGER_S: Final = 0.05
+"""How long after somebody waited nothing is lingered over."""
 FORGOTTEN_S: Final = 60
 """After this long without its reader, the server drops the consumer."""
 
@@ -32,8 +35,9 @@ class Tail(Generic[T]):
 
     It lives through disconnects, restarts and lost consumers, resuming after the last message received. ``handle_batch`` is called with
     one batch at a time; what it raises ends the tail, and comes out of ``wait``. ``seq`` is the last position handled. ``caught_up`` is set
-    when everything that was stored at the start has been handled. ``decode`` turns (data, seq) into what a batch is made of; without it
-    that is (seq, data).
+    when everything that was stored at the start has been handled. From then on what comes alone is handled after ``linger_s``, together
+    with what came meanwhile, unless somebody calls ``hurry``: what nobody waits for leaves the processors to what somebody does.
+    ``decode`` turns (data, seq) into what a batch is made of; without it that is (seq, data).
     """
 
     def __init__(
@@ -46,8 +50,12 @@ class Tail(Generic[T]):
         decode: Callable[[bytes, int], T] | None = decode,  # type: ignore[assignment]  # T is Commit unless the caller says otherwise
         stream: str = subjects.EVENTS,
         batch: int = BATCH,
+        linger_s: float = 0,
     ) -> None:
         self._nc = nc
+        self._linger_s = linger_s
+        self._hurried = asyncio.Event()
+        self._eager_until = 0.0
         self._filters = list(filters)
         self._handle_batch = handle_batch
         self._decode = decode
@@ -131,9 +139,24 @@ class Tail(Generic[T]):
         self._arrived.set()
         return len(self._buffer)
 
+    def hurry(self) -> None:
+        """Somebody waits for what has come, or is about to; and whoever does is likely to do so again soon."""
+        self._hurried.set()
+        self._eager_until = asyncio.get_running_loop().time() + EAGER_S
+
+    async def _linger(self) -> None:
+        if self._linger_s and self.caught_up.is_set() and asyncio.get_running_loop().time() > self._eager_until:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._linger_s):
+                    await self._hurried.wait()
+        else:
+            await asyncio.sleep(0)  # a reply that came with it goes first: somebody does wait for that
+        self._hurried.clear()
+
     async def _handle(self) -> None:
         while True:
             await self._arrived.wait()
+            await self._linger()
             self._arrived.clear()
             while self._buffer:
                 taken = self._buffer[: self._batch]

@@ -15,6 +15,7 @@ import uvloop
 
 from bus import metrics
 from bus.connection import connect_from
+from bus.garbage import look_rarely
 from bus.logging import configure
 from bus.streams import Settings, ensure_streams
 from bus.tracing import Tracing
@@ -96,6 +97,7 @@ def main() -> None:
     arguments = parser.parse_args()
     configure()
     catalogue.load()
+    look_rarely()
     artifacts, identity = (arguments.artifacts_port, arguments.artifacts_url), (arguments.identity_port, arguments.identity_url)
     ports = Ports(arguments.metrics_port, *artifacts, *identity)
     uvloop.run(run(arguments.dir, Settings(replicas=arguments.replicas, shards=arguments.shards), arguments.name, ports))

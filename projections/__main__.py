@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import gc
 import signal
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Final
 
 import structlog
 import uvloop
 
 from bus.connection import connect_from
+from bus.garbage import look_rarely
 from bus.logging import configure
 from bus.metrics import serving
 from bus.tracing import Tracing
@@ -25,9 +24,6 @@ from projections.settings import open_store, store_url
 from projections.views import VIEWS
 
 log = structlog.get_logger(__name__)
-
-GARBAGE: Final = (50_000, 20, 50)
-"""Thresholds of the collector: items are many small objects without cycles, and looking for some costs a third of a replay."""
 
 
 async def run(directory: Path, url: str, metrics_port: int | None = None) -> None:
@@ -57,8 +53,7 @@ def main() -> None:
     arguments = parser.parse_args()
     configure()
     catalogue.load()
-    gc.freeze()
-    gc.set_threshold(*GARBAGE)
+    look_rarely()
     uvloop.run(run(arguments.dir, arguments.views or store_url(arguments.dir), arguments.metrics_port))
 
 

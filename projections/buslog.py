@@ -21,6 +21,8 @@ AHEAD: Final = 2
 """Batches that wait for their reader; the tail stops asking the server when it cannot hand over more."""
 BULK: Final = 256
 """A batch of this size is hardly the last one."""
+LINGER_S: Final = 0.005
+"""How long what comes alone waits for more, when nobody asks for it: a transaction for each takes time from the command's own reply."""
 PAGE_BYTES: Final = 8 << 20
 FAULTS: Final = 100
 """Places that one answer names."""
@@ -31,12 +33,14 @@ class BusLog:
 
     def __init__(self, nc: Client) -> None:
         self._nc = nc
+        self._tail: Tail[Message] | None = None
         self._verifying: dict[tuple[str, str | None], asyncio.Task[dict[str, Any]]] = {}
 
     async def batches(self, after: int) -> AsyncGenerator[Batch, None]:
         """Everything behind ``after``; an empty batch says that nothing more is waiting after all."""
         ready: asyncio.Queue[Sequence[Message] | None] = asyncio.Queue(AHEAD)
-        tail: Tail[Message] = Tail(self._nc, after, [subjects.ALL_EVENTS], ready.put, decode=None)
+        tail: Tail[Message] = Tail(self._nc, after, [subjects.ALL_EVENTS], ready.put, decode=None, linger_s=LINGER_S)
+        self._tail = tail
         async with tail, _signals(tail, ready):
             owed = True
             while True:
@@ -51,6 +55,10 @@ class BusLog:
                 owed = more or not messages
                 if messages:
                     yield Batch(messages, more)
+
+    def hurry(self) -> None:
+        if self._tail is not None:
+            self._tail.hurry()
 
     async def identity(self) -> str:
         """When the stream was made."""

@@ -66,6 +66,7 @@ class Live:
             left = deadline - asyncio.get_running_loop().time()
             if left <= 0 or (target is not None and target.broken is not None):
                 return False
+            self._log.hurry()
             moved = self._moved
             try:
                 async with asyncio.timeout(left):

@@ -38,6 +38,10 @@ class Log(Protocol):
         """Everything behind ``after``, for ever. To be closed by ``aclosing``."""
         ...
 
+    def hurry(self) -> None:
+        """Somebody waits for what was stored last: ``batches`` may otherwise wait a moment for more."""
+        ...
+
     async def identity(self) -> str:
         """Which log this is: another one after the stream was made anew, when positions mean other things."""
         ...

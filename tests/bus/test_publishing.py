@@ -9,6 +9,7 @@ import pytest
 from support.bus import connected
 from support.waiting import eventually, run
 
+from bus.connection import publish_all
 from bus.direct import Reader
 from bus.fast import ApiError, FastPublisher, Message, Publisher, open_publisher
 from bus.replies import Replies, UnansweredError
@@ -71,6 +72,25 @@ def test_a_batch_is_stored_whole_or_not_at_all(server, fast):
         with pytest.raises(ApiError):
             await publisher.publish_batch([Message("strand.evt.p.counter.d", b"d", {EXPECT: "0"}), messages[0]])
         assert await Reader(publisher, "EVENTS").position() == 3
+
+    scenario_of(server, fast, body)
+
+
+def test_a_batch_leaves_in_one_write(server):
+    async def body(nc, publisher: Publisher) -> None:
+        written = []
+        nc._transport.writelines = lambda lines, write=nc._transport.writelines: [written.append(len(lines)), write(lines)]
+        await publisher.publish_batch([Message(f"strand.evt.p.counter.{name}", b"1", {EXPECT: "0"}) for name in "abc"])
+        assert written == [3]
+
+    scenario_of(server, True, body)
+
+
+def test_several_messages_are_published_in_their_order(server, fast):
+    async def body(nc, _publisher: Publisher) -> None:
+        heard = await nc.subscribe("heard.>")
+        await publish_all(nc, [(f"heard.{i}", b"%d" % i) for i in range(5)])
+        assert [(await heard.next_msg(5)).data for _ in range(5)] == [b"%d" % i for i in range(5)]
 
     scenario_of(server, fast, body)
 

@@ -89,6 +89,30 @@ def test_a_tail_of_an_empty_log_is_caught_up_at_once(server):
     with_store(server, body)
 
 
+def test_a_tail_that_lingers_waits_for_more_until_somebody_hurries(server):
+    async def body(nc, store, seen) -> None:
+        async with Tail(nc, 0, [ALL_EVENTS], seen.batch, linger_s=3600) as tail:
+            await asyncio.wait_for(tail.caught_up.wait(), 5)
+            await add(store, 5)
+            await eventually(lambda: len(tail._buffer) == 5)
+            assert seen.commits == []
+            tail.hurry()
+            await eventually(lambda: seen.sizes == [5])
+            await add(store, 1, start=5)
+            await eventually(lambda: seen.sizes == [5, 1])  # who waited once is likely to again
+
+    with_store(server, body)
+
+
+def test_a_tail_does_not_linger_over_the_past(server):
+    async def body(nc, store, seen) -> None:
+        await add(store, 5)
+        async with Tail(nc, 0, [ALL_EVENTS], seen.batch, linger_s=3600):
+            await eventually(lambda: len(seen.commits) == 5)
+
+    with_store(server, body)
+
+
 def test_a_slow_handler_gets_larger_batches_and_a_bounded_buffer(server):
     async def body(nc, store, seen) -> None:
         await asyncio.gather(*[store.publisher.publish(f"strand.evt.p.x.c{i % 100}", b"%d" % i, timeout=20) for i in range(WINDOW + 1000)])
@@ -208,6 +232,23 @@ def test_one_aggregates_commits_are_handled_in_order_while_others_go_on(server):
             await eventually(lambda: len(seen.commits) == 6)
         for name in "ab":
             assert [commit.version for commit in seen.commits if commit.id == name] == [2, 3, 4]
+
+    with_store(server, body)
+
+
+def test_a_commit_that_may_wait_keeps_no_other_one_and_is_handled_in_its_order(server):
+    async def body(nc, store, seen) -> None:
+        patient = event(PROJECT, "counter", "a").encode()
+
+        def reader(seconds: float) -> DurableReader:
+            return DurableReader(nc, "process", [ALL_EVENTS], seen.one, patience=lambda subject: seconds * (subject == patient))
+
+        await add(store, 3, "a")
+        await add(store, 3, "b")
+        async with reader(3600):
+            await eventually(lambda: [commit.id for commit in seen.commits] == ["b"] * 3)
+        async with reader(0.001):  # nothing was begun by the reader that has ended, and nothing is lost
+            await eventually(lambda: [commit.seq for commit in seen.commits if commit.id == "a"] == [1, 2, 3])
 
     with_store(server, body)
 
