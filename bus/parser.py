@@ -106,15 +106,17 @@ def _line(line: bytes) -> _Line | None:
     """``MSG subject sid [reply] size`` or ``HMSG subject sid [reply] header size``; None: something else, or not as it should be."""
     words = line.split()
     try:
-        match words[0], len(words):
-            case b"HMSG", 6:
-                return words[1], int(words[2]), words[3], int(words[4]), int(words[5])
-            case b"HMSG", 5:
-                return words[1], int(words[2]), b"", int(words[3]), int(words[4])
-            case b"MSG", 5:
+        kind, count = words[0], len(words)
+        if kind == b"MSG":  # what nearly all lines are
+            if count == 5:
                 return words[1], int(words[2]), words[3], 0, int(words[4])
-            case b"MSG", 4:
+            if count == 4:
                 return words[1], int(words[2]), b"", 0, int(words[3])
+        elif kind == b"HMSG":
+            if count == 6:
+                return words[1], int(words[2]), words[3], int(words[4]), int(words[5])
+            if count == 5:
+                return words[1], int(words[2]), b"", int(words[3]), int(words[4])
     except (ValueError, IndexError):
         pass
     return None

@@ -24,6 +24,8 @@ WINDOW: Final = 4_000
 """Messages asked for ahead of the handler."""
 BATCH: Final = 1000
 ATTACH_S: Final = 5.0
+GATHER_S: Final = 0.002
+"""How often it is looked whether a whole batch is there, while more than that is still to come."""
 EAGER_S: Final = 0.05
 """How long after somebody waited nothing is lingered over."""
 FORGOTTEN_S: Final = 60
@@ -135,9 +137,11 @@ class Tail(Generic[T]):
         self._received = seq
         self._left = pending
         self._count += 1
-        self._buffer.append((seq, message.data))
-        self._arrived.set()
-        return len(self._buffer)
+        buffer = self._buffer
+        if not buffer:  # otherwise whoever handles them is on the way already
+            self._arrived.set()
+        buffer.append((seq, message.data))
+        return len(buffer)
 
     def hurry(self) -> None:
         """Somebody waits for what has come, or is about to; and whoever does is likely to do so again soon."""
@@ -145,7 +149,11 @@ class Tail(Generic[T]):
         self._eager_until = asyncio.get_running_loop().time() + EAGER_S
 
     async def _linger(self) -> None:
-        if self._linger_s and self.caught_up.is_set() and asyncio.get_running_loop().time() > self._eager_until:
+        loop = asyncio.get_running_loop()
+        if self._left >= self._batch:
+            while len(self._buffer) < self._batch and self._pull.attached.is_set():  # a lot for each read of the socket costs more
+                await asyncio.sleep(GATHER_S)
+        elif self._linger_s and self.caught_up.is_set() and loop.time() > self._eager_until:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._linger_s):
                     await self._hurried.wait()

@@ -83,7 +83,7 @@ class Engine:
             self._store.drop(old.view, old.number)
         self.targets.clear()
         for view in self._views.values():
-            made = self._store.create(view.name, view.schema, indexed=view.lookups)
+            made = self._store.create(view.name, view.schema)
             self._store.switch(view.name, made.number)
             self.attach(made)
         self.cursor = 0
@@ -100,8 +100,12 @@ class Engine:
 
     def attach(self, generation: Generation) -> Target:
         """Bring this generation forward too, from where it is."""
-        reader = self._store.current(generation.view, generation.number)
-        return self.adopt(Target(self._views[generation.view], generation, State(reader), generation.position))
+        state = self._state(self._views[generation.view], generation.number)
+        return self.adopt(Target(self._views[generation.view], generation, state, generation.position))
+
+    def _state(self, view: View, number: int) -> State:
+        """Its first search makes searching fast: most replays need none, and an index that is kept makes saving slow."""
+        return State(self._store.current(view.name, number), lambda: self._store.index(view.name, number, view.lookups))
 
     def adopt(self, target: Target) -> Target:
         """Bring a target forward that another engine brought so far."""
@@ -202,7 +206,7 @@ class Engine:
             generation = known.get(key)
             if generation is not None:
                 target.position = target.seen = generation.position
-                target.state = State(self._store.current(*key))
+                target.state = self._state(target.view, generation.number)
             elif (other := live.get(target.view.name)) is not None and other.schema == target.view.schema:
                 self.detach(*key)
                 self.attach(other)

@@ -53,6 +53,9 @@ read_commit: Final = msgspec.json.Decoder(RawCommit).decode
 """The commit in stored bytes. Raises ``msgspec.MsgspecError`` when there is none."""
 
 
+_parse: Final = msgspec.json.Decoder().decode
+
+
 class UnreadableEvent(Exception):  # noqa: N818 - it names what it is
     """An event of a schema that this version does not know: it was written by a newer one."""
 
@@ -60,7 +63,7 @@ class UnreadableEvent(Exception):  # noqa: N818 - it names what it is
 def read_fact(seq: int, commit: RawCommit, event: RawEvent) -> Fact:
     """One event of a commit. Raises ``UnreadableEvent``."""
     name = event.type
-    data = msgspec.json.decode(event.data)
+    data = _parse(event.data)
     schema, fill = _READ.get(name) or _learn(name)
     if event.schema != schema:
         data = _upcast(name, event.schema, data)
@@ -94,18 +97,18 @@ def filler(cls: type[BaseModel], *, leave_out: frozenset[str] = frozenset()) -> 
     hints = get_type_hints(cls, include_extras=True)
     names = [name for name in cls.model_fields if name not in leave_out]
     defaults = _defaults(cls, names)
-    nested = {name: fill for name in names if (fill := _filler_of(hints[name])) is not None}
+    nested = tuple((name, fill) for name in names if (fill := _filler_of(hints[name])) is not None)
 
     def complete(data: Json) -> Json:
-        full = {**defaults, **data}
-        for name, fill in nested.items():
+        full = defaults | data
+        for name, fill in nested:
             if name in data:
                 full[name] = fill(data[name])
         return full
 
     if nested:
         return complete
-    return (lambda data: {**defaults, **data}) if defaults else _unchanged
+    return (lambda data: defaults | data) if defaults else _unchanged
 
 
 def _unchanged(data: Json) -> Json:

@@ -26,7 +26,7 @@ log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
-BULK_ITEMS: Final = 20_000
+BULK_ITEMS: Final = 3_000
 """Changed items, over all views, that are saved at the latest; what bounds memory while catching up."""
 BULK_S: Final = 0.5
 """Seconds after which a batch is saved although more is waiting."""
@@ -159,7 +159,9 @@ class Live:
         """Filters are made fast once the first replay is over; indexes would have made it slow."""
         async with self.lock:
             for target in list(self.engine.targets.values()):
-                await self.blocking(self.store.index, target.view.name, target.generation.number, target.view.indexed)
+                await self.blocking(
+                    self.store.index, target.view.name, target.generation.number, (*target.view.indexed, *target.view.lookups)
+                )
 
     async def _reload(self) -> None:
         try:

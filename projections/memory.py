@@ -97,11 +97,10 @@ class MemoryStore:
     def generations(self) -> list[Generation]:
         return [self._tables[key].generation for key in sorted(self._tables)]
 
-    def create(self, view: str, schema: int, role: Role = Role.BUILDING, indexed: Iterable[str] = ()) -> Generation:
+    def create(self, view: str, schema: int, role: Role = Role.BUILDING) -> Generation:
         self._last[view] += 1
         made = Generation(view, self._last[view], schema, 0, role)
         self._tables[view, made.number] = _Table(made)
-        self.index(view, made.number, indexed)
         return made
 
     def index(self, view: str, number: int, fields: Iterable[str]) -> None:

@@ -144,7 +144,7 @@ class PostgresStore:
             rows = db.execute("select view, number, schema, position, role from generations").fetchall()
         return sorted((Generation(v, n, s, p, Role(r)) for v, n, s, p, r in rows), key=lambda g: (g.view, g.number))
 
-    def create(self, view: str, schema: int, role: Role = Role.BUILDING, indexed: Iterable[str] = ()) -> Generation:
+    def create(self, view: str, schema: int, role: Role = Role.BUILDING) -> Generation:
         with self._writing() as db:
             number = _one(
                 db.execute(
@@ -158,7 +158,6 @@ class PostgresStore:
                     ' id text collate "C" not null, doc json not null, primary key (kind, project, id))'
                 ).format(_table(view, number))
             )
-        self.index(view, number, indexed)
         return Generation(view, number, schema, 0, role)
 
     def index(self, view: str, number: int, fields: Iterable[str]) -> None:

@@ -83,7 +83,7 @@ class Rebuilder:
         role = Role.BUILDING if until is None else Role.COPY
         target = await self._log.last() if until is None else until
         async with self._live.lock:
-            made = await self._live.blocking(self._store.create, view, definition.schema, role, definition.lookups)
+            made = await self._live.blocking(self._store.create, view, definition.schema, role)
         progress = self.progress[view] = Progress(view, made.number, target=target, until=until)
         task = self._tasks[view] = asyncio.create_task(self._run(definition, made, progress, watch))
         task.add_done_callback(lambda _: self._busy.discard(view))

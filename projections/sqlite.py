@@ -27,6 +27,8 @@ PAGE_BYTES: Final = 16_384
 """SQLite's pages in a new file. Items are half a KiB: with the usual 4 KiB, writing a replay's rows costs twice as much."""
 ROWS: Final = 500
 """Rows per statement: a writing thread gives the interpreter up for each statement, and has to wait for it again when the loop is busy."""
+WAL_PAGES: Final = 4_096
+"""Pages (64 MiB) after which the write-ahead log goes into the file: a replay writes the same pages again and again."""
 CACHE_KB: Final = 32_768
 """SQLite's page cache per connection, in KiB."""
 
@@ -103,6 +105,7 @@ class SqliteStore:
         db = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False, timeout=30)
         db.execute(f"pragma page_size = {PAGE_BYTES}")
         db.execute("pragma synchronous = normal")
+        db.execute(f"pragma wal_autocheckpoint = {WAL_PAGES}")
         db.execute(f"pragma cache_size = -{CACHE_KB}")
         return db
 
@@ -128,7 +131,7 @@ class SqliteStore:
         rows = self._db.execute("select view, number, schema, position, role from generations order by view, number")
         return [Generation(v, n, s, p, Role(r)) for v, n, s, p, r in rows]
 
-    def create(self, view: str, schema: int, role: Role = Role.BUILDING, indexed: Iterable[str] = ()) -> Generation:
+    def create(self, view: str, schema: int, role: Role = Role.BUILDING) -> Generation:
         with self._transaction() as db:
             sql = "insert into numbers values (?, 1) on conflict (view) do update set last = last + 1 returning last"
             number = int(db.execute(sql, (view,)).fetchone()[0])
@@ -137,7 +140,6 @@ class SqliteStore:
                 f"create table {_table(view, number)}"
                 " (kind text not null, project text not null, id text not null, doc text not null, primary key (kind, project, id))"
             )
-        self.index(view, number, indexed)
         return Generation(view, number, schema, 0, role)
 
     def index(self, view: str, number: int, fields: Iterable[str]) -> None:
@@ -163,12 +165,15 @@ class SqliteStore:
         if not change.rows:
             return
         table = _table(change.view, change.number)
-        rows = [(*key, encode(item)) for key, item in change.rows.items() if item is not None]
-        for first in range(0, len(rows), ROWS):
-            part = rows[first : first + ROWS]
-            places = ", ".join(["(?, ?, ?, ?)"] * len(part))
+        values: list[str] = []
+        for key, item in change.rows.items():
+            if item is not None:
+                values += (*key, encode(item))
+        for first in range(0, len(values), 4 * ROWS):
+            part = values[first : first + 4 * ROWS]
+            places = ", ".join(["(?, ?, ?, ?)"] * (len(part) // 4))
             sql = f"insert into {table} values {places} on conflict do update set doc = excluded.doc"  # noqa: S608 - the table is ours
-            db.execute(sql, [value for row in part for value in row])
+            db.execute(sql, part)
         db.executemany(
             f"delete from {table} where kind = ? and project = ? and id = ?",  # noqa: S608 - the table is ours
             (key for key, item in change.rows.items() if item is None),

@@ -6,7 +6,7 @@ does not live in memory.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any, Final
@@ -23,10 +23,14 @@ class StoreFault(Exception):  # noqa: N818 - it names what happened
 
 
 class State:
-    """What apply functions have in their hands. Items under (project, id); ``kind`` for a view's notes that queries do not return."""
+    """What apply functions have in their hands. Items under (project, id); ``kind`` for a view's notes that queries do not return.
 
-    def __init__(self, reader: Reader, keep: int = KEEP) -> None:
+    ``before_search`` is called once, before the first ``find``.
+    """
+
+    def __init__(self, reader: Reader, before_search: Callable[[], None] = lambda: None, keep: int = KEEP) -> None:
         self._reader = reader
+        self._before_search = before_search
         self._keep = keep
         self._known: dict[Key, Item | None] = {}
         self.dirty: dict[Key, Item | None] = {}
@@ -65,6 +69,8 @@ class State:
     def find(self, where: Mapping[str, Any], kind: str = ITEMS, project: str | None = None) -> list[tuple[str, str]]:
         """(project, id) of all items whose fields have these values, ascending. The view declares the fields as ``lookups``."""
         with _reading():
+            self._before_search()
+            self._before_search = _nothing
             rows = self._reader.scan(kind, project, where, "", EVERYTHING)
         stored = set()
         for row_project, id_, item in rows:
@@ -99,6 +105,10 @@ class State:
         """Nothing of this batch happened."""
         self.dirty.clear()
         self._known.clear()
+
+
+def _nothing() -> None:
+    """There is an index already."""
 
 
 @contextmanager

@@ -124,8 +124,8 @@ class Store(Protocol):
         """Everything that exists, by view and number."""
         ...
 
-    def create(self, view: str, schema: int, role: Role = Role.BUILDING, indexed: Iterable[str] = ()) -> Generation:
-        """An empty generation at position 0, with indexes on ``indexed`` from the start. Numbers grow and are never used again."""
+    def create(self, view: str, schema: int, role: Role = Role.BUILDING) -> Generation:
+        """An empty generation at position 0. Numbers grow and are never used again."""
         ...
 
     def index(self, view: str, number: int, fields: Iterable[str]) -> None:

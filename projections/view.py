@@ -75,12 +75,12 @@ class View:
         self.fields = dict(fields)
         self.schema = schema
         self.shared = shared
-        self.indexed = tuple(indexed)
+        self.indexed = tuple(dict.fromkeys((*indexed, *lookups)))
         self.lookups = tuple(lookups)
         self.counted = counted
         self.asks = dict(asks or {})
         self.routes: dict[str, Apply] = {}
-        self._containers = {name: value for name, value in self.fields.items() if isinstance(value, dict | list)}
+        self._containers = [(name, value) for name, value in self.fields.items() if isinstance(value, dict | list)]
 
     @property
     def verbs(self) -> tuple[str, ...]:
@@ -115,10 +115,10 @@ class View:
 
     def item(self, **values: Any) -> Item:
         """A new item: every public field has a value. Raises ``KeyError`` for a public field that was not declared."""
-        made = {**self.fields, **values}
+        made = self.fields | values
         if len(made) != len(self.fields):
             raise KeyError(f"view {self.name} has no fields {sorted(values.keys() - self.fields.keys())}")
-        for name, value in self._containers.items():
+        for name, value in self._containers:
             if name not in values:
                 made[name] = value.copy()
         return made

@@ -64,27 +64,29 @@ VIEW: Final = View(
 
 @VIEW.on("sandbox.created")
 def created(state: State, fact: Fact) -> None:
-    spec, recipe = fact.data["spec"], fact.data["spec"]["recipe"]
+    data = fact.data
+    spec, node_id = data["spec"], data["node_id"]
+    recipe = spec["recipe"]
     item = VIEW.item(
         sandbox_id=fact.id,
         name=spec["name"],
         template_id=spec["template_id"],
         snapshot_id=spec["snapshot_id"],
-        node_id=fact.data["node_id"],
-        placed=fact.data["placed"],
-        pool=fact.data["pool"],
+        node_id=node_id,
+        placed=data["placed"],
+        pool=data["pool"],
         driver=spec["driver"],
         ports=[{"port": port, "address": "", "status": "declared"} for port in recipe["ports"]],
         cpu=recipe["cpu"],
         memory_mb=recipe["memory_mb"],
         disk_mb=recipe["disk_mb"],
         pids=recipe["pids"],
-        ttl=fact.data["ttl"],
+        ttl=data["ttl"],
         labels=spec["labels"],
-        job_id=fact.data["job_id"],
+        job_id=data["job_id"],
         created_at=fact.time,
+        known=state.get(SYSTEM_PROJECT, node_id, kind=SILENT) is None,
     )
-    item["known"] = state.get(SYSTEM_PROJECT, fact.data["node_id"], kind=SILENT) is None
     state.put(fact.project, fact.id, item)
 
 
