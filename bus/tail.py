@@ -151,7 +151,8 @@ class Tail(Generic[T]):
     async def _linger(self) -> None:
         loop = asyncio.get_running_loop()
         if self._left >= self._batch:
-            while len(self._buffer) < self._batch and self._pull.attached.is_set():  # a lot for each read of the socket costs more
+            # A lot for each read of the socket costs more, and so does an event for each message.
+            while len(self._buffer) < self._batch and self._pull.attached.is_set():  # noqa: ASYNC110
                 await asyncio.sleep(GATHER_S)
         elif self._linger_s and self.caught_up.is_set() and loop.time() > self._eager_until:
             with contextlib.suppress(TimeoutError):
