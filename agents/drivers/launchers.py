@@ -27,6 +27,7 @@ from agents.host import processes, spawn
 
 _EXECUTED_S: Final = 5.0
 _QUIET_LOOKS: Final = 3
+_ATTEMPTS: Final = 3
 _SOON_LOOKS, _SOON_S = 2, 0.0003
 _PIVOT: Final = Path(__file__).with_name("pivot.py")
 _MONITOR: Final = 'exec 8>>"$1" 9>&2 2>/dev/null; shift; "$@" 2>&9 8>&- 9>&-; printf "{ \\"exit-code\\": %d }\\n" $? >&8'
@@ -127,11 +128,18 @@ def tool(name: str) -> str:
 
 
 async def _works(argv: Sequence[str], what: str, mend: str) -> list[Fault]:
-    try:
-        tried = await spawn.run(argv, timeout_s=10)
-    except OSError as error:
-        return [Fault(f"{what}: {error}", mend)]
-    return [] if tried.code == 0 else [Fault(f"{what}: {tried.complaint()}", mend)]
+    """Nothing, or why it does not. Tried again: the host's mounts are all looked at, and another agent's may come and go meanwhile."""
+    why: object = ""
+    for _ in range(_ATTEMPTS):
+        try:
+            tried = await spawn.run(argv, timeout_s=10)
+        except OSError as error:
+            why = error
+        else:
+            if tried.code == 0:
+                return []
+            why = tried.complaint()
+    return [Fault(f"{what}: {why}", mend)]
 
 
 class Bubblewrap:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from agents.host import syscalls
+from agents.host.finishing import to_its_end
 
 _NETLINK_SOCK_DIAG: Final = 4
 _SOCK_DIAG_BY_FAMILY: Final = 20
@@ -50,13 +51,19 @@ class Ports:
         """The same, and which of them can be reached from outside."""
         key = (pid, started)
         if key not in self._sockets:
-            self._sockets[key] = await asyncio.to_thread(_open_inside, pid)
-        diag = self._sockets[key]
+            await to_its_end(self._open(key))
+        diag = self._sockets.get(key)
         try:
             return _by_diag(diag) if diag is not None else await asyncio.to_thread(_by_proc, pid)
         except OSError:
             self.forget(pid, started)
             return frozenset()
+
+    async def _open(self, key: tuple[int, int]) -> None:
+        pid, started = key
+        opened = await asyncio.to_thread(_open_inside, pid)
+        self.forget(pid, started)  # somebody else may have asked meanwhile
+        self._sockets[key] = opened
 
     def forget(self, pid: int, started: int) -> None:
         diag = self._sockets.pop((pid, started), None)

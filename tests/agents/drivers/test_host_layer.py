@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import subprocess
+import threading
 from pathlib import Path
 
 import pytest
 from support.waiting import eventually, run
 
+from agents.drivers import launchers
 from agents.drivers.driver import RuntimeFault
 from agents.drivers.identity import Who, environment, read_text, resolve
-from agents.host import cgroups, counters, processes, reaper, spawn
+from agents.host import cgroups, counters, ports, processes, reaper, spawn
 from agents.host.syscalls import open_in_root
 
 pytestmark = pytest.mark.quick
@@ -236,3 +239,37 @@ def test_a_version_two_group_is_read_and_written(tmp_path: Path) -> None:
     found.limit(1.5, 64, 7)
     assert [(group / name).read_text() for name in ("cpu.max", "memory.max", "pids.max")] == ["150000 100000", str(64 << 20), "7"]
     assert cgroups.names("strandline-", tmp_path) == {"strandline-x"}
+
+
+@pytest.mark.parametrize("reached", [True, False], ids=["its caller is still there", "its caller was cancelled"])
+def test_a_look_at_ports_leaves_no_socket_behind(monkeypatch: pytest.MonkeyPatch, reached: bool) -> None:
+    def slowly(_pid: int) -> socket.socket:
+        begun.set()
+        may_go_on.wait()
+        made.append(socket.socket())
+        return made[-1]
+
+    begun, may_go_on, made = threading.Event(), threading.Event(), list[socket.socket]()
+    monkeypatch.setattr(ports, "_open_inside", slowly)
+    monkeypatch.setattr(ports, "_by_diag", lambda _: frozenset())
+
+    async def scenario() -> None:
+        watched = ports.Ports()
+        asking = asyncio.create_task(watched.listening(1, 1))
+        await eventually(begun.is_set)
+        if not reached:
+            asking.cancel()
+        asyncio.get_running_loop().call_later(0.05, may_go_on.set)
+        await asyncio.gather(asking, return_exceptions=True)
+        watched.close()
+        assert [opened.fileno() for opened in made] == [-1]
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(("failures", "faults"), [(0, 0), (2, 0), (3, 1)])
+def test_a_launcher_is_tried_again_before_it_is_said_not_to_work(tmp_path: Path, failures: int, faults: int) -> None:
+    """What another agent mounts or unmounts at that moment is no fault of this host."""
+    script = f'echo >> {tmp_path}/tries; [ "$(wc -l < {tmp_path}/tries)" -gt {failures} ] || {{ echo gone >&2; exit 1; }}'
+    found = run(launchers._works(["sh", "-c", script], "it does not work", "mend it"))
+    assert [fault.what for fault in found] == ["it does not work: gone"] * faults
