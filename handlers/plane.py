@@ -163,7 +163,7 @@ class ControlPlane:
         shards = await lane_shards(nc)
         plane = cls(nc, await Store.open(nc), deadlines or Deadlines(), Membership(nc, keys, shards), name, shards, places)
         if measured:
-            plane.metrics = plane.control.metrics = ControlMetrics(plane.control.fleet)
+            plane.metrics = plane.control.metrics = ControlMetrics(plane.control.fleet, plane.control.clock)
         plane.tracing = spans
         return plane
 

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import re
+from datetime import timedelta
+from typing import Any
 
 import pytest
 from support.waiting import eventually
+from support.worlds import T0
 
 from agents.metrics import metrics as agent_metrics
 from agents.records import SandboxRecord
+from bus.commit import Commit
 from bus.metrics import Metrics, serving
 from domain.kernel.errors import Refused
+from handlers.fleet import Fleet
+from handlers.metrics import ControlMetrics
 from projections.buslog import BusLog
 from projections.memory import MemoryStore
 from projections.metrics import metrics as projector_metrics
@@ -79,6 +85,41 @@ def test_a_control_plane_says_what_happened_and_what_is(at) -> None:
         await eventually(removed)
 
     at(test, measured=True)
+
+
+def brought_up(metrics: ControlMetrics, seq: int, sandbox: str, name: str, **data: Any) -> None:
+    """A commit of the saga that brings ``sandbox`` up, as the log has it; ten seconds for each position."""
+    event = {"type": f"provisioning.{name}", "schema": 1, "version": 1, "data": {"attempt": 1, **data}}
+    at = T0 + timedelta(seconds=10 * seq)
+    metrics.count(Commit("c", "c", "d", None, "a", "default", "provisioning", sandbox, at, None, "0", "0", (event,), None, seq))
+
+
+def test_sagas_are_counted_by_how_they_ended_and_those_that_did_not_by_their_age(run) -> None:
+    """The metrics of reference/miren-sandbox.md §2.7."""
+    metrics = ControlMetrics(Fleet(), lambda: T0 + timedelta(seconds=200))
+    steps: list[tuple[str, str, dict[str, Any]]] = [
+        *((sandbox, "begun", {"node_id": "n1"}) for sandbox in "abcde"),
+        ("a", "completed", {}),
+        ("b", "failed", {}),
+        ("c", "failed", {"uncompensated": ["network"]}),
+        ("c", "undo-failed", {"uncompensated": ["network"]}),
+        ("c", "retried", {}),
+        ("c", "failed", {}),
+        ("d", "superseded", {}),
+    ]
+    for seq, (sandbox, name, data) in enumerate(steps, 1):
+        brought_up(metrics, seq, sandbox, name, **data)
+    said = run(scraped(metrics))
+    assert {name: value for name, value in said.items() if name.startswith("strandline_saga")} == {
+        "strandline_saga_executions_started_total": 5,
+        'strandline_saga_executions_finished_total{outcome="completed"}': 1,
+        'strandline_saga_executions_finished_total{outcome="rolled_back"}': 2,
+        'strandline_saga_executions_finished_total{outcome="superseded"}': 1,
+        "strandline_saga_compensation_failures_total": 2,
+        "strandline_saga_recoveries_total": 1,
+        "strandline_saga_incomplete_executions": 1,
+        "strandline_saga_incomplete_oldest_age_seconds": 150,
+    }
 
 
 def test_nothing_is_counted_unless_somebody_asked_for_it(at) -> None:
