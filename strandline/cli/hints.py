@@ -35,6 +35,11 @@ def _in_use(details: Details) -> str:
     return f"strandline sandbox delete {' '.join(map(str, live[:3]))}{' …' if len(live) > 3 else ''}" if live else "strandline sandbox list"
 
 
+def _disk_taken(details: Details) -> str:
+    disk, sandbox = details.get("disk", "DISK"), details.get("sandbox_id") or details.get("attached_to") or "SANDBOX"
+    return f"strandline sandbox stop {sandbox} gives it back; strandline disk release {disk} --force deletes that sandbox"
+
+
 def _timeout(details: Details) -> str:
     if "job_id" in details:
         return f"strandline job wait {details['job_id']}"
@@ -51,7 +56,7 @@ def _say(text: str) -> Callable[[Details], str]:
     return lambda _: text
 
 
-LISTABLE: Final = frozenset({"template", "job", "snapshot", "sandbox", "node", "artifact", "view", "context"})
+LISTABLE: Final = frozenset({"template", "job", "snapshot", "sandbox", "node", "artifact", "view", "context", "disk", "pool", "rollout"})
 HINTS: Final[dict[str, Callable[[Details], str]]] = {
     "bus.unavailable": _say("is it running? strandline up; where it is: --dir DIR, --url URL or strandline context use NAME"),
     "bus.overloaded": _say("too many requests at once; try again"),
@@ -62,6 +67,8 @@ HINTS: Final[dict[str, Callable[[Details], str]]] = {
     "template.no-nodes": _say("strandline node list: no node is ready to take it"),
     "template.no-failed-replicas": _say("nothing to redo; --mode ALL makes every replica again"),
     "snapshot.in-use": _say("strandline sandbox list snapshot_id=SNAPSHOT"),
+    "disk.busy": _disk_taken,
+    "disk.in-use": _disk_taken,
     "storage.blocked": _say("strandline node list -o wide; strandline artifact collect frees space"),
     "node.offline": _say("strandline node list; is its agent running?"),
     "capacity.exhausted": _say("strandline sandbox why --template … shows what is short; fewer --cpu and --memory, or delete sandboxes"),

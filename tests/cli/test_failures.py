@@ -74,6 +74,14 @@ def test_an_error_is_two_lines_on_stderr(cli: Cli, control: Scripted) -> None:
     assert result.stderr == "error: template.not-found: no template 'nothing-like-that'\nhint: strandline template list\n"
 
 
+def test_a_disk_that_somebody_has_says_how_it_is_got_back(cli: Cli, control: Scripted) -> None:
+    """Trying again would change nothing: it is a sandbox that has to let go."""
+    details = {"disk": "data", "sandbox_id": SB}
+    control.replies["sandbox.create"] = Refused("disk.busy", f"sandbox {SB} has disk data", retryable=True, details=details)
+    result = cli("sandbox", "create", "base", "--disk", "data:/data")
+    assert f"hint: strandline sandbox stop {SB} gives it back; strandline disk release data --force deletes that sandbox" in result.stderr
+
+
 def test_an_error_is_an_object_with_json_and_yaml(cli: Cli, control: Scripted) -> None:
     control.replies["template.delete"] = Refused("template.in-use", "in use", details={"sandboxes": [SB]})
     result = cli("template", "delete", TPL, "-o", "json")
