@@ -30,6 +30,7 @@ NAMES = (
     "create",
     "handover",
     "flights",
+    "churn",
     "crowd",
     "fleet",
     "build",

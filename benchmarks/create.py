@@ -40,7 +40,7 @@ async def _driver(driver: str, turns: int) -> Row:
         kept = (await _create(caller))["sandbox_id"]  # it holds the artifact's mount and shows the configuration
         node = installation.dir / "nodes" / "node-1"
         with tempfile.TemporaryDirectory(prefix="strandline-bench-", ignore_cleanup_errors=True) as directory:
-            bare = await _Bare.open(driver, Path(directory), node, kept)
+            bare = await Bare.open(driver, Path(directory), node, kept)
             try:
                 await in_turn(3, {"bare": bare.start, "ours": lambda: _ours(caller)})
                 found = await in_turn(turns, {"bare": bare.start, "ours": lambda: _ours(caller)})
@@ -65,14 +65,14 @@ async def _ours(caller: Caller) -> float:
     return took
 
 
-class _Bare:
+class Bare:
     """The process that starts by the runtime alone."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
 
     @classmethod
-    async def open(cls, driver: str, directory: Path, node: Path, sandbox: str) -> _Bare:
+    async def open(cls, driver: str, directory: Path, node: Path, sandbox: str) -> Bare:
         manifest = json.loads((node / "storage" / "roots" / sandbox / "manifest.json").read_text())
         lower = node / "storage" / "artifacts" / manifest["artifact"] / "lower"
         words = [driver, str(directory), str(lower)]
@@ -83,12 +83,18 @@ class _Bare:
 
     async def start(self) -> float:
         await asyncio.sleep(SETTLE_S)
+        took, _ = await self.life()
+        return took
+
+    async def life(self) -> tuple[float, float]:
+        """Seconds until it runs, and until nothing is left of it."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(b"go\n")
         took = float(await self._process.stdout.readline())
+        began = time.perf_counter()
         assert await self._process.stdout.readline() == b"clean\n"
-        return took
+        return took, time.perf_counter() - began
 
     async def close(self) -> None:
         assert self._process.stdin is not None

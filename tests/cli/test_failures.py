@@ -77,8 +77,8 @@ def test_an_error_is_two_lines_on_stderr(cli: Cli, control: Scripted) -> None:
 def test_a_disk_that_somebody_has_says_how_it_is_got_back(cli: Cli, control: Scripted) -> None:
     """Trying again would change nothing: it is a sandbox that has to let go."""
     details = {"disk": "data", "sandbox_id": SB}
-    control.replies["sandbox.create"] = Refused("disk.busy", f"sandbox {SB} has disk data", retryable=True, details=details)
-    result = cli("sandbox", "create", "base", "--disk", "data:/data")
+    control.replies["disk.delete"] = Refused("disk.in-use", f"sandbox {SB} has disk data", retryable=True, details=details)
+    result = cli("disk", "delete", "data")
     assert f"hint: strandline sandbox stop {SB} gives it back; strandline disk release data --force deletes that sandbox" in result.stderr
 
 
