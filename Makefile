@@ -7,7 +7,7 @@ WORKERS ?= 2
 UV := $(shell command -v uv 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup packages demo test quick lint types check bench guest-kernel guest-qemu lock docs clean
+.PHONY: help setup packages demo test quick lint types check bench soak guest-kernel guest-qemu lock docs clean
 
 help:  ## Show what can be made
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 21
@@ -32,6 +32,9 @@ test: setup packages  ## Run every test
 
 quick: setup  ## Run the tests that need less than a minute altogether
 	@STRAND_EXAMPLES=quick $(PYTEST) -m "quick and not slow and not root" $(ARGS)
+
+soak: setup packages  ## Half an hour of work and faults, as root, and a look at what is left (ARGS="--minutes 60 --seed 1")
+	@PYTHONPATH=tests:. $(BIN)/python tests/soak/soak.py $(ARGS)
 
 lint: setup  ## Style and layers
 	@$(BIN)/ruff check .
