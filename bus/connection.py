@@ -12,7 +12,7 @@ import contextlib
 import json
 import os
 import ssl
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, Self
@@ -347,15 +347,3 @@ async def connect_from(
         tls=tls,
         timeout=timeout,
     )
-
-
-async def publish_all(nc: Client, messages: Sequence[tuple[str, bytes]]) -> None:
-    """Publish several, (subject, data), with one write. Raises as ``publish``, and ``UnansweredError``."""
-    replies = nc.replies if isinstance(nc, Connection) else None
-    *others, (last, its_data) = messages
-    for subject, data in others:
-        if replies is None or replies.crowded:
-            await nc.publish(subject, data)
-        else:
-            replies.prepare(subject, b"", data, None)
-    await nc.publish(last, its_data)

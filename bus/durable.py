@@ -18,7 +18,7 @@ from nats.aio.client import Client
 
 from bus import subjects
 from bus.commit import Commit, Corrupt, decode
-from bus.connection import publish_all
+from bus.fast import publish_all
 from bus.pull import NANO, Delivered, Pull
 from bus.replies import UnansweredError
 from bus.requests import call

@@ -5,6 +5,7 @@ Where that does not work with the nats-py that is installed, ``open_publisher`` 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from nats.aio.client import Client
@@ -15,7 +16,7 @@ from bus.headers import parse_headers
 from bus.replies import FLUSH_S, Headers, Replies, within
 from bus.requests import ACK_S, Ack, ApiError, Message, Publisher, parse_ack
 
-__all__ = ["Ack", "ApiError", "FastPublisher", "Message", "Publisher", "open_publisher"]
+__all__ = ["Ack", "ApiError", "FastPublisher", "Message", "Publisher", "open_publisher", "publish_all"]
 
 
 def open_publisher(nc: Client) -> Publisher:
@@ -48,3 +49,15 @@ class FastPublisher(Publisher):
             await self.tell(subject, data, headers)
         else:
             self._replies.prepare(subject, b"", data, headers)
+
+
+async def publish_all(nc: Client, messages: Sequence[tuple[str, bytes]]) -> None:
+    """Publish several, (subject, data), with one write. Raises as ``publish``, and ``UnansweredError``."""
+    replies = nc.replies if isinstance(nc, Connection) else None
+    *others, (last, its_data) = messages
+    for subject, data in others:
+        if replies is None or replies.crowded:
+            await nc.publish(subject, data)
+        else:
+            replies.prepare(subject, b"", data, None)
+    await nc.publish(last, its_data)

@@ -79,7 +79,7 @@ from handlers.waiting import Waiting
 
 log = structlog.get_logger(__name__)
 
-PATIENT: Final = frozenset({b"node", b"sandbox"})
+PATIENT: Final = frozenset({b"node"})
 PATIENCE_S: Final = 0.003
 """About as long as a command takes: it is answered before its commit comes back from the log and takes the processor."""
 
@@ -325,5 +325,5 @@ class ControlPlane:
 
 
 def _patience(subject: bytes) -> float:
-    """How long a commit waits for its processes, in seconds: nobody waits for those of nodes, and those of sandboxes were moved ahead."""
+    """How long a commit waits for its processes, in seconds: nobody waits for those of nodes."""
     return PATIENCE_S if subject.split(b".")[3] in PATIENT else 0.0

@@ -9,9 +9,8 @@ import pytest
 from support.bus import connected
 from support.waiting import eventually, run
 
-from bus.connection import publish_all
 from bus.direct import Reader
-from bus.fast import ApiError, FastPublisher, Message, Publisher, open_publisher
+from bus.fast import ApiError, FastPublisher, Message, Publisher, open_publisher, publish_all
 from bus.replies import Replies, UnansweredError
 
 EXPECT = "Nats-Expected-Last-Subject-Sequence"
