@@ -28,8 +28,10 @@ from nats.errors import MaxPayloadError
 from bus import answers
 from bus.answers import ACTOR_HEADER, CALL_ID_HEADER, COMMAND_ID_HEADER, TRACE_HEADER
 from bus.connection import Client, Connection
+from bus.fast import open_publisher
 from bus.headers import parse_headers
 from bus.micro import QUEUE, Discovery, Tally
+from bus.replies import UnansweredError
 from domain.kernel.command import MAX_BODY, Command
 from domain.kernel.errors import Invalid, Refused
 from domain.kernel.ids import COMMAND_ID, NAME_PATTERN
@@ -96,6 +98,7 @@ class Endpoints:
         if not isinstance(nc, Connection):
             raise TypeError("only our own connections hand over messages directly")
         self._nc = nc
+        self._publisher = open_publisher(nc)
         self._kind = kind
         self._handle = handle
         self._places = asyncio.Semaphore(limit)
@@ -194,12 +197,12 @@ class Endpoints:
         finally:
             if identity is not None:
                 self._running.pop(identity, None)
-            tally = self._tallies.get(_name(message), self._unknown)
-            tally.count(time.perf_counter_ns() - begun, refused.code if refused else "")
+            took = time.perf_counter_ns() - begun
             if refused is None:
                 await self._answer(messages, data)
             else:
                 await self._answer(messages, answers.refusal(self._id_of(message), refused), answers.error_headers(refused))
+            self._tallies.get(_name(message), self._unknown).count(took, refused.code if refused else "")
 
     async def _result(self, message: Msg) -> bytes:
         async with self._places:
@@ -225,11 +228,11 @@ class Endpoints:
             if not message.reply:
                 continue
             try:
-                await self._nc.publish(message.reply, data, headers=headers)
+                await self._publisher.tell(message.reply, data, headers)
             except MaxPayloadError:
                 large = Refused("reply.too-large", f"the reply has {len(data)} bytes; ask for less, with limit and cursor")
-                await self._nc.publish(message.reply, answers.refusal(self._id_of(message), large), headers=answers.error_headers(large))
-            except NatsError as error:
+                await self._publisher.tell(message.reply, answers.refusal(self._id_of(message), large), answers.error_headers(large))
+            except (NatsError, UnansweredError) as error:
                 log.warning("endpoint.unanswered", subject=message.subject, error=repr(error))
 
 

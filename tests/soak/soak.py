@@ -14,6 +14,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import logging
 import random
 import secrets
 import sys
@@ -23,6 +24,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import structlog
 import uvloop
 from support import patient, truth
 from support.cut import Wire, wired
@@ -41,7 +43,9 @@ PARTS = ("nats", "control", "projector", "node-1", "node-2")
 CUT_OFF = "node-2"
 CALLERS, MOST = 4, 6
 """How many callers, and how many sandboxes each of them has at most."""
-DISK_MB, WAIT_S = 1024, 20
+THINK_S = 1.0
+"""Between two commands of a caller, at most: it is to last, and its whole log is read in the end."""
+DISK_MB, WAIT_S = 2048, 20
 PATIENCE_S = 300.0
 """Longer than any fault lasts: who repeats for so long and is still refused has found a fault of ours."""
 MIB = 1 << 20
@@ -61,6 +65,7 @@ class Worker:
         """Until the end; then everything of its own is deleted."""
         acts = (self._exec, self._exec, self._exec, self._snapshot, self._roll_back, self._clone, self._pause, self._delete)
         while not ending.is_set():
+            await pause(ending, self._choose.uniform(0, THINK_S))
             if not self._boxes or (len(self._boxes) < MOST and self._choose.random() < 0.3):
                 await self._create()
             else:
@@ -124,7 +129,7 @@ class Soak:
 
     async def faults(self) -> None:
         while not self.ending.is_set():
-            await self.pause(self.random.uniform(3, 15))
+            await pause(self.ending, self.random.uniform(3, 15))
             if self.ending.is_set():
                 return
             match self.random.choice((*PARTS, "partition", "disk")):
@@ -140,7 +145,7 @@ class Soak:
         self.counts[f"cut off for {seconds:g} s"] += 1
         self.wire.cut()
         try:
-            await self.pause(seconds)
+            await pause(self.ending, seconds)
         finally:
             self.wire.heal()
 
@@ -148,14 +153,9 @@ class Soak:
         self.counts["full disk"] += 1
         try:
             self.disk.fill()
-            await self.pause(seconds)
+            await pause(self.ending, seconds)
         finally:
             self.disk.empty()
-
-    async def pause(self, seconds: float) -> None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self.ending.wait()
 
     # -- the whole
 
@@ -220,6 +220,13 @@ class Soak:
         say("       every view is what the log says, nothing is open")
 
 
+async def pause(ending: asyncio.Event, seconds: float) -> None:
+    """So long, or until the end."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await ending.wait()
+
+
 def say(line: str) -> None:
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
@@ -246,6 +253,7 @@ def main() -> None:
     parser.add_argument("--driver", default="process", choices=("process", "oci"))
     given = parser.parse_args()
     catalogue.load()
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))  # connections come and go here
     patient.PATIENCE_S = PATIENCE_S
     say(f"seed {given.seed}, {given.minutes:g} minutes, driver {given.driver}")
     began = time.monotonic()
