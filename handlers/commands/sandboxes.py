@@ -128,6 +128,9 @@ async def _standing(control: Control, asked: Asked, sandbox_id: str, spec: Sandb
 async def _note_artifact(control: Control, spec: SandboxSpec, node_id: str) -> None:
     """A node that starts from a snapshot fetches the artifact too, whether it has a replica or not: there is something to clean up."""
     artifact = spec.artifact.artifact_id
+    known = await control.find(Artifact, ids.SYSTEM_PROJECT, artifact)
+    if known is not None and node_id in known.placements:
+        return  # that the leader of the log says so too costs a way there and back, and changes nothing
     cause = control.own_cause(ids.SYSTEM_PROJECT, "artifact", artifact, "placed", node_id, spec.snapshot_id or "")
     await control.change(Artifact, ids.SYSTEM_PROJECT, artifact, cause, lambda a: a.placed(cause.at, node_id))
 
