@@ -46,7 +46,7 @@ CALLERS, MOST = 4, 6
 THINK_S = 1.0
 """Between two commands of a caller, at most: it is to last, and its whole log is read in the end."""
 DISK_MB, WAIT_S = 2048, 20
-PATIENCE_S = 300.0
+PATIENCE_S = 180.0
 """Longer than any fault lasts: who repeats for so long and is still refused has found a fault of ours."""
 MIB = 1 << 20
 BUGS = {"internal", "command.mismatch", "command.invalid", "command.unknown"}
@@ -83,6 +83,10 @@ class Worker:
                 raise
             self._counts[f"refused {refused.code}"] += 1
             return None
+        except AssertionError as error:
+            last = [(one.code, one.message, one.details) for one in self.p.refused[-3:]]
+            about = await self.p.items("sandboxes", "get", id=body["sandbox_id"]) if "sandbox_id" in body else []
+            raise AssertionError(f"{what} {body} is refused again and again: {last}; {about}") from error
 
     async def _create(self) -> None:
         if (made := await self.ask("sandbox.create", template="base")) is not None:
