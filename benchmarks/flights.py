@@ -2,8 +2,8 @@
 
 Ours: commands with ``wait_s``, until their reply. Alone: ``benchmarks/alone.py``, in turn with it, in the same numbers at a time; the parts
 of a node in a process of their own, without log, bus, journal and starts in stock. Both start as many at once as there are cores. With a
-pause before each there is time to fill the stock up; one right after the other there is not. Snapshot, rollback and clone are shown as they
-are: alone there is no such thing as a rollback.
+pause before each there is time to fill the stock up, or to have a machine wait; one right after the other there is not. Snapshot, rollback
+and clone are shown as they are: alone there is no such thing as a rollback.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ from benchmarks.installed import ALIAS, WAIT_S, installed, template
 from bus.client import Caller
 
 BUDGET = Budget(10, "ms")
-PAUSE_S = 0.1
-FLIGHTS = ((1, PAUSE_S), (1, 0.0), (10, 0.0), (20, 0.0))
-"""How many at a time, and the pause before each."""
+PAUSE_S = {"process": 0.1, "oci": 0.1, "vm": 0.6}
+"""Before each of those that come one at a time: long enough to hold another start, or to have another machine wait."""
+WIDTHS = (1, 10, 20)
+"""How many at a time of those that come without a pause."""
 SETTLE_S = 0.2
 SIZE = {"process": (0.1, 64), "oci": (0.1, 64), "vm": (1.0, 128)}
 """Processors and MiB of each sandbox."""
@@ -69,7 +70,7 @@ async def _beside(driver: str, caller: Caller, alone: _Alone, what: str, body: d
     """Creation, from the template or from a snapshot, at each width."""
     name = {"create": "create from template", "restore": "create from snapshot"}[what]
     rows = []
-    for width, pause in FLIGHTS:
+    for width, pause in ((1, PAUSE_S[driver]), *((width, 0.0) for width in WIDTHS)):
         count = max(10, width)
         await _ours(caller, body, 4, width, pause)
         await alone.do(what, 4, width, pause)
