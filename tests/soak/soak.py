@@ -13,10 +13,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import dataclasses
 import json
 import logging
 import random
 import secrets
+import shutil
 import sys
 import tempfile
 import time
@@ -46,7 +48,7 @@ CALLERS, MOST = 4, 6
 THINK_S = 1.0
 """Between two commands of a caller, at most: it is to last, and its whole log is read in the end."""
 DISK_MB, WAIT_S = 2048, 20
-PATIENCE_S = 180.0
+PATIENCE_S = 150.0
 """Longer than any fault lasts: who repeats for so long and is still refused has found a fault of ours."""
 MIB = 1 << 20
 BUGS = {"internal", "command.mismatch", "command.invalid", "command.unknown"}
@@ -83,10 +85,6 @@ class Worker:
                 raise
             self._counts[f"refused {refused.code}"] += 1
             return None
-        except AssertionError as error:
-            last = [(one.code, one.message, one.details) for one in self.p.refused[-3:]]
-            about = await self.p.items("sandboxes", "get", id=body["sandbox_id"]) if "sandbox_id" in body else []
-            raise AssertionError(f"{what} {body} is refused again and again: {last}; {about}") from error
 
     async def _create(self) -> None:
         if (made := await self.ask("sandbox.create", template="base")) is not None:
@@ -198,6 +196,21 @@ class Soak:
         for part, now in sizes(self.running).items():
             say(f"{now:6,} MiB {part}, {now - before[part]:+,} since the beginning")
 
+    async def tell(self) -> None:
+        """What went wrong is gone with its directory: say what there is to be seen, and keep what the parts have written down."""
+        self.wire.heal()
+        kept = Path(tempfile.mkdtemp(prefix="strandline-soak-failed-"))
+        for part in ("logs", *(f"nodes/{node}/journal" for node in ("node-1", "node-2"))):
+            shutil.copytree(self.running.dir / part, kept / part)
+        for worker in self.workers:
+            say(f"{worker.p.bodies and list(worker.p.bodies.items())[-1]}: {worker.p.refused[-3:]}")
+        async with Patient.connect(self.running.dir, "tell") as p:
+            for box in await p.items("sandboxes", limit=500):
+                say(json.dumps(box, default=str))
+            log = await truth.whole_log(self.running.dir)
+            (kept / "log.jsonl").write_text("".join(json.dumps(dataclasses.asdict(commit), default=str) + "\n" for commit in log))
+        say(f"logs, journals and the log are in {kept}")
+
     async def all_goes(self, p: Patient) -> None:
         """Also what was made by a command whose caller was refused for good."""
         for box in await p.items("sandboxes", limit=500):
@@ -247,7 +260,12 @@ async def soak(running: Running, disk: Disk, image: str, minutes: float, seed: i
     async with wired(said["url"]) as wire:
         connect.write_text(json.dumps({**said, "url": wire.url}))
         await kill(running.dir, CUT_OFF)  # the next one goes by the wire
-        await Soak(running, disk, wire, seed).run(image, minutes)
+        work = Soak(running, disk, wire, seed)
+        try:
+            await work.run(image, minutes)
+        except BaseException:
+            await work.tell()
+            raise
 
 
 def main() -> None:
