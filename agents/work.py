@@ -212,6 +212,8 @@ class Work:
             return None
         except Exception as error:  # noqa: BLE001 - whatever it is, somebody waits for the answer
             report = self._failed(order, error)
+            if task is None and order.verb in _ANSWERED_AGAIN and report.error is not None and report.error.retryable:
+                return await self._not_begun(order, report, report.error)
         finally:
             if task is not None:
                 await task.account.close()
@@ -222,6 +224,13 @@ class Work:
         await node.reporter.end(order, self._renamed(report) if repeated else report, lasting=lasting)
         ensure_watched(node, str(order.body.get("sandbox_id", "")))
         return report
+
+    async def _not_begun(self, order: Order, report: Report, why: Failure) -> Report:
+        """Nothing was done, and nothing is remembered: when the very same order comes again, it may be possible."""
+        self._node.cuts.ended(order)
+        said = report.model_copy(update={"error": why.model_copy(update={"details": {**why.details, "begun": False}})})
+        await self._node.reporter.again(self._renamed(said))
+        return said
 
     async def _perform(self, task: Task, body: Any) -> Record | None:
         """Do it. Raises ``order.cancelled`` for one that is cut off, when nothing of it is left."""

@@ -96,8 +96,8 @@ class Failure(Record):
     details: dict[str, Any] = {}
 
     def refusal(self, details: Mapping[str, Any] | None = None) -> Refused:
-        """The same as an answer to whoever waited; ``details`` are added."""
-        return Refused(self.code, self.message, retryable=self.retryable, details={**self.details, **(details or {})})
+        """The same as an answer to whoever waited; ``details`` are added. ``settled``: how the command ended, under its id for ever."""
+        return Refused(self.code, self.message, retryable=self.retryable, details={**self.details, **(details or {}), "settled": True})
 
 
 class Report(Record):

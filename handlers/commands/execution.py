@@ -74,7 +74,9 @@ async def _reply(control: Control, asked: Asked, program: str, report: Report) -
         error = report.error
         if error is None:
             raise Refused("internal", "the node failed without saying why", retryable=True)
-        raise Refused(error.code, error.message, retryable=error.retryable, details=error.details)
+        if error.details.get("begun", True):
+            raise error.refusal()
+        raise Refused(error.code, error.message, retryable=error.retryable, details=error.details)  # the same id may begin it yet
     body = report.body
 
     def note(sandbox: Sandbox) -> None:

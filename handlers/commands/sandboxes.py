@@ -313,5 +313,5 @@ async def _raise_failure(control: Control, asked: Asked, sandbox_id: str) -> Non
             if event["type"] == "sandbox.operation-failed":
                 raise Failure.model_validate(event["data"]["failure"]).refusal()
             if event["type"] == "sandbox.operation-expired":
-                raise Refused("node.offline", "the node did not answer in time", retryable=True)
+                raise Refused("node.offline", "the node did not answer in time", retryable=True, details={"settled": True})
             return

@@ -20,6 +20,8 @@ def hint_for(refused: Refused) -> str | None:
         return f"strandline {noun} list" if noun in LISTABLE else None
     if reason == "illegal-state" and refused.details.get("allowed"):
         return f"allowed in: {', '.join(map(str, refused.details['allowed']))}"
+    if refused.retryable and refused.details.get("settled"):
+        return "try again, with another --idempotency-key if one was given"
     if refused.retryable:
         return "try again; with the same --idempotency-key nothing happens twice"
     return None

@@ -57,8 +57,8 @@ class Patient:
                 return await self.caller.command(self.project, what, body, identifier, timeout=ONCE_S)
             except Refused as refused:
                 self.refused.append(refused)
-                if not refused.retryable:
-                    raise
+                if not refused.retryable or refused.details.get("settled"):
+                    raise  # for good, or for good under this id
                 return None
 
         reply = await eventually(answered, within=PATIENCE_S)

@@ -255,6 +255,28 @@ def test_what_arrives_too_late_is_not_begun_unless_it_clears_up(rig, run):
     run(scenario())
 
 
+def test_a_program_that_was_refused_before_it_began_is_begun_when_its_order_comes_again(rig, run):
+    """A command id has one answer for ever, but nothing was answered: it came too late, or there was no room to write it down."""
+
+    async def scenario():
+        async with rig.life():
+            await rig.up()
+            body = {"sandbox_id": rig.sandbox(), "cmd": ["sh", "-c", "echo x >> /tally; cat /tally"]}
+            order = rig.order(Verb.SANDBOX_EXEC, body, deadline_s=1)
+            for _ in range(2):
+                rig.now += timedelta(seconds=2)
+                late = await rig.send(order)
+                assert (late.error.code, late.error.retryable, late.error.details) == ("order.deadline-exceeded", True, {"begun": False})
+            again = order.model_copy(update={"deadline": rig.now + timedelta(seconds=60)})
+            for _ in range(2):
+                rig.now += timedelta(seconds=2)
+                done = await rig.send(again)
+                assert (done.kind, base64.b64decode(done.body["stdout"])) == (ReportKind.DONE, b"x\n")
+            assert len({report.id for report in rig.ends_of(order)}) == 4, "the bus takes none of them for another"
+
+    run(scenario())
+
+
 def test_what_cannot_be_undone_is_swept_until_it_is_and_then_told(rig, run):
     async def scenario():
         async with rig.life():
