@@ -31,6 +31,8 @@ class Patient:
         self.bodies: dict[str, tuple[str, dict[str, Any]]] = {}
         self.refused: list[Refused] = []
         self.seq = 0
+        self.takes_for_an_answer: frozenset[str] = frozenset()
+        """Codes that say for longer than anybody wants to wait that something is not possible now."""
         self._prefix = prefix or secrets.token_hex(4)
         self._number = 0
 
@@ -57,7 +59,7 @@ class Patient:
                 return await self.caller.command(self.project, what, body, identifier, timeout=ONCE_S)
             except Refused as refused:
                 self.refused.append(refused)
-                if not refused.retryable or refused.details.get("settled"):
+                if not refused.retryable or refused.details.get("settled") or refused.code in self.takes_for_an_answer:
                     raise  # for good, or for good under this id
                 return None
 
