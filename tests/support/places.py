@@ -62,7 +62,8 @@ async def placed(server: Server, deadlines: Deadlines | None = None, **more: Any
 
                 async def online() -> bool:
                     found = await place.get(Node, "node-1", SYSTEM_PROJECT)
-                    return found is not None and found.status == "ready" and bool(plane.control.fleet.healthy_nodes())
+                    told = [node.drivers for node in plane.control.fleet.healthy_nodes()]  # a heartbeat may be heard before the hello
+                    return found is not None and found.status == "ready" and all(told) and bool(told)
 
                 assert await plane.control.waiting.until("node", SYSTEM_PROJECT, "node-1", online, 20)
                 yield place
