@@ -45,12 +45,19 @@ async def _driver(driver: str, widths: tuple[int, ...], rounds: int) -> list[Row
         kept = (await caller.command("default", "sandbox.create", {"template": ALIAS, "wait_s": WAIT_S}))["result"]["sandbox_id"]
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="strandline-bench-", ignore_cleanup_errors=True)))
         bares = []
-        for number in range(max(widths)):
-            place = directory / str(number)
-            place.mkdir()
+        for place in _places(directory, max(widths)):
             bares.append(await Bare.open(driver, place, installation.dir / "nodes" / "node-1", kept))
             stack.push_async_callback(bares[-1].close)
         return [row for width in widths for row in await _at_width(driver, caller, bares[:width], rounds)]
+
+
+def _places(directory: Path, count: int) -> list[Path]:
+    """One for each process of the bare runtime, which walks there as nobody when it has mapped its users."""
+    directory.chmod(0o711)
+    places = [directory / str(number) for number in range(count)]
+    for place in places:
+        place.mkdir()
+    return places
 
 
 async def _at_width(driver: str, caller: Caller, bares: list[Bare], rounds: int) -> list[Row]:
