@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -32,9 +33,9 @@ def test_a_day_survives_the_death_of_one_part_again_and_again(tmp_path: Path, im
     live_through(tmp_path / "state", image, "process", [part], seed=EVERYTHING.index(part))
 
 
-@pytest.mark.root
 def test_a_day_survives_the_death_of_every_part_in_turn(tmp_path: Path, image: str) -> None:
-    live_through(tmp_path / "state", image, "oci", EVERYTHING, seed=7)
+    """With the better driver where there are the rights for it; each part alone dies under the other one above."""
+    live_through(tmp_path / "state", image, "oci" if os.geteuid() == 0 else "process", EVERYTHING, seed=7)
 
 
 VERBS = (
